@@ -1,0 +1,40 @@
+# Needs Python >= 3.11, git and make, and nothing activated.
+PYTHON ?= python3
+# DVC runs `python -m stages...`: the project's own python has to be the first one in PATH
+export PATH := $(CURDIR)/.venv/bin:$(PATH)
+INSTALLED := .venv/.installed
+
+.PHONY: help install repro test lint ui
+
+help:
+	@echo "make repro   run the pipeline, as far as it is not up to date, and show the comparison"
+	@echo "make test    run the tests"
+	@echo "make lint    ruff and mypy"
+	@echo "make ui      browse the runs in MLflow"
+
+install: $(INSTALLED)
+
+$(INSTALLED): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and f"error: {sys.executable} is Python {sys.version.split()[0]}, needed is 3.11 or newer: make PYTHON=python3.12 ...")'
+	$(PYTHON) -m venv .venv
+	python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $(INSTALLED)
+
+repro: $(INSTALLED)
+	@python -m stages.params
+	dvc repro
+	@echo
+	@cat reports/comparison.md
+	@echo
+	@echo "Figures: reports/figures   Metrics: .venv/bin/dvc metrics show   Runs: make ui"
+
+test: $(INSTALLED)
+	python -m pytest -m 'not slow'
+
+lint: $(INSTALLED)
+	ruff check .
+	ruff format --check .
+	mypy
+
+ui: $(INSTALLED)
+	mlflow ui --backend-store-uri "$${MLFLOW_TRACKING_URI:-sqlite:///mlflow.db}"

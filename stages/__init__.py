@@ -1,0 +1,16 @@
+"""The pipeline: four stage scripts (prepare, train, evaluate, plot) and one module a concept."""
+
+import importlib.util
+import sys
+
+from stages import numerics
+
+if importlib.util.find_spec("torch") is None:
+    sys.exit(
+        f"error: {sys.executable} has no torch: activate the project's environment first "
+        "(`. .venv/bin/activate`; `make install` creates it)"
+    )
+
+# Here and not in each script: the pins hold only if they are set before torch and numpy are
+# imported, and no module of this package can be imported before this line has run.
+numerics.pin()

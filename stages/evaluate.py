@@ -1,0 +1,161 @@
+"""Stage evaluate: both models on the 10,000 test images, side by side."""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
+
+from stages import files, mnist, models, numerics, params, scoring, tracking
+from stages.errors import main_function
+from stages.params import MODEL_NAMES, Params
+
+DIGITS = range(mnist.CLASSES)
+TITLES = {"lenet5": "LeNet-5", "mlp": "MLP"}
+PUBLISHED = {  # loss and accuracy on the test images, as the published experiment states them
+    "lenet5": (1.5190, 0.945),
+    "mlp": (0.0928, 0.9731),
+}
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """One model's answers on the test images; arrays of N."""
+
+    loss: float
+    predicted: np.ndarray[Any, np.dtype[np.int64]]
+    confidence: np.ndarray[Any, np.dtype[np.float64]]  # probability of the predicted class
+    correct: scoring.Bools
+
+
+def predict(network: models.Network, test: mnist.Split) -> Prediction:
+    labels = test.labels.long()
+    outputs = models.outputs(network, models.resize(test.images))
+    confidence, predicted = models.probabilities(network, outputs.double()).max(1)
+    return Prediction(
+        loss=scoring.loss(outputs, labels),
+        predicted=predicted.numpy(),
+        confidence=confidence.numpy(),
+        correct=(predicted == labels).numpy(),
+    )
+
+
+def model_metrics(prediction: Prediction) -> dict[str, Any]:
+    """What metrics.json says of one model; fractions, and loss in nats."""
+    low, high = scoring.accuracy_interval(prediction.correct)
+    bins = scoring.calibration(prediction.confidence, prediction.correct)
+    return {
+        "accuracy": float(prediction.correct.mean()),
+        "accuracy_low": low,
+        "accuracy_high": high,
+        "calibration_error": scoring.calibration_error(bins),
+        "errors": int((~prediction.correct).sum()),
+        "loss": prediction.loss,
+    }
+
+
+def write_predictions(name: str, labels: list[int], prediction: Prediction) -> None:
+    columns = (prediction.predicted.tolist(), prediction.confidence.tolist())
+    rows = zip(range(len(labels)), labels, *columns, strict=True)
+    header = ["index", "actual", "predicted", "confidence"]
+    files.write_csv(files.predictions_path(name), header, rows)
+
+
+def write_confusion(name: str, labels: list[int], prediction: Prediction) -> None:
+    matrix = confusion_matrix(labels, prediction.predicted, labels=DIGITS).tolist()
+    rows = ([digit, *counts] for digit, counts in zip(DIGITS, matrix, strict=True))
+    header = ["actual", *(f"predicted_{digit}" for digit in DIGITS)]
+    files.write_csv(files.confusion_path(name), header, rows)
+
+
+def class_rows(name: str, labels: list[int], prediction: Prediction) -> list[list[Any]]:
+    """Model, digit, precision, recall, F1 and images of each digit."""
+    columns = precision_recall_fscore_support(
+        labels, prediction.predicted, labels=DIGITS, zero_division=0.0
+    )
+    return [
+        [name, digit, *row]
+        for digit, row in zip(DIGITS, np.transpose(columns).tolist(), strict=True)
+    ]
+
+
+def comparison_rows(settings: Params, metrics: dict[str, Any]) -> list[dict[str, Any]]:
+    """A row a model of ours, then a row a model of the published experiment."""
+    rows: list[dict[str, Any]] = []
+    for name in MODEL_NAMES:
+        ours = {key: metrics[name][key] for key in ("loss", "accuracy", "calibration_error")}
+        interval = {key: metrics[name][key] for key in ("accuracy_low", "accuracy_high")}
+        parameters = sum(models.PARAMETERS[name].values())
+        row = {"model": name, "source": f"recipe {settings.recipe}", "parameters": parameters}
+        rows.append(row | ours | interval)
+    for name in MODEL_NAMES:
+        loss, accuracy = PUBLISHED[name]
+        parameters = sum(models.PARAMETERS[name].values())
+        row = {"model": name, "source": "published experiment", "parameters": parameters}
+        rows.append(row | {"loss": loss, "accuracy": accuracy})
+    return rows
+
+
+def comparison_markdown(rows: list[dict[str, Any]], difference: scoring.PairedDifference) -> str:
+    lines = [
+        "| model | source | parameters | test loss | test accuracy | 95 % interval "
+        "| calibration error |",
+        "|---|---|--:|--:|--:|:-:|--:|",
+    ]
+    for row in rows:
+        interval = error = ""
+        if "accuracy_low" in row:
+            interval = f"{row['accuracy_low']:.2%} to {row['accuracy_high']:.2%}"
+            error = f"{row['calibration_error']:.4f}"
+        lines.append(
+            f"| {TITLES[row['model']]} | {row['source']} | {row['parameters']:,} "
+            f"| {row['loss']:.4f} | {row['accuracy']:.2%} | {interval} | {error} |"
+        )
+    points = [100 * value for value in (difference.accuracy, difference.low, difference.high)]
+    lines += [
+        "",
+        f"LeNet-5 minus MLP on the same images: {points[0]:+.2f} percentage points "
+        f"(95 % interval {points[1]:+.2f} to {points[2]:+.2f}; "
+        f"exact McNemar p = {difference.mcnemar_p:.2g}). LeNet-5 alone is right on "
+        f"{difference.only_first} images, the MLP alone on {difference.only_second}.",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+@main_function
+def main() -> None:
+    settings = params.load()
+    with tracking.run("evaluate"):
+        numerics.configure(settings.threads, settings.seed)
+        test = mnist.load_split(files.DATA_PREPARED, "test")
+        predictions = {}
+        for name in MODEL_NAMES:
+            network = models.load_model(name, settings.of_model(name), files.model_path(name))
+            predictions[name] = predict(network, test)
+        difference = scoring.paired_difference(
+            predictions["lenet5"].correct, predictions["mlp"].correct
+        )
+        metrics: dict[str, Any] = {name: model_metrics(predictions[name]) for name in MODEL_NAMES}
+        rows = comparison_rows(settings, metrics)
+        labels: list[int] = test.labels.tolist()
+        for name in MODEL_NAMES:
+            write_predictions(name, labels, predictions[name])
+            write_confusion(name, labels, predictions[name])
+        files.write_csv(
+            files.REPORTS / "per_class.csv",
+            ["model", "digit", "precision", "recall", "f1", "images"],
+            (row for name in MODEL_NAMES for row in class_rows(name, labels, predictions[name])),
+        )
+        files.write_csv(
+            files.REPORTS / "comparison.csv",
+            list(rows[0]),
+            ([row.get(column, "") for column in rows[0]] for row in rows),
+        )
+        markdown = comparison_markdown(rows, difference)
+        files.write_text(files.REPORTS / "comparison.md", markdown)
+        files.write_json(files.METRICS, metrics | {"difference": asdict(difference)})
+        print(markdown, end="")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,182 @@
+"""The figures, with matplotlib's Agg canvas: the same data gives the same PNG bytes."""
+
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+from numpy.typing import NDArray
+
+from stages import files
+from stages.scoring import CalibrationBin
+
+History = Mapping[str, Sequence[float]]
+
+# Okabe and Ito's palette, which the colour-blind can tell apart; a dash pattern as second cue
+COLORS = {"lenet5": "#0072B2", "mlp": "#D55E00"}
+DASHES = {"lenet5": "-", "mlp": (0, (5, 2))}
+MARKERS = {"lenet5": "o", "mlp": "s"}
+TITLES = {"lenet5": "LeNet-5", "mlp": "MLP"}
+SPLIT_TITLES = {"train": "train (mean over the epoch)", "validation": "validation", "test": "test"}
+AXIS_LABELS = {"loss": "cross-entropy loss (nats)", "accuracy": "accuracy (%)"}
+STYLE: Any = {
+    "font.family": "DejaVu Sans",
+    "font.size": 11,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": "#dddddd",
+    "axes.axisbelow": True,
+    "figure.dpi": 100,
+    "savefig.dpi": 100,
+}
+MISTAKES_SHOWN = 15
+
+
+def save(figure: Figure, path: Path) -> None:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", metadata={"Software": None})
+    files.write_bytes(path, buffer.getvalue())
+
+
+def _figure(width: float, height: float) -> Figure:
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def _draw_curve(axes: Axes, history: History, split: str, metric: str, model: str) -> None:
+    scale = 100 if metric == "accuracy" else 1
+    values = [scale * value for value in history[f"{split}_{metric}"]]
+    axes.plot(
+        history["epoch"],
+        values,
+        color=COLORS[model],
+        linestyle=DASHES[model],
+        marker=MARKERS[model],
+        markersize=4,
+        label=TITLES[model],
+    )
+    axes.set_xlabel("epoch")
+    axes.set_ylabel(AXIS_LABELS[metric])
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
+
+
+def curves(histories: Mapping[str, History], title: str) -> Figure:
+    """Four panels, train and test by loss and accuracy, with a line a model."""
+    with rc_context(STYLE):
+        figure = _figure(10, 7)
+        panels = figure.subplots(2, 2)
+        for row, split in enumerate(("train", "test")):
+            for column, metric in enumerate(("loss", "accuracy")):
+                axes = panels[row][column]
+                for model, history in histories.items():
+                    _draw_curve(axes, history, split, metric, model)
+                axes.set_title(f"{SPLIT_TITLES[split]}: {metric}", fontsize=11)
+        if len(histories) > 1:
+            panels[0][0].legend(frameon=False)
+        figure.suptitle(title)
+    return figure
+
+
+def confusion(matrices: Mapping[str, NDArray[np.int64]]) -> Figure:
+    """Confusion matrices side by side; the colour shows the share of the row, mistakes only."""
+    with rc_context(STYLE | {"axes.grid": False}):
+        figure = _figure(12, 6.4)
+        for axes, (model, matrix) in zip(
+            figure.subplots(1, len(matrices)), matrices.items(), strict=True
+        ):
+            wrong = matrix * (1 - np.eye(len(matrix)))
+            shade = wrong / matrix.sum(1, keepdims=True)
+            axes.imshow(shade, cmap="Oranges", vmin=0, vmax=max(0.01, float(shade.max())))
+            for (actual, predicted), count in np.ndenumerate(matrix):
+                if count:
+                    dark = shade[actual, predicted] > 0.6 * shade.max()
+                    axes.text(
+                        predicted,
+                        actual,
+                        str(count),
+                        ha="center",
+                        va="center",
+                        fontsize=9,
+                        color="white" if dark else "black",
+                        fontweight="bold" if actual == predicted else "normal",
+                    )
+            axes.set_xticks(range(len(matrix)))
+            axes.set_yticks(range(len(matrix)))
+            axes.set_xlabel("predicted digit")
+            axes.set_ylabel("actual digit")
+            axes.set_title(f"{TITLES[model]}: {int(wrong.sum())} mistakes in {matrix.sum():,}")
+        figure.suptitle("Confusion on the test images (shade: share of the digit's images)")
+    return figure
+
+
+def mistakes(
+    model: str,
+    images: NDArray[np.uint8],
+    actual: NDArray[np.int64],
+    predicted: NDArray[np.int64],
+    confidence: NDArray[np.float64],
+) -> Figure:
+    """The wrong answers that the model was surest of, the surest first.
+
+    Args:
+        images: All test images (N, 28, 28); the other arrays have N elements in the same order.
+    """
+    wrong = np.flatnonzero(actual != predicted)
+    shown = wrong[np.argsort(-confidence[wrong], kind="stable")][:MISTAKES_SHOWN]
+    with rc_context(STYLE | {"axes.grid": False}):
+        figure = _figure(9, 6.4)
+        panels = figure.subplots(3, MISTAKES_SHOWN // 3).ravel()
+        for axes in panels:
+            axes.set_axis_off()
+        for axes, index in zip(panels, shown, strict=False):  # a good model may fill fewer
+            axes.imshow(255 - images[index], cmap="gray", vmin=0, vmax=255)
+            axes.set_title(
+                f"{actual[index]} taken for {predicted[index]}\n{confidence[index]:.2%} sure",
+                fontsize=10,
+            )
+            axes.text(
+                0.5,
+                -0.02,
+                f"no. {index}",
+                transform=axes.transAxes,
+                ha="center",
+                va="top",
+                fontsize=8,
+                color="#555555",
+            )
+        figure.suptitle(
+            f"{TITLES[model]}: the most confident of its {len(wrong)} mistakes (test images)"
+        )
+    return figure
+
+
+def reliability(bins: Mapping[str, Sequence[CalibrationBin]]) -> Figure:
+    """Accuracy against confidence, and how many images each point stands for."""
+    with rc_context(STYLE):
+        figure = _figure(7, 7)
+        upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
+        upper.plot([0, 100], [0, 100], color="#888888", linewidth=1, label="perfectly calibrated")
+        for model, parts in bins.items():
+            confidence = [100 * part.confidence for part in parts]
+            style: dict[str, Any] = {
+                "color": COLORS[model],
+                "linestyle": DASHES[model],
+                "marker": MARKERS[model],
+                "markersize": 5,
+            }
+            upper.plot(
+                confidence, [100 * part.accuracy for part in parts], label=TITLES[model], **style
+            )
+            lower.plot(confidence, [part.count for part in parts], **style)
+        upper.set_ylabel("accuracy (%)")
+        upper.legend(frameon=False)
+        lower.set_yscale("log")
+        lower.set_ylabel("images")
+        lower.set_xlabel("confidence of the predicted digit (%)")
+        figure.suptitle("Reliability on the test images")
+    return figure

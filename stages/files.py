@@ -1,0 +1,115 @@
+"""Every file that the pipeline writes: whole or not at all, and the same bytes every time."""
+
+import csv
+import hashlib
+import io
+import json
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+DATA_RAW = Path("data/raw")
+DATA_PREPARED = Path("data/prepared")
+MODELS = Path("models")
+REPORTS = Path("reports")
+METRICS = REPORTS / "metrics.json"
+FIGURES = REPORTS / "figures"
+
+SIGNIFICANT_DIGITS = 6
+
+
+def model_path(model: str) -> Path:
+    return MODELS / f"{model}.safetensors"
+
+
+def history_path(model: str) -> Path:
+    """Loss and accuracy of each epoch."""
+    return REPORTS / f"history_{model}.csv"
+
+
+def predictions_path(model: str) -> Path:
+    """Each test image's class, predicted class and confidence."""
+    return REPORTS / f"predictions_{model}.csv"
+
+
+def confusion_path(model: str) -> Path:
+    return REPORTS / f"confusion_{model}.csv"
+
+
+def rounded(value: Any) -> Any:
+    """``value`` with each float in it at 6 significant digits; the one place that rounds."""
+    if isinstance(value, float):
+        return float(f"{value:.{SIGNIFICANT_DIGITS}g}")
+    if isinstance(value, Mapping):
+        return {key: rounded(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [rounded(item) for item in value]
+    return value
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write beside ``path``, then rename: a reader sees the old file or the new one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_bytes(content)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    write_bytes(path, text.encode("utf-8"))
+
+
+def write_png(path: Path, image: "Image.Image") -> None:
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    write_bytes(path, buffer.getvalue())
+
+
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Sorted keys, rounded floats; a NaN raises ValueError, because JSON has none."""
+    text = json.dumps(rounded(value), indent=2, sort_keys=True, allow_nan=False)
+    write_text(path, text + "\n")
+
+
+def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(header)
+    writer.writerows([rounded(value) for value in row] for row in rows)
+    write_text(path, buffer.getvalue())
+
+
+def read_csv(path: Path) -> dict[str, list[float]]:
+    """Columns by name; every column of the CSV files read back here is a number."""
+    with path.open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    return {name: [float(row[name]) for row in rows] for name in (rows[0] if rows else {})}
+
+
+def sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def md5(path: Path) -> str:
+    """The md5 that dvc.lock has for ``path``.
+
+    For a file, plain md5; for a folder, DVC's: the md5 of the JSON list of its files' md5s and
+    paths, sorted by path, and ``.dir`` behind it.
+    """
+    if not path.is_dir():
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "md5").hexdigest()
+    entries = [
+        {"md5": md5(file), "relpath": file.relative_to(path).as_posix()}
+        for file in path.rglob("*")
+        if file.is_file()
+    ]
+    listing = json.dumps(sorted(entries, key=lambda entry: entry["relpath"]), sort_keys=True)
+    return hashlib.md5(listing.encode()).hexdigest() + ".dir"

@@ -1,0 +1,157 @@
+"""The two networks of the experiment, and what stands between an image and their input.
+
+LeNet-5 after Y. LeCun, L. Bottou, Y. Bengio, P. Haffner, "Gradient-based learning applied to
+document recognition", Proc. IEEE 86 (1998), with plain average pooling and a linear output layer.
+"""
+
+from pathlib import Path
+
+import safetensors
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file, save
+from torch import Tensor, nn
+
+from stages import files
+from stages.errors import InputError
+from stages.params import ModelName, Recipe
+
+INPUT_SIDE = 32  # pixels
+MEAN, STD = 0.1307, 0.3081  # of the 60,000 training images, pixels in [0, 1]
+EVALUATION_BATCH = 500
+
+# Weights and biases of each layer. LeNet-5's sum is 61,706, the MLP's 62,110.
+PARAMETERS: dict[ModelName, dict[str, int]] = {
+    "lenet5": {"conv1": 156, "conv2": 2_416, "conv3": 48_120, "fc1": 10_164, "fc2": 850},
+    "mlp": {"fc1": 61_500, "fc2": 610},
+}
+
+
+class LeNet5(nn.Module):
+    """Convolutions 1-6-16-120 of 5x5, tanh, 2x2 average pooling, 120-84-10 fully connected.
+
+    Args:
+        dropout: Probability, before the last layer.
+        softmax_before_loss: End in softmax, although the loss applies log-softmax itself. With a
+            right answer of probability 1 the loss is then still ln(e + 9) - 1 = 1.4612.
+    """
+
+    def __init__(self, dropout: float, softmax_before_loss: bool) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(1, 6, 5)
+        self.conv2 = nn.Conv2d(6, 16, 5)
+        self.conv3 = nn.Conv2d(16, 120, 5)
+        self.fc1 = nn.Linear(120, 84)
+        self.fc2 = nn.Linear(84, 10)
+        self.dropout = nn.Dropout(dropout)
+        self.softmax_before_loss = softmax_before_loss
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalised images (B, 1, 32, 32) to logits, or to probabilities, (B, 10)."""
+        x = F.avg_pool2d(torch.tanh(self.conv1(x)), 2)  # (B, 6, 14, 14)
+        x = F.avg_pool2d(torch.tanh(self.conv2(x)), 2)  # (B, 16, 5, 5)
+        x = torch.tanh(self.conv3(x)).flatten(1)  # (B, 120)
+        x = torch.tanh(self.fc1(x))  # (B, 84)
+        x = self.fc2(self.dropout(x))
+        return x.softmax(1) if self.softmax_before_loss else x
+
+
+class MLP(nn.Module):
+    """1024-60-10 fully connected with ReLU; arguments and output as :class:`LeNet5`."""
+
+    def __init__(self, dropout: float, softmax_before_loss: bool) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(INPUT_SIDE * INPUT_SIDE, 60)
+        self.fc2 = nn.Linear(60, 10)
+        self.dropout = nn.Dropout(dropout)
+        self.softmax_before_loss = softmax_before_loss
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalised images (B, 1, 32, 32) to logits, or to probabilities, (B, 10)."""
+        x = F.relu(self.fc1(x.flatten(1)))  # (B, 60)
+        x = self.fc2(self.dropout(x))
+        return x.softmax(1) if self.softmax_before_loss else x
+
+
+Network = LeNet5 | MLP
+
+
+class Classifier(nn.Module):
+    """What a person uses: raw images in, probabilities out, whatever the recipe trained."""
+
+    def __init__(self, network: Network) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images (B, 28, 28), uint8, white on black as in MNIST, to probabilities (B, 10)."""
+        return probabilities(self.network, self.network(normalize(resize(images))))
+
+
+def build(name: ModelName, recipe: Recipe) -> Network:
+    """The network ``name`` with PyTorch's default initialisation, drawn from the global generator.
+
+    Its memory format is channels-last, in which a step of LeNet-5 takes two thirds of the time.
+    """
+    network: Network
+    if name == "lenet5":
+        network = LeNet5(recipe.dropout, recipe.softmax_before_loss)
+    else:
+        network = MLP(recipe.dropout, recipe.softmax_before_loss)
+    for layer, expected in PARAMETERS[name].items():
+        found = sum(parameter.numel() for parameter in network.get_submodule(layer).parameters())
+        assert found == expected, f"{name}.{layer} has {found} parameters, not {expected}"
+    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return network
+
+
+def resize(images: Tensor) -> Tensor:
+    """Images (B, 28, 28) to (B, 1, 32, 32), uint8: Pillow's bilinear resize, to the bit."""
+    return F.interpolate(
+        images.unsqueeze(1), (INPUT_SIDE, INPUT_SIDE), mode="bilinear", antialias=True
+    )
+
+
+def normalize(images: Tensor) -> Tensor:
+    """uint8 pixels to floats of mean 0 and standard deviation 1 over the training images."""
+    return (images.float() / 255 - MEAN) / STD
+
+
+@torch.no_grad()
+def outputs(network: Network, images: Tensor) -> Tensor:
+    """What ``network`` says of resized images (N, 1, 32, 32), uint8, without dropout: (N, 10)."""
+    was_training = network.training
+    network.eval()
+    result = torch.cat(
+        [network(normalize(batch)) for batch in torch.split(images, EVALUATION_BATCH)]
+    )
+    network.train(was_training)
+    return result
+
+
+def probabilities(network: Network, network_outputs: Tensor) -> Tensor:
+    """The probabilities (N, 10) that outputs (N, 10) of ``network`` stand for."""
+    return network_outputs if network.softmax_before_loss else network_outputs.softmax(1)
+
+
+def save_model(network: Network, path: Path) -> None:
+    tensors = {name: tensor.contiguous() for name, tensor in network.state_dict().items()}
+    files.write_bytes(path, save(tensors))
+
+
+def load_model(name: ModelName, recipe: Recipe, path: Path) -> Network:
+    """The network that :func:`save_model` wrote to ``path``.
+
+    Raises:
+        InputError: The file is missing, or is not this network.
+    """
+    cure = f"`dvc repro train_{name}` makes it again"
+    if not path.is_file():
+        raise InputError(f"{path} is missing: {cure}")
+    network = build(name, recipe)
+    try:
+        network.load_state_dict(load_file(path))
+    except (safetensors.SafetensorError, RuntimeError, OSError) as error:
+        reason = " ".join(str(error).split())
+        raise InputError(f"{path} is damaged ({reason}): remove it, and {cure}") from None
+    return network

@@ -1,0 +1,169 @@
+"""params.yaml as one frozen object, checked whole before anything is computed.
+
+``python -m stages.params`` checks the file and does nothing else; ``make repro`` runs it first,
+because DVC removes a stage's outs before the stage itself can refuse a setting.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from ruamel.yaml import YAML
+from ruamel.yaml.error import MarkedYAMLError, YAMLError
+
+from stages.errors import InputError, main_function
+
+PATH = Path("params.yaml")
+TRAIN_SIZE = 60_000  # images in MNIST's training set
+CLASSES = 10
+
+ModelName = Literal["lenet5", "mlp"]
+MODEL_NAMES: tuple[ModelName, ...] = ("lenet5", "mlp")
+Source = Literal["raw", "torchvision", "package"]
+
+
+class Section(BaseModel):
+    """A mapping of params.yaml: no unknown keys, no conversion between types, no NaN."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+class Data(Section):
+    sources: Annotated[list[Source], Field(min_length=1)]
+    validation_size: Annotated[int, Field(ge=0, le=TRAIN_SIZE - CLASSES)]
+    train_limit: Annotated[int, Field(ge=0, le=TRAIN_SIZE)]
+
+
+class Recipe(Section):
+    """How one model is trained."""
+
+    epochs: Annotated[int, Field(ge=1, le=10_000)]
+    batch_size: Annotated[int, Field(ge=1, le=TRAIN_SIZE)]
+    learning_rate: Annotated[float, Field(gt=0)]
+    momentum: Annotated[float, Field(ge=0, lt=1)]
+    dropout: Annotated[float, Field(ge=0, lt=1)]
+    softmax_before_loss: bool
+
+
+class Recipes(Section):
+    """One recipe: its settings for each model."""
+
+    lenet5: Recipe
+    mlp: Recipe
+
+
+class Params(Section):
+    seed: Annotated[int, Field(ge=0, lt=2**32)]
+    threads: Annotated[int, Field(ge=1, le=64)]
+    data: Data
+    recipe: str
+    recipes: dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9_]+$")], Recipes]
+
+    def of_model(self, name: ModelName) -> Recipe:
+        """The selected recipe's settings for ``name``."""
+        recipe: Recipe = getattr(self.recipes[self.recipe], name)
+        return recipe
+
+
+def read() -> dict[str, Any]:
+    """params.yaml as it stands, in the YAML 1.2 that DVC reads.
+
+    Raises:
+        InputError: It is missing or is not YAML.
+    """
+    try:
+        content = YAML(typ="safe").load(PATH.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"{PATH}: {error.strerror}; run this in the project's folder") from None
+    except MarkedYAMLError as error:
+        line = f"line {error.problem_mark.line + 1}: " if error.problem_mark else ""
+        raise InputError(f"{PATH}: {line}{error.problem}") from None
+    except (YAMLError, ValueError, RecursionError) as error:
+        raise InputError(f"{PATH}: {' '.join(str(error).split()) or 'nested too deep'}") from None
+    if not isinstance(content, dict):
+        raise InputError(f"{PATH}: is {_shown(content)}, expected keys: {_keys(Params)}")
+    return content
+
+
+def load() -> Params:
+    """Read params.yaml.
+
+    Raises:
+        InputError: It cannot be used; a line for each key, with what was found and is allowed.
+    """
+    try:
+        params = Params.model_validate(read())
+    except ValidationError as error:
+        raise InputError("\nerror: ".join(_line(detail) for detail in error.errors())) from None
+    if params.recipe not in params.recipes:
+        raise InputError(
+            f"{PATH}: recipe is {_shown(params.recipe)}, expected one of: "
+            f"{', '.join(params.recipes)}"
+        )
+    data = params.data
+    available = TRAIN_SIZE - data.validation_size
+    if 0 < data.validation_size < CLASSES:
+        raise InputError(
+            f"{PATH}: data.validation_size is {data.validation_size}, expected 0 or at least "
+            f"{CLASSES}: one image of each class"
+        )
+    if data.train_limit > available:
+        raise InputError(
+            f"{PATH}: data.train_limit is {data.train_limit}, expected at most {available}: "
+            f"data.validation_size takes {data.validation_size} of the {TRAIN_SIZE} images"
+        )
+    return params
+
+
+def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
+    """``{"a": {"b": 1}}`` as ``{"a.b": 1}``: MLflow shows a nested mapping as one string."""
+    if not isinstance(tree, Mapping):
+        return {prefix: tree}
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        flat |= flatten(value, f"{prefix}.{key}" if prefix else str(key))
+    return flat
+
+
+def _line(detail: Any) -> str:
+    """One of pydantic's errors as `file: key is VALUE, expected WHAT`."""
+    key = ".".join(str(part) for part in detail["loc"] if part != "[key]")
+    if detail["type"] == "extra_forbidden":
+        return f"{PATH}: {key} is not a setting, expected here: {_keys(_section(detail['loc']))}"
+    if detail["type"] == "missing":
+        return f"{PATH}: {key} is missing"
+    if detail["type"] == "model_type":
+        expected = f"keys: {_keys(_section((*detail['loc'], '')))}"
+    else:
+        expected = detail["msg"].replace("Input should be ", "").replace("String should", "to")
+    return f"{PATH}: {key} is {_shown(detail['input'])}, expected {expected}"
+
+
+SECTIONS: dict[Any, type[Section]] = {"data": Data, "recipes": Recipes}
+
+
+def _section(loc: tuple[Any, ...]) -> type[Section]:
+    """The section of params.yaml that holds the key at ``loc``."""
+    section: type[Section] = Params
+    for part in loc[:-1]:
+        section = Recipe if part in MODEL_NAMES else SECTIONS.get(part, section)
+    return section
+
+
+def _keys(section: type[Section]) -> str:
+    return ", ".join(section.model_fields)
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+@main_function
+def main() -> None:
+    load()
+
+
+if __name__ == "__main__":
+    main()

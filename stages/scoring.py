@@ -1,0 +1,95 @@
+"""Metrics and statistics of classifiers on one test set."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+CONFIDENCE = 0.95
+NORMAL_QUANTILE = 1.959963984540054  # of (1 + CONFIDENCE) / 2
+CALIBRATION_BINS = 15
+
+Bools = NDArray[np.bool_]
+
+
+def loss(outputs: Tensor, labels: Tensor) -> float:
+    """Mean cross-entropy, in nats, of outputs (N, 10) on labels (N,)."""
+    return F.cross_entropy(outputs.double(), labels).item()
+
+
+def accuracy(outputs: Tensor, labels: Tensor) -> float:
+    return int((outputs.argmax(1) == labels).sum()) / len(labels)
+
+
+def accuracy_interval(correct: Bools) -> tuple[float, float]:
+    """Wilson's interval of the share of correct answers (E. B. Wilson, JASA 22, 1927)."""
+    from scipy.stats import binomtest
+
+    result = binomtest(int(correct.sum()), len(correct))
+    interval = result.proportion_ci(CONFIDENCE, method="wilson")
+    return float(interval.low), float(interval.high)
+
+
+@dataclass(frozen=True)
+class CalibrationBin:
+    count: int
+    confidence: float  # mean over the bin
+    accuracy: float
+
+
+def calibration(confidence: NDArray[np.float64], correct: Bools) -> list[CalibrationBin]:
+    """Bins of equal width over the confidence of the predicted class; empty ones left out."""
+    index = np.minimum((confidence * CALIBRATION_BINS).astype(int), CALIBRATION_BINS - 1)
+    return [
+        CalibrationBin(
+            int(inside.sum()), float(confidence[inside].mean()), float(correct[inside].mean())
+        )
+        for inside in (index == number for number in range(CALIBRATION_BINS))
+        if inside.any()
+    ]
+
+
+def calibration_error(bins: list[CalibrationBin]) -> float:
+    """Expected calibration error (C. Guo et al., ICML 2017): mean distance of confidence and
+    accuracy, each bin weighted by its count."""
+    total = sum(part.count for part in bins)
+    return sum(part.count * abs(part.confidence - part.accuracy) for part in bins) / total
+
+
+@dataclass(frozen=True)
+class PairedDifference:
+    """Accuracy of the first of two classifiers minus that of the second, on the same images."""
+
+    accuracy: float
+    low: float
+    high: float
+    only_first: int  # images that only the first gets right
+    only_second: int
+    mcnemar_p: float
+
+
+def paired_difference(first: Bools, second: Bools) -> PairedDifference:
+    """Compare two classifiers by the images on which they disagree.
+
+    The interval is Agresti and Min's (Statistics in Medicine 24, 2005): Wald's, with a half added
+    to each cell of the 2x2 table, which keeps its coverage when few images decide. The p value is
+    McNemar's (Psychometrika 12, 1947), exact: a two-sided binomial test at 1/2.
+    """
+    from scipy.stats import binomtest
+
+    only_first, only_second = int((first & ~second).sum()), int((second & ~first).sum())
+    n = len(first)
+    a, b, total = only_first + 0.5, only_second + 0.5, n + 2.0
+    center = (a - b) / total
+    half_width = NORMAL_QUANTILE * ((a + b - (a - b) ** 2 / total) ** 0.5) / total
+    decisive = only_first + only_second
+    return PairedDifference(
+        accuracy=(only_first - only_second) / n,
+        low=center - half_width,
+        high=center + half_width,
+        only_first=only_first,
+        only_second=only_second,
+        mcnemar_p=float(binomtest(only_first, decisive).pvalue) if decisive else 1.0,
+    )

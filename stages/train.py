@@ -1,0 +1,57 @@
+"""Stages train_lenet5 and train_mlp: ``python -m stages.train lenet5|mlp``."""
+
+import sys
+from typing import Any
+
+from tqdm import tqdm
+
+from stages import files, mnist, models, numerics, params, tracking, training
+from stages.errors import InputError, main_function
+from stages.params import MODEL_NAMES, ModelName
+
+
+def model_name(arguments: list[str]) -> ModelName:
+    for name in MODEL_NAMES:
+        if arguments == [name]:
+            return name
+    raise InputError(
+        f"model is {' '.join(arguments) or 'not named'}, expected one of: {', '.join(MODEL_NAMES)}"
+    )
+
+
+@main_function
+def main() -> None:
+    name = model_name(sys.argv[1:])
+    settings = params.load()
+    recipe = settings.of_model(name)
+    with tracking.run(f"train_{name}") as run:
+        splits = {part: mnist.load_split(files.DATA_PREPARED, part) for part in mnist.SPLITS}
+        generator = numerics.configure(settings.threads, settings.seed)
+        network = models.build(name, recipe)
+        history: list[dict[str, Any]] = []
+        with tqdm(total=recipe.epochs, desc=name, unit="epoch", disable=None) as progress:
+
+            def on_epoch(row: training.Row) -> None:
+                history.append(files.rounded(row))
+                run.log_epoch(history[-1])
+                progress.update()
+                progress.write(epoch_line(history[-1], recipe.epochs))
+
+            training.train(network, splits, recipe, generator, on_epoch)
+        files.write_csv(
+            files.history_path(name), list(history[0]), (list(row.values()) for row in history)
+        )
+        models.save_model(network, files.model_path(name))
+
+
+def epoch_line(row: dict[str, Any], epochs: int) -> str:
+    parts = [
+        f"{split} loss {row[f'{split}_loss']:.4f} accuracy {row[f'{split}_accuracy']:.2%}"
+        for split in mnist.SPLITS
+        if f"{split}_loss" in row
+    ]
+    return f"epoch {row['epoch']:>{len(str(epochs))}}/{epochs}  " + ",  ".join(parts)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,133 @@
+"""The two networks are exactly the published ones, and what is served is what was trained."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from stages import models, numerics, params, scoring, training
+from stages.errors import StageError
+from stages.params import Recipe
+
+RECIPE = Recipe(
+    epochs=2,
+    batch_size=100,
+    learning_rate=0.05,
+    momentum=0.9,
+    dropout=0.5,
+    softmax_before_loss=False,
+)
+
+
+@pytest.mark.parametrize(
+    ("name", "layers", "total"),
+    [("lenet5", [156, 2_416, 48_120, 10_164, 850], 61_706), ("mlp", [61_500, 610], 62_110)],
+)
+def test_parameter_counts_are_the_published_ones(name, layers, total):
+    network = models.build(name, RECIPE)
+    counts = [sum(p.numel() for p in child.parameters()) for child in network.children()]
+    assert [count for count in counts if count] == layers
+    assert sum(layers) == total == sum(models.PARAMETERS[name].values())
+
+
+def test_resize_is_pillows_to_the_bit(splits):
+    images = splits["train"].images[:1000]
+    by_pillow = [
+        np.asarray(Image.fromarray(image).resize((32, 32), Image.Resampling.BILINEAR))
+        for image in images.numpy()
+    ]
+    assert np.array_equal(models.resize(images).squeeze(1).numpy(), np.stack(by_pillow))
+
+
+def test_normalized_training_images_have_mean_0_and_deviation_1(splits):
+    # The published constants are those of the 28x28 images
+    pixels = models.normalize(splits["train"].images)
+    assert abs(float(pixels.mean())) < 0.02
+    assert abs(float(pixels.std()) - 1) < 0.02
+
+
+def test_softmax_before_the_loss_keeps_it_above_1_4612():
+    certain_and_right = torch.eye(10)
+    floor = scoring.loss(certain_and_right, torch.arange(10))
+    assert floor == pytest.approx(math.log(math.e + 9) - 1, abs=1e-6)
+    network = models.build("lenet5", RECIPE.model_copy(update={"softmax_before_loss": True}))
+    outputs = models.outputs(network, torch.zeros(3, 1, 32, 32, dtype=torch.uint8))
+    assert torch.allclose(outputs.sum(1), torch.ones(3))
+
+
+@pytest.mark.parametrize("name", params.MODEL_NAMES)
+@pytest.mark.parametrize("softmax", [False, True])
+def test_classifier_gives_the_probabilities_of_raw_images(name, softmax, splits):
+    network = models.build(name, RECIPE.model_copy(update={"softmax_before_loss": softmax})).eval()
+    images = splits["test"].images[:5]
+    served = models.Classifier(network)(images)
+    assert torch.allclose(served.sum(1), torch.ones(5))
+    outputs = models.outputs(network, models.resize(images))
+    assert torch.allclose(served, models.probabilities(network, outputs))
+
+
+@pytest.mark.parametrize("name", params.MODEL_NAMES)
+def test_a_saved_model_comes_back_and_a_damaged_one_is_named_with_its_cure(name, tmp_path):
+    network = models.build(name, RECIPE)
+    path = tmp_path / "model.safetensors"
+    models.save_model(network, path)
+    loaded = models.load_model(name, RECIPE, path)
+    for before, after in zip(network.parameters(), loaded.parameters(), strict=True):
+        assert torch.equal(before, after)
+
+    other = "mlp" if name == "lenet5" else "lenet5"
+    with pytest.raises(StageError, match=rf"damaged.*dvc repro train_{other}"):
+        models.load_model(other, RECIPE, path)
+    path.write_bytes(path.read_bytes()[:-4])
+    with pytest.raises(StageError, match=rf"damaged.*dvc repro train_{name}"):
+        models.load_model(name, RECIPE, path)
+    path.unlink()
+    with pytest.raises(StageError, match=rf"missing.*dvc repro train_{name}"):
+        models.load_model(name, RECIPE, path)
+
+
+def trained(name, splits, recipe=RECIPE, seed=0):
+    generator = numerics.configure(threads=2, seed=seed)
+    network = models.build(name, recipe)
+    history = []
+    training.train(network, splits, recipe, generator, history.append)
+    return [p.detach().clone() for p in network.parameters()], history
+
+
+@pytest.mark.parametrize("name", params.MODEL_NAMES)
+def test_two_runs_with_one_seed_are_bitwise_identical_and_learn(name, splits):
+    recipe = RECIPE.model_copy(update={"epochs": 4})
+    first, history = trained(name, splits, recipe)
+    again, history_again = trained(name, splits, recipe)
+    other, _ = trained(name, splits, recipe, seed=1)
+    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+    assert history == history_again
+    assert not any(torch.equal(a, b) for a, b in zip(first, other, strict=True))
+    assert history[-1]["train_loss"] < history[0]["train_loss"]
+    assert history[-1]["test_accuracy"] > 0.7
+
+
+def test_dropout_is_applied_in_training_and_never_in_scoring(splits):
+    network = models.build("mlp", RECIPE)
+    images = models.resize(splits["test"].images[:50])
+    batch = models.normalize(images)
+    assert not torch.equal(network(batch), network(batch))
+    assert torch.equal(models.outputs(network, images), models.outputs(network, images))
+    assert network.training
+
+
+def test_validation_is_scored_where_there_is_one(raw, splits):
+    from stages import mnist
+
+    parts = mnist.split(raw, validation_size=500, train_limit=200, seed=0)
+    _, history = trained("mlp", parts)
+    assert "validation_loss" in history[0]
+    _, history = trained("mlp", splits)
+    assert "validation_loss" not in history[0]
+
+
+def test_a_loss_that_is_not_finite_stops_with_epoch_and_step(splits):
+    with pytest.raises(StageError, match=r"the loss is (nan|inf) in epoch 1, step \d+"):
+        trained("mlp", splits, RECIPE.model_copy(update={"learning_rate": 1e20}))

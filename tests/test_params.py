@@ -1,0 +1,98 @@
+"""A mistake in params.yaml is one line that names the key, what was found and what is allowed."""
+
+import pytest
+from conftest import ROOT
+from dvc.utils.serialize import load_yaml
+
+from stages import params
+from stages.errors import InputError
+
+GOOD = (ROOT / "params.yaml").read_text(encoding="utf-8")
+
+
+@pytest.fixture
+def write(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return lambda text: (tmp_path / "params.yaml").write_text(text, encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "line"),
+    [
+        (
+            "seed: 0 ",
+            "sed: 0 ",
+            "seed is missing\nerror: params.yaml: sed is not a setting, "
+            "expected here: seed, threads, data, recipe, recipes",
+        ),
+        (
+            "dropout: 0.0",
+            "drop_out: 0.0\n      dropout: 0.0",
+            "recipes.published.lenet5.drop_out is not a setting, expected here: epochs, batch_size",
+        ),
+        ("epochs: 20", "epochs: twenty", "lenet5.epochs is 'twenty', expected a valid integer"),
+        ("epochs: 20", "epochs: 20.0", "lenet5.epochs is 20.0, expected a valid integer"),
+        ("epochs: 20", "epochs: true", "lenet5.epochs is True, expected a valid integer"),
+        ("epochs: 20", "epochs: 0", "lenet5.epochs is 0, expected greater than or equal to 1"),
+        ("learning_rate: 0.01", "learning_rate: .nan", "learning_rate is nan, expected a finite"),
+        ("learning_rate: 0.01", "learning_rate: -.01", "is -0.01, expected greater than 0"),
+        ("learning_rate: 0.01", "learning_rate: '1e-3'", "is '1e-3', expected a valid number"),
+        ("dropout: 0.0", "dropout: 1.0", "dropout is 1.0, expected less than 1"),
+        ("recipe: published", "recipe: best", "recipe is 'best', expected one of: published, docu"),
+        ("threads: 2", "threads: 0", "threads is 0, expected greater than or equal to 1"),
+        ("threads: 2", "threads: 1000", "threads is 1000, expected less than or equal to 64"),
+        ("[raw, ", "[row, ", "data.sources.0 is 'row', expected 'raw', 'torchvision' or 'package'"),
+        ("[raw, torchvision, package]", "[]", "data.sources is [], expected"),
+        ("validation_size: 0", "validation_size: 60000", "data.validation_size is 60000, expected"),
+        ("validation_size: 0", "validation_size: 9", "validation_size is 9, expected 0 or at leas"),
+        ("train_limit: 0", "train_limit: 60001", "data.train_limit is 60001, expected less than"),
+        ("seed: 0 ", "seed: 0\nseed: 1 ", 'line 4: found duplicate key "seed"'),
+        ("seed: 0 ", "seed: [0 ", "line "),
+    ],
+)
+def test_a_mistake_is_named_with_what_was_found_and_is_allowed(write, old, new, line):
+    assert old in GOOD.replace("recipe: documented", "recipe: published")
+    write(GOOD.replace("recipe: documented", "recipe: published").replace(old, new, 1))
+    with pytest.raises(InputError) as failure:
+        params.load()
+    message = str(failure.value)
+    assert message.startswith("params.yaml: ")
+    assert line in message
+    assert message.count("\n") == line.count("\n")
+
+
+def test_train_limit_and_validation_share_the_60000(write):
+    both = GOOD.replace("validation_size: 0", "validation_size: 10000")
+    write(both.replace("train_limit: 0", "train_limit: 50000"))
+    params.load()
+    write(both.replace("train_limit: 0", "train_limit: 50001"))
+    with pytest.raises(InputError, match="train_limit is 50001, expected at most 50000"):
+        params.load()
+
+
+@pytest.mark.parametrize("text", ["", "just a word", "- a\n- b", "\x00", "[" * 5000])
+def test_what_is_no_mapping_is_refused(write, text):
+    write(text)
+    with pytest.raises(InputError, match=r"params\.yaml: "):
+        params.load()
+
+
+def test_a_missing_file_is_named(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match=r"No such file.*project's folder"):
+        params.load()
+
+
+def test_yaml_is_read_as_dvc_reads_it(write, tmp_path):
+    write("a: 1e-3\nb: 010\nc: no\nd: 1_000\ne: 12:30\n")
+    assert params.read() == load_yaml(tmp_path / "params.yaml")
+    assert params.read()["a"] == 0.001
+    assert params.read()["c"] == "no"
+
+
+def test_nested_settings_are_flattened_for_mlflow():
+    assert params.flatten({"a": {"b": 1, "c": {"d": [2]}}, "e": 3}) == {
+        "a.b": 1,
+        "a.c.d": [2],
+        "e": 3,
+    }

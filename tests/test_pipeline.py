@@ -1,0 +1,206 @@
+"""The pipeline as DVC sees it: what is declared is what is used, and only what changed reruns."""
+
+import ast
+import json
+import shutil
+from contextlib import nullcontext
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from conftest import ROOT, Clone
+from ruamel.yaml import YAML
+
+from stages import evaluate, files, params, plot, prepare, tracking, train
+from stages.params import MODEL_NAMES
+
+PIPELINE = YAML(typ="safe").load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))
+STAGES = ["prepare", "train_lenet5", "train_mlp", "evaluate", "plot"]
+MAINS = dict(zip(STAGES, [prepare, train, train, evaluate, plot], strict=True))
+MIRROR = "stages/tracking.py"
+
+
+def imported_modules(path: str) -> set[str]:
+    """The modules of ours that a file imports itself, wherever in it."""
+    found = {"stages/__init__.py"}
+    for node in ast.walk(ast.parse((ROOT / path).read_text(encoding="utf-8"))):
+        names = []
+        if isinstance(node, ast.ImportFrom) and node.module == "stages":
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("stages."):
+            names = [node.module.removeprefix("stages.")]
+        elif isinstance(node, ast.Import):
+            names = [a.name.removeprefix("stages.") for a in node.names if "stages." in a.name]
+        found |= {f"stages/{name}.py" for name in names}
+    return found
+
+
+def closure(path: str) -> set[str]:
+    seen, waiting = set(), {path}
+    while waiting:
+        current = waiting.pop()
+        seen.add(current)
+        waiting |= imported_modules(current) - seen - {MIRROR}
+    return seen
+
+
+def test_there_are_the_five_stages_each_with_a_description():
+    assert list(PIPELINE["stages"]) == STAGES
+    assert all(len(stage["desc"]) > 20 for stage in PIPELINE["stages"].values())
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_deps_are_exactly_the_modules_that_the_stage_imports(stage):
+    module = PIPELINE["stages"][stage]["cmd"].split()[2].replace(".", "/") + ".py"
+    declared = {dep for dep in PIPELINE["stages"][stage]["deps"] if dep.startswith("stages/")}
+    assert declared == closure(module)
+
+
+class Recorder:
+    """Stands for an object of params and notes the path of every setting read through it."""
+
+    def __init__(self, value, path: str, read: set[str]) -> None:
+        self._value, self._path, self._read = value, path, read
+
+    def _child(self, value, name):
+        path = f"{self._path}.{name}".lstrip(".")
+        if isinstance(value, params.Section | dict):
+            return Recorder(value, path, self._read)
+        self._read.add(path)
+        return value
+
+    def __getattr__(self, name):
+        if callable(method := getattr(type(self._value), name, None)):
+            return method.__get__(self)
+        return self._child(getattr(self._value, name), name)
+
+    def __getitem__(self, key):
+        return self._child(self._value[key], key)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_params_are_exactly_the_settings_that_the_stage_reads(stage, copy, monkeypatch):
+    monkeypatch.chdir(copy.path)
+    read: set[str] = set()
+    settings = params.load()
+    monkeypatch.setattr(params, "load", lambda: Recorder(settings, "", read))
+    untracked = nullcontext(SimpleNamespace(log_epoch=lambda row: None))
+    monkeypatch.setattr(tracking, "run", lambda stage: untracked)
+    monkeypatch.setattr("sys.argv", ["stage", *PIPELINE["stages"][stage]["cmd"].split()[3:]])
+    MAINS[stage].main()
+
+    entries = PIPELINE["stages"][stage]["params"]
+    declared = {e.replace("${recipe}", settings.recipe) for e in entries if isinstance(e, str)}
+    covering = {key: [d for d in declared if f"{key}.".startswith(f"{d}.")] for key in read}
+    assert not [key for key, found in covering.items() if not found], "read, not declared"
+    assert declared == {entry for found in covering.values() for entry in found}, "never read"
+    assert {"pyproject.toml": ["project.dependencies"]} in entries
+
+
+@pytest.fixture
+def copy(small_run, tmp_path) -> Clone:
+    """A copy of the clone in which the small pipeline has run, to change at will."""
+    skipped = shutil.ignore_patterns("mlflow.db*", "mlartifacts")
+    shutil.copytree(small_run.path, tmp_path / "a copy", ignore=skipped, symlinks=True)
+    return Clone(tmp_path / "a copy")
+
+
+def outs(clone: Clone) -> dict[str, str]:
+    names = ["models", "data/prepared", "reports"]
+    paths = [path for name in names for path in (clone.path / name).rglob("*") if path.is_file()]
+    return {path.relative_to(clone.path).as_posix(): files.md5(path) for path in paths}
+
+
+def test_only_what_a_change_touches_is_run_again(copy):
+    assert copy.repro() == []
+
+    copy.edit("stages/figures.py", "MISTAKES_SHOWN = 15", "MISTAKES_SHOWN = 10")
+    assert copy.repro() == ["plot"]
+
+    copy.edit("params.yaml", "learning_rate: 0.01", "learning_rate: 0.02", count=-1)
+    text = (copy.path / "params.yaml").read_text(encoding="utf-8")
+    head, *sections = text.split("    mlp:")
+    restored = [section.replace("0.02", "0.01", 1) for section in sections]
+    (copy.path / "params.yaml").write_text("    mlp:".join([head, *restored]), encoding="utf-8")
+    assert copy.repro() == ["train_lenet5", "evaluate", "plot"]
+
+    with (copy.path / "stages/models.py").open("a", encoding="utf-8") as file:
+        file.write("# changed\n")
+    # The same models come out, so that evaluate runs for its own use of the module, and plot,
+    # whose inputs are what they were, does not
+    assert copy.repro() == ["train_lenet5", "train_mlp", "evaluate"]
+
+
+def test_a_recipe_that_is_not_selected_can_be_edited_freely(copy):
+    selected = params.read.__globals__["YAML"](typ="safe").load(copy.path / "params.yaml")["recipe"]
+    other = {"published": "documented", "documented": "published"}[selected]
+    text = (copy.path / "params.yaml").read_text(encoding="utf-8")
+    before, after = text.split(f"\n  {other}:\n")
+    after = after.replace("momentum: 0.9", "momentum: 0.5", 2)
+    (copy.path / "params.yaml").write_text(f"{before}\n  {other}:\n{after}", encoding="utf-8")
+    assert copy.repro() == []
+
+
+def test_the_last_epochs_scores_are_the_reports(small_run):
+    metrics = json.loads((small_run.path / files.METRICS).read_text(encoding="utf-8"))
+    for name in MODEL_NAMES:
+        history = files.read_csv(small_run.path / files.history_path(name))
+        assert history["test_loss"][-1] == metrics[name]["loss"]
+        assert history["test_accuracy"][-1] == metrics[name]["accuracy"]
+        predictions = files.read_csv(small_run.path / files.predictions_path(name))
+        pairs = list(zip(predictions["actual"], predictions["predicted"], strict=True))
+        assert len(pairs) == 10_000
+        assert sum(a == p for a, p in pairs) / 10_000 == metrics[name]["accuracy"]
+        confusion = files.read_csv(small_run.path / files.confusion_path(name))
+        for digit in range(10):
+            column = [pairs.count((actual, digit)) for actual in range(10)]
+            assert confusion[f"predicted_{digit}"] == column
+
+
+def test_dvcs_own_commands_find_the_metrics_and_plots(small_run):
+    shown = small_run.run("dvc", "metrics", "show", "--json").stdout
+    assert "mcnemar_p" in shown
+    small_run.run("dvc", "plots", "show", "--out", str(small_run.path.parent / "plots"))
+    page = (small_run.path.parent / "plots" / "index.html").read_text(encoding="utf-8")
+    for entry in PIPELINE["plots"]:
+        assert next(iter(entry.values()))["title"] in page
+    assert "history_mlp.csv" in page
+    assert "history_lenet5.csv" in page
+
+
+@pytest.mark.parametrize(
+    ("command", "line"),
+    [
+        (["python", "-m", "stages.train", "lenet5"], "learning_rate is -1, expected greater"),
+        (["make", "repro", "INSTALLED=pyproject.toml"], "learning_rate is -1, expected greater"),
+        (["python", "-m", "stages.train", "resnet"], "model is resnet, expected one of: lenet5, m"),
+        (["python", "-m", "stages.train"], "model is not named, expected one of: lenet5, mlp"),
+    ],
+)
+def test_a_mistake_costs_one_line_and_exit_code_2_and_removes_nothing(copy, command, line):
+    before = outs(copy)
+    copy.edit("params.yaml", "learning_rate: 0.01", "learning_rate: -1", count=-1)
+    result = copy.run(*command, check=False)
+    assert result.returncode == 2
+    errors = [text for text in result.stderr.splitlines() if not text.startswith("make: ")]
+    assert line in errors[0]
+    # All four recipes have the mistake; each has its line, and there is nothing else
+    assert all(text.startswith("error: ") for text in errors)
+    assert outs(copy) == before
+
+
+def test_a_loss_that_is_not_finite_leaves_no_model_behind(copy):
+    copy.edit("params.yaml", "learning_rate: 0.01", "learning_rate: 1e20", count=-1)
+    result = copy.run("dvc", "repro", "train_mlp", check=False)
+    assert result.returncode != 0
+    assert "the loss is nan in epoch" in result.stderr or "the loss is inf" in result.stderr
+    assert "Traceback" not in result.stderr
+    assert not (copy.path / files.model_path("mlp")).exists()
+    assert not list((copy.path / "models").glob(".*tmp"))
+
+
+def test_a_missing_model_is_named_with_the_command_that_makes_it(copy):
+    Path(copy.path / files.model_path("mlp")).unlink()
+    result = copy.run("python", "-m", "stages.evaluate", check=False)
+    assert result.returncode == 2
+    assert "models/mlp.safetensors is missing: `dvc repro train_mlp`" in result.stderr

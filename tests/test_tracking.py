@@ -1,0 +1,103 @@
+"""MLflow shows what DVC keeps: one finished run a stage, with its settings, metrics and model."""
+
+import json
+from pathlib import Path
+from urllib.parse import urlparse
+from urllib.request import url2pathname
+
+import mlflow
+import numpy as np
+import pytest
+from mlflow import MlflowClient
+
+from stages import files, mnist, models, tracking
+from stages.params import MODEL_NAMES
+
+
+@pytest.fixture
+def client(small_run, monkeypatch) -> MlflowClient:
+    uri = f"sqlite:///{small_run.path / 'mlflow.db'}"
+    mlflow.set_tracking_uri(uri)
+    return MlflowClient(uri)
+
+
+@pytest.fixture
+def runs(client):
+    experiment = client.get_experiment_by_name(tracking.EXPERIMENT)
+    found = client.search_runs([experiment.experiment_id])
+    return {run.data.tags["stage"]: run for run in found if run.info.status == "FINISHED"}
+
+
+def locked(small_run):
+    from ruamel.yaml import YAML
+
+    return YAML(typ="safe").load(small_run.path / "dvc.lock")["stages"]
+
+
+def test_each_stage_has_one_finished_run_with_the_settings_of_dvc_lock(small_run, runs):
+    assert sorted(runs) == ["evaluate", "plot", "prepare", "train_lenet5", "train_mlp"]
+    from stages import params
+
+    for stage, lock in locked(small_run).items():
+        settings = params.flatten(lock["params"]["params.yaml"])
+        assert runs[stage].data.params == {key: str(value) for key, value in settings.items()}
+
+
+def test_a_run_carries_the_md5s_of_dvc_lock(small_run, runs):
+    for stage, lock in locked(small_run).items():
+        tags = runs[stage].data.tags
+        assert {t: v for t, v in tags.items() if t[:4] in ("out:", "dep:")} == {
+            f"{kind}:{entry['path']}": entry["md5"]
+            for kind in ("dep", "out")
+            for entry in lock[f"{kind}s"]
+        }
+
+
+@pytest.mark.parametrize("name", MODEL_NAMES)
+def test_epochs_and_scores_are_those_of_the_files(small_run, client, runs, name):
+    run = runs[f"train_{name}"]
+    history = files.read_csv(small_run.path / files.history_path(name))
+    for key in set(history) - {"epoch"}:
+        logged = client.get_metric_history(run.info.run_id, key)
+        assert [(m.step, m.value) for m in logged] == list(
+            zip(history["epoch"], history[key], strict=True)
+        )
+    metrics = json.loads((small_run.path / files.METRICS).read_text(encoding="utf-8"))
+    (model_id,) = [output.model_id for output in run.outputs.model_outputs]
+    model = client.get_logged_model(model_id)
+    assert model.tags["md5"] == files.md5(small_run.path / files.model_path(name))
+    scores = {m.key: (m.value, m.dataset_digest) for m in model.metrics if m.key in metrics[name]}
+    digest = files.md5(small_run.path / files.DATA_PREPARED / "test.safetensors")
+    assert scores == {key: (value, digest) for key, value in metrics[name].items()}
+
+
+@pytest.mark.parametrize("name", MODEL_NAMES)
+def test_the_logged_model_takes_raw_images_and_is_free_of_pickle(
+    small_run, client, runs, name, monkeypatch
+):
+    monkeypatch.setenv("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
+    (output,) = runs[f"train_{name}"].outputs.model_outputs
+    model = mlflow.pyfunc.load_model(f"models:/{output.model_id}")
+    test = mnist.load_split(small_run.path / files.DATA_PREPARED, "test")
+    monkeypatch.chdir(small_run.path)
+    from stages import params
+
+    recipe = params.load().of_model(name)
+    network = models.load_model(name, recipe, files.model_path(name))
+    expected = models.Classifier(network).eval()(test.images[:100]).detach().numpy()
+    predicted = model.predict(test.images[:100].numpy())
+    assert np.allclose(predicted, expected, atol=1e-6)
+    assert model.predict(test.images[:1].numpy()).shape == (1, 10)
+    assert model.metadata.signature.inputs.inputs[0].type == np.dtype(np.uint8)
+    location = client.get_logged_model(output.model_id).artifact_location
+    requirements = Path(url2pathname(urlparse(location).path)) / "requirements.txt"
+    assert "torch==2.13.0" in requirements.read_text(encoding="utf-8")
+
+
+def test_figures_tables_and_the_contact_sheet_are_artifacts(client, runs):
+    def artifacts(stage):
+        return {file.path for file in client.list_artifacts(runs[stage].info.run_id)}
+
+    assert {"contact_sheet.png", "counts.csv"} <= artifacts("prepare")
+    assert {"comparison.md", "confusion_lenet5.csv", "metrics.json"} <= artifacts("evaluate")
+    assert {"curves.png", "confusion.png", "reliability.png"} <= artifacts("plot")
