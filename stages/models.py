@@ -48,10 +48,10 @@ class LeNet5(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalised images (B, 1, 32, 32) to logits, or to probabilities, (B, 10)."""
-        x = F.avg_pool2d(torch.tanh(self.conv1(x)), 2)  # (B, 6, 14, 14)
-        x = F.avg_pool2d(torch.tanh(self.conv2(x)), 2)  # (B, 16, 5, 5)
-        x = torch.tanh(self.conv3(x)).flatten(1)  # (B, 120)
-        x = torch.tanh(self.fc1(x))  # (B, 84)
+        x = F.avg_pool2d(self.conv1(x).tanh_(), 2)  # (B, 6, 14, 14)
+        x = F.avg_pool2d(self.conv2(x).tanh_(), 2)  # (B, 16, 5, 5)
+        x = self.conv3(x).tanh_().flatten(1)  # (B, 120)
+        x = self.fc1(x).tanh_()  # (B, 84)
         x = self.fc2(self.dropout(x))
         return x.softmax(1) if self.softmax_before_loss else x
 

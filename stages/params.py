@@ -135,6 +135,8 @@ def _line(detail: Any) -> str:
         return f"{PATH}: {key} is missing"
     if detail["type"] == "model_type":
         expected = f"keys: {_keys(_section((*detail['loc'], '')))}"
+    elif detail["type"] == "too_short":
+        expected = f"at least {detail['ctx']['min_length']} item"
     else:
         expected = detail["msg"].replace("Input should be ", "").replace("String should", "to")
     return f"{PATH}: {key} is {_shown(detail['input'])}, expected {expected}"

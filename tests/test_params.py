@@ -1,9 +1,9 @@
 """A mistake in params.yaml is one line that names the key, what was found and what is allowed."""
 
 import pytest
-from conftest import ROOT
 from dvc.utils.serialize import load_yaml
 
+from conftest import ROOT
 from stages import params
 from stages.errors import InputError
 
@@ -41,8 +41,13 @@ def write(tmp_path, monkeypatch):
         ("recipe: published", "recipe: best", "recipe is 'best', expected one of: published, docu"),
         ("threads: 2", "threads: 0", "threads is 0, expected greater than or equal to 1"),
         ("threads: 2", "threads: 1000", "threads is 1000, expected less than or equal to 64"),
-        ("[raw, ", "[row, ", "data.sources.0 is 'row', expected 'raw', 'torchvision' or 'package'"),
-        ("[raw, torchvision, package]", "[]", "data.sources is [], expected"),
+        ("- raw", "- row", "data.sources.0 is 'row', expected 'raw', 'torchvision' or 'package'"),
+        (
+            "sources:\n",
+            "sources: []\n  moved:\n",
+            "data.sources is [], expected at least 1 item\nerror: params.yaml: data.moved is not a "
+            "setting",
+        ),
         ("validation_size: 0", "validation_size: 60000", "data.validation_size is 60000, expected"),
         ("validation_size: 0", "validation_size: 9", "validation_size is 9, expected 0 or at leas"),
         ("train_limit: 0", "train_limit: 60001", "data.train_limit is 60001, expected less than"),

@@ -8,9 +8,9 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from conftest import ROOT, Clone
 from ruamel.yaml import YAML
 
+from conftest import ROOT, Clone
 from stages import evaluate, files, params, plot, prepare, tracking, train
 from stages.params import MODEL_NAMES
 

@@ -1,0 +1,44 @@
+"""The README's numbers and commands are the repository's."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from conftest import ROOT
+
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_result_table_is_the_committed_one():
+    shown = README.split("<!-- reports/comparison.md -->\n")[1].split("<!-- end -->")[0]
+    assert shown == (ROOT / "reports/comparison.md").read_text(encoding="utf-8")
+
+
+def test_the_metrics_diff_is_what_dvc_says_of_the_history():
+    example = re.search(r"    \$ dvc metrics diff '(.*)' '(.*)'\n((?:    .*\n)+)", README)
+    assert example
+    before, after, shown = example.groups()
+    known = subprocess.run(
+        ["git", "rev-parse", "--verify", "--quiet", before], cwd=ROOT, capture_output=True
+    )
+    if known.returncode:
+        pytest.skip("this clone is shallow: it lacks the commit that the README compares with")
+    command = [str(Path(sys.executable).parent / "dvc"), "metrics", "diff", before, after]
+    said = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    expected = [line.strip() for line in shown.splitlines()]
+    assert [line.strip() for line in said.splitlines()] == expected
+
+
+def test_every_path_and_make_target_in_it_exists():
+    targets = re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.M)
+    for target in re.findall(r"make ([a-z]+)", README):
+        assert target in targets
+    for picture in re.findall(r"!\[.*\]\((.*)\)", README):
+        assert (ROOT / picture).is_file()
+    for row in re.findall(r"^\| (`[^|]*)\|", README, re.M):
+        for name in re.findall(r"`(.*?)`", row):
+            found = [*ROOT.glob(name), *(ROOT / "stages").glob(name), *ROOT.glob(f"{name}*")]
+            assert found, name
