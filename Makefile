@@ -4,12 +4,13 @@ PYTHON ?= python3
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 INSTALLED := .venv/.installed
 
-.PHONY: help install repro test lint ui
+.PHONY: help install repro test lint sync ui
 
 help:
 	@echo "make repro   run the pipeline, as far as it is not up to date, and show the comparison"
 	@echo "make test    run the tests"
 	@echo "make lint    ruff and mypy"
+	@echo "make sync    write the MLflow runs that are missing, from the results"
 	@echo "make ui      browse the runs in MLflow"
 
 install: $(INSTALLED)
@@ -23,6 +24,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 repro: $(INSTALLED)
 	@python -m stages.params
 	dvc repro
+	@python -m stages.tracking sync || true
 	@echo
 	@cat reports/comparison.md
 	@echo
@@ -35,6 +37,9 @@ lint: $(INSTALLED)
 	ruff check .
 	ruff format --check .
 	mypy
+
+sync: $(INSTALLED)
+	python -m stages.tracking sync
 
 ui: $(INSTALLED)
 	mlflow ui --backend-store-uri "$${MLFLOW_TRACKING_URI:-sqlite:///mlflow.db}"

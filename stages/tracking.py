@@ -2,6 +2,9 @@
 
 The truth is the files that DVC keeps. A run only copies them, so nothing here is read back to
 compute a result, and a tracking server that fails costs a warning and not the stage.
+
+``python -m stages.tracking sync`` writes the runs that are missing: of stages that DVC skipped or
+took from its cache, and of those that ran while MLflow could not be reached.
 """
 
 import functools
@@ -16,7 +19,7 @@ from typing import Any
 from ruamel.yaml import YAML
 
 from stages import files, params
-from stages.errors import StageError
+from stages.errors import InputError, StageError, main_function
 from stages.params import MODEL_NAMES, ModelName
 
 EXPERIMENT = "mnist"
@@ -50,7 +53,7 @@ class Run:
             reason = " ".join(str(error).split())[:200]
             print(
                 f"warning: MLflow run of {self.stage} not logged ({type(error).__name__}: "
-                f"{reason}); the results themselves are complete",
+                f"{reason}). The results are complete; `make sync` logs them",
                 file=sys.stderr,
             )
 
@@ -79,16 +82,15 @@ def run(stage: str) -> Iterator[Run]:
     current.attempt(lambda: end("FINISHED"))
 
 
-def start(stage: str) -> None:
-    for name, value in TIMEOUTS.items():
-        os.environ.setdefault(name, value)
+def start(stage: str, **more_tags: str) -> None:
     import mlflow
 
     open_store()
     declared = declaration(stage)
     is_training = stage.startswith("train_")
     tags = {"stage": stage, "recipe": params.load().recipe, "mlflow.note.content": declared["desc"]}
-    mlflow.start_run(run_name=stage, tags=tags, log_system_metrics=is_training)
+    live = is_training and not more_tags
+    mlflow.start_run(run_name=stage, tags=tags | more_tags, log_system_metrics=live)
     mlflow.log_params(stage_params(stage))
     if is_training:
         mlflow.log_input(dataset("train"), context="training")
@@ -104,6 +106,8 @@ def open_store() -> None:
     """Point MLflow at the store and the experiment, and create them where there are none."""
     import logging
 
+    for variable, value in TIMEOUTS.items():
+        os.environ.setdefault(variable, value)
     import mlflow
     from filelock import FileLock
 
@@ -164,6 +168,64 @@ def stage_outs(stage: str) -> list[Path]:
     return [Path(entry if isinstance(entry, str) else next(iter(entry))) for entry in entries]
 
 
+# --- what dvc.lock says has no run yet ---
+
+
+def sync() -> None:
+    """Write a run from the outs of every stage in dvc.lock that has no finished run.
+
+    Raises:
+        StageError: An out is not what dvc.lock says; names it and the command that brings it.
+    """
+    import mlflow
+
+    open_store()
+    for stage, outs in locked_outs().items():
+        if has_run(outs):
+            continue
+        for path, md5 in outs.items():
+            if not Path(path).exists() or files.md5(Path(path)) != md5:
+                raise StageError(
+                    f"{path} is not the one in dvc.lock: `dvc repro` or `dvc pull` brings it"
+                )
+        start(stage, backfilled="true")
+        try:
+            for name in outs:
+                if Path(name).name.startswith("history_"):
+                    log_history(Path(name))
+            log_outs(stage)
+        except BaseException:
+            mlflow.end_run("FAILED")
+            raise
+        mlflow.end_run("FINISHED")
+        print(f"logged the run of {stage} from its results")
+
+
+def locked_outs() -> dict[str, dict[str, str]]:
+    """By stage, the md5 of each out in dvc.lock."""
+    try:
+        lock = YAML(typ="safe").load(Path("dvc.lock").read_text(encoding="utf-8"))
+    except OSError:
+        raise StageError("there is no dvc.lock: `dvc repro` writes it") from None
+    return {
+        stage: {out["path"]: out["md5"] for out in locked["outs"]}
+        for stage, locked in lock["stages"].items()
+    }
+
+
+def has_run(outs: Mapping[str, str]) -> bool:
+    """Whether a finished run has exactly these outs."""
+    import mlflow
+
+    wanted = {f"out:{path}": md5 for path, md5 in outs.items()}
+    path, md5 = next(iter(wanted.items()))
+    found = mlflow.search_runs(
+        filter_string=f"tags.`{path}` = '{md5}' and attributes.status = 'FINISHED'",
+        output_format="list",
+    )
+    return any(wanted.items() <= run.data.tags.items() for run in found)
+
+
 # --- outs to MLflow ---
 
 
@@ -195,6 +257,13 @@ def log_epoch(row: Mapping[str, Any]) -> None:
 
     values = {key: value for key, value in row.items() if key != "epoch"}
     mlflow.log_metrics(values, step=int(row["epoch"]))
+
+
+def log_history(path: Path) -> None:
+    """Log a finished training's metrics, each at its epoch."""
+    columns = files.read_csv(path)
+    for values in zip(*columns.values(), strict=True):
+        log_epoch(dict(zip(columns, values, strict=True)))
 
 
 def log_counts(path: Path) -> None:
@@ -300,3 +369,20 @@ def requirements(*libraries: str) -> list[str]:
     """The versions in pyproject.toml of some libraries."""
     project = tomllib.loads(Path("pyproject.toml").read_text(encoding="utf-8"))["project"]
     return [item for item in project["dependencies"] if item.split("==")[0] in libraries]
+
+
+@main_function
+def main() -> None:
+    if sys.argv[1:] != ["sync"]:
+        raise InputError("usage: python -m stages.tracking sync")
+    try:
+        sync()
+    except StageError:
+        raise
+    except Exception as error:
+        reason = " ".join(str(error).split())[:200]
+        raise StageError(f"MLflow: {type(error).__name__}: {reason}") from None
+
+
+if __name__ == "__main__":
+    main()

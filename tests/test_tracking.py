@@ -94,6 +94,45 @@ def test_the_logged_model_takes_raw_images_and_is_free_of_pickle(
     assert "torch==2.13.0" in requirements.read_text(encoding="utf-8")
 
 
+def test_sync_writes_the_missing_runs_from_the_results_and_then_nothing(
+    small_run, client, runs, tmp_path
+):
+    fresh = {"MLFLOW_TRACKING_URI": f"sqlite:///{tmp_path}/other.db"}
+    first = small_run.run("python", "-m", "stages.tracking", "sync", env=fresh).stdout
+    assert [line.split()[4] for line in first.splitlines()] == list(locked(small_run))
+    assert small_run.run("python", "-m", "stages.tracking", "sync", env=fresh).stdout == ""
+    assert small_run.run("python", "-m", "stages.tracking", "sync").stdout == ""
+
+    other = MlflowClient(fresh["MLFLOW_TRACKING_URI"])
+    experiment = other.get_experiment_by_name(tracking.EXPERIMENT)
+    written = {run.data.tags["stage"]: run for run in other.search_runs([experiment.experiment_id])}
+    for stage, live in runs.items():
+        copied = written[stage]
+        assert copied.data.tags["backfilled"] == "true"
+        assert copied.data.params == live.data.params
+        kept = {k: v for k, v in live.data.metrics.items() if not k.startswith("system/")}
+        assert copied.data.metrics == kept
+        for key in kept:
+            histories = [
+                [(m.step, m.value) for m in c.get_metric_history(run.info.run_id, key)]
+                for c, run in ((client, live), (other, copied))
+            ]
+            assert histories[0] == histories[1]
+
+
+def test_a_tracking_server_that_is_down_costs_a_warning(small_run):
+    down = {"MLFLOW_TRACKING_URI": "http://127.0.0.1:9"}
+    before = files.md5(small_run.path / files.METRICS)
+    result = small_run.run("python", "-m", "stages.evaluate", env=down)
+    assert result.stderr.count("warning: ") == 1
+    assert "`make sync` logs them" in result.stderr
+    assert files.md5(small_run.path / files.METRICS) == before
+    failed = small_run.run("python", "-m", "stages.tracking", "sync", env=down, check=False)
+    assert failed.returncode == 1
+    assert failed.stderr.startswith("error: MLflow: ")
+    assert failed.stderr.count("\n") == 1
+
+
 def test_figures_tables_and_the_contact_sheet_are_artifacts(client, runs):
     def artifacts(stage):
         return {file.path for file in client.list_artifacts(runs[stage].info.run_id)}
