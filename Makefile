@@ -4,10 +4,11 @@ PYTHON ?= python3
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 INSTALLED := .venv/.installed
 
-.PHONY: help install repro test lint sync ui
+.PHONY: help install repro verify test lint sync ui
 
 help:
 	@echo "make repro   run the pipeline, as far as it is not up to date, and show the comparison"
+	@echo "make verify  compute the committed results anew and compare, to the bit"
 	@echo "make test    run the tests"
 	@echo "make lint    ruff and mypy"
 	@echo "make sync    write the MLflow runs that are missing, from the results"
@@ -43,3 +44,7 @@ sync: $(INSTALLED)
 
 ui: $(INSTALLED)
 	mlflow ui --backend-store-uri "$${MLFLOW_TRACKING_URI:-sqlite:///mlflow.db}"
+
+# Clones the last commit, computes everything anew and compares with dvc.lock (three minutes)
+verify: $(INSTALLED)
+	@python -m stages.verify

@@ -4,6 +4,7 @@ import importlib.util
 import sys
 
 from stages import numerics
+from stages.errors import InputError
 
 if importlib.util.find_spec("torch") is None:
     sys.exit(
@@ -13,4 +14,8 @@ if importlib.util.find_spec("torch") is None:
 
 # Here and not in each script: the pins hold only if they are set before torch and numpy are
 # imported, and no module of this package can be imported before this line has run.
-numerics.pin()
+try:
+    numerics.pin()
+except InputError as error:
+    print(f"error: {error}", file=sys.stderr)
+    sys.exit(error.exit_code)

@@ -22,6 +22,7 @@ PUBLISHED = {  # loss and accuracy on the test images, as the published experime
 class Prediction:
     """One model's answers on the test images; arrays of N."""
 
+    outputs_sha256: str  # of the outputs (N, 10) as float32, row by row
     loss: float
     predicted: np.ndarray[Any, np.dtype[np.int64]]
     confidence: np.ndarray[Any, np.dtype[np.float64]]  # probability of the predicted class
@@ -33,6 +34,7 @@ def predict(network: models.Network, test: mnist.Split) -> Prediction:
     outputs = models.outputs(network, models.resize(test.images))
     confidence, predicted = models.probabilities(network, outputs.double()).max(1)
     return Prediction(
+        outputs_sha256=files.sha256(outputs.numpy().tobytes()),
         loss=scoring.loss(outputs, labels),
         predicted=predicted.numpy(),
         confidence=confidence.numpy(),
@@ -150,6 +152,11 @@ def main() -> None:
             files.REPORTS / "comparison.csv",
             list(rows[0]),
             ([row.get(column, "") for column in rows[0]] for row in rows),
+        )
+        files.write_csv(
+            files.OUTPUTS,
+            ["model", "sha256"],
+            ([name, predictions[name].outputs_sha256] for name in MODEL_NAMES),
         )
         markdown = comparison_markdown(rows, difference)
         files.write_text(files.REPORTS / "comparison.md", markdown)

@@ -17,6 +17,7 @@ DATA_PREPARED = Path("data/prepared")
 MODELS = Path("models")
 REPORTS = Path("reports")
 METRICS = REPORTS / "metrics.json"
+OUTPUTS = REPORTS / "outputs.csv"  # SHA-256 of what the models say of the test images
 FIGURES = REPORTS / "figures"
 
 SIGNIFICANT_DIGITS = 6
@@ -34,6 +35,11 @@ def history_path(model: str) -> Path:
 def predictions_path(model: str) -> Path:
     """Each test image's class, predicted class and confidence."""
     return REPORTS / f"predictions_{model}.csv"
+
+
+def weights_path(model: str) -> Path:
+    """SHA-256 of the weights before training, after the first batch and after each epoch."""
+    return REPORTS / f"weights_{model}.csv"
 
 
 def confusion_path(model: str) -> Path:

@@ -134,9 +134,18 @@ def probabilities(network: Network, network_outputs: Tensor) -> Tensor:
     return network_outputs if network.softmax_before_loss else network_outputs.softmax(1)
 
 
+def to_bytes(network: Network) -> bytes:
+    """The weights as the bytes of a safetensors file; the same weights give the same bytes."""
+    return save({name: tensor.contiguous() for name, tensor in network.state_dict().items()})
+
+
+def fingerprint(network: Network) -> str:
+    """SHA-256 of the weights: what `sha256sum` says of the file that :func:`save_model` writes."""
+    return files.sha256(to_bytes(network))
+
+
 def save_model(network: Network, path: Path) -> None:
-    tensors = {name: tensor.contiguous() for name, tensor in network.state_dict().items()}
-    files.write_bytes(path, save(tensors))
+    files.write_bytes(path, to_bytes(network))
 
 
 def load_model(name: ModelName, recipe: Recipe, path: Path) -> Network:

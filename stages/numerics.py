@@ -2,7 +2,10 @@
 
 Libraries choose their kernels by the processor that they find, and a sum over 16 lanes rounds
 differently from a sum over 8. Each variable below takes one such choice away, so that every x86-64
-processor with AVX2 computes the same bits. They cost about 10 % of the speed of a step.
+processor with AVX2 computes the same bits. benchmarks/pins.py measures what they cost.
+
+With ``UNPINNED=1`` in the environment nothing is pinned and no processor refused; the results are
+then this machine's own, and their MLflow runs are tagged so.
 """
 
 import ctypes
@@ -26,35 +29,51 @@ PINS = {
 }
 
 
+def is_pinned() -> bool:
+    """Whether this process computes the bits that every processor computes."""
+    return os.environ.get("UNPINNED", "") in ("", "0")
+
+
 def pin() -> None:
     """Set the pins. Nothing that computes may be imported before.
 
     A variable that the environment sets otherwise is overridden, and named.
 
     Raises:
-        InputError: torch or numpy is already imported and read another value of a pin.
+        InputError: torch or numpy is already imported and read another value of a pin, or the
+            processor lacks AVX2 and FMA, without which the pinned kernels cannot run.
     """
-    wrong = {name: os.environ.get(name) for name, value in PINS.items() if _differs(name, value)}
-    if not wrong:
+    if not is_pinned():
         return
+    found = {name: os.environ.get(name) for name in PINS}
+    wrong = {name: value for name, value in found.items() if value != PINS[name]}
     loaded = [library for library in ("torch", "numpy") if library in sys.modules]
-    if loaded:
+    if wrong and loaded:
         raise InputError(
-            f"{' and '.join(loaded)} imported before the pins were set "
-            f"({', '.join(wrong)}): import `stages` first"
+            f"{' and '.join(loaded)} was imported before {', '.join(wrong)} could be set: import "
+            "`stages` first, or go on with UNPINNED=1 and other bits than everybody's"
         )
-    for name, found in wrong.items():
-        if found is not None:
+    for name, value in wrong.items():
+        if value is not None:
             print(
-                f"warning: {name}={found} in the environment is overridden with {PINS[name]}, "
+                f"warning: {name}={value} in the environment is overridden with {PINS[name]}, "
                 "which the committed results were computed with",
                 file=sys.stderr,
             )
         os.environ[name] = PINS[name]
+    if not _has_avx2():
+        raise InputError(
+            "this processor lacks AVX2 or FMA, so the bits will differ from the committed ones: go "
+            "on with UNPINNED=1 in the environment"
+        )
 
 
-def _differs(name: str, value: str) -> bool:
-    return os.environ.get(name) != value
+def _has_avx2() -> bool:
+    """Ask NumPy, which only looks: a torch that is pinned to AVX2 dies where there is none."""
+    from numpy._core import _multiarray_umath  # type: ignore[attr-defined]
+
+    features: dict[str, bool] = _multiarray_umath.__cpu_features__
+    return features.get("AVX2", False) and features.get("FMA3", False)
 
 
 def _keep_freed_memory() -> None:

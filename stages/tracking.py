@@ -1,7 +1,8 @@
 """The mirror: every stage's results as a run in MLflow.
 
 The truth is the files that DVC keeps. A run only copies them, so nothing here is read back to
-compute a result, and a tracking server that fails costs a warning and not the stage.
+compute a result, and a tracking server that fails costs a warning and not the stage. ``MIRROR=off``
+in the environment makes no run at all.
 
 ``python -m stages.tracking sync`` writes the runs that are missing: of stages that DVC skipped or
 took from its cache, and of those that ran while MLflow could not be reached.
@@ -18,7 +19,7 @@ from typing import Any
 
 from ruamel.yaml import YAML
 
-from stages import files, params
+from stages import files, numerics, params
 from stages.errors import InputError, StageError, main_function
 from stages.params import MODEL_NAMES, ModelName
 
@@ -69,6 +70,7 @@ def run(stage: str) -> Iterator[Run]:
     The run ends FINISHED, FAILED when the body raises, or KILLED when it is interrupted.
     """
     current = Run(stage)
+    current.up = os.environ.get("MIRROR") != "off"
     current.attempt(lambda: start(stage))
     try:
         yield current
@@ -88,7 +90,12 @@ def start(stage: str, **more_tags: str) -> None:
     open_store()
     declared = declaration(stage)
     is_training = stage.startswith("train_")
-    tags = {"stage": stage, "recipe": params.load().recipe, "mlflow.note.content": declared["desc"]}
+    tags = {
+        "stage": stage,
+        "recipe": params.load().recipe,
+        "portable": str(numerics.is_pinned()).lower(),
+        "mlflow.note.content": declared["desc"],
+    }
     live = is_training and not more_tags
     mlflow.start_run(run_name=stage, tags=tags | more_tags, log_system_metrics=live)
     mlflow.log_params(stage_params(stage))

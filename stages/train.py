@@ -29,6 +29,7 @@ def main() -> None:
         generator = numerics.configure(settings.threads, settings.seed)
         network = models.build(name, recipe)
         history: list[dict[str, Any]] = []
+        weights: list[tuple[str, str]] = []
         with tqdm(total=recipe.epochs, desc=name, unit="epoch", disable=None) as progress:
 
             def on_epoch(row: training.Row) -> None:
@@ -37,10 +38,14 @@ def main() -> None:
                 progress.update()
                 progress.write(epoch_line(history[-1], recipe.epochs))
 
-            training.train(network, splits, recipe, generator, on_epoch)
+            def on_weights(moment: str) -> None:
+                weights.append((moment, models.fingerprint(network)))
+
+            training.train(network, splits, recipe, generator, on_epoch, on_weights)
         files.write_csv(
             files.history_path(name), list(history[0]), (list(row.values()) for row in history)
         )
+        files.write_csv(files.weights_path(name), ["weights", "sha256"], weights)
         models.save_model(network, files.model_path(name))
 
 

@@ -34,6 +34,7 @@ def train(
     recipe: Recipe,
     generator: torch.Generator,
     on_epoch: Callable[[Row], None],
+    on_weights: Callable[[str], None],
 ) -> None:
     """Train ``network`` in place with SGD.
 
@@ -43,23 +44,29 @@ def train(
         on_epoch: Is given, after every epoch, its number from 1 and the loss and accuracy on each
             split. Those on ``train`` are the mean over the epoch's own steps, each before its
             update and with dropout as trained; the others are taken at the epoch's end.
+        on_weights: Is told when there are new weights to take a fingerprint of: the initial ones,
+            those after the first batch, and those after each epoch.
 
     Raises:
         StageError: The loss is no longer finite; names the epoch and the step.
     """
     data = {name: examples(part) for name, part in splits.items() if len(part)}
-    optimizer = torch.optim.SGD(
-        network.parameters(), lr=recipe.learning_rate, momentum=recipe.momentum
-    )
+    optimizer = build_optimizer(network, recipe)
+    on_weights("initial")
     for epoch in range(1, recipe.epochs + 1):
         row: Row = {"epoch": epoch}
-        row |= train_epoch(network, data["train"], recipe, optimizer, generator, epoch)
+        row |= train_epoch(network, data["train"], recipe, optimizer, generator, epoch, on_weights)
+        on_weights(f"epoch {epoch}")
         for name in ("validation", "test"):
             if name in data:
                 outputs = models.outputs(network, data[name].images)
                 row[f"{name}_loss"] = scoring.loss(outputs, data[name].labels)
                 row[f"{name}_accuracy"] = scoring.accuracy(outputs, data[name].labels)
         on_epoch(row)
+
+
+def build_optimizer(network: models.Network, recipe: Recipe) -> torch.optim.Optimizer:
+    return torch.optim.SGD(network.parameters(), lr=recipe.learning_rate, momentum=recipe.momentum)
 
 
 def train_epoch(
@@ -69,6 +76,7 @@ def train_epoch(
     optimizer: torch.optim.Optimizer,
     generator: torch.Generator,
     epoch: int,
+    on_weights: Callable[[str], None],
 ) -> Row:
     """One pass over ``data`` in a random order; the mean loss and accuracy of its steps."""
     loss_sum, correct = 0.0, 0
@@ -85,6 +93,8 @@ def train_epoch(
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
+        if epoch == step == 1:
+            on_weights("first batch")
         loss_sum += loss.item() * len(labels)
         correct += int((outputs.argmax(1) == labels).sum())
     size = len(data.labels)

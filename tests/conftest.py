@@ -15,6 +15,20 @@ from stages import files, mnist, sources
 ROOT = Path(__file__).parents[1]
 
 
+def missing(what: str) -> None:
+    """Skip a test whose component this machine lacks, or fail it where NO_SKIP says so (CI)."""
+    if os.environ.get("NO_SKIP"):
+        pytest.fail(what)
+    pytest.skip(what)
+
+
+def qemu(cpu: str) -> list[str]:
+    """The command that runs a program on an emulated processor."""
+    if not (found := shutil.which("qemu-x86_64")):
+        missing("qemu-x86_64 is not installed: Debian has it in qemu-user")
+    return [str(found), "-cpu", cpu]
+
+
 @pytest.fixture(scope="session")
 def raw() -> dict[mnist.IdxFile, bytes]:
     """MNIST's four files, from wherever they can be had; kept in data/raw."""
@@ -35,7 +49,9 @@ class Clone:
     def run(self, *command: str, env: dict[str, str] | None = None, check: bool = True):
         """Run a command there, with this environment's python first in PATH."""
         path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-        cleared = {name: value for name, value in os.environ.items() if name[:4] != "DVC_"}
+        cleared = {
+            name: value for name, value in os.environ.items() if name[:4] not in ("DVC_", "MAKE")
+        }
         result = subprocess.run(
             command,
             cwd=self.path,
@@ -54,11 +70,26 @@ class Clone:
         assert old in text, f"{file} has no {old!r}"
         path.write_text(text.replace(old, new, count), encoding="utf-8")
 
+    def commit(self, message: str) -> None:
+        self.run("git", "add", "--all")
+        identity = ["-c", "user.name=test", "-c", "user.email=test@example.com"]
+        self.run("git", *identity, "commit", "--quiet", f"--message={message}")
+
     def make_small(self) -> None:
         """2 epochs on 600 images: the real pipeline in seconds."""
         self.edit("params.yaml", "train_limit: 0", "train_limit: 600")
         self.edit("params.yaml", "epochs: 20", "epochs: 2", count=-1)
         self.edit("params.yaml", "batch_size: 512", "batch_size: 64", count=-1)
+
+    def outs(self) -> dict[str, str]:
+        """The md5 of every file in the folders that hold DVC outs, by path."""
+        folders = ["models", "data/prepared", "reports"]
+        paths = [path for name in folders for path in (self.path / name).rglob("*")]
+        return {
+            path.relative_to(self.path).as_posix(): files.md5(path)
+            for path in paths
+            if path.is_file() and path.name != ".gitignore"
+        }
 
     def repro(self, *arguments: str, env: dict[str, str] | None = None) -> list[str]:
         """`dvc repro`; the stages that ran."""
@@ -79,9 +110,7 @@ def make_clone(path: Path) -> Clone:
             shutil.copy2(ROOT / name, path / name)
     shutil.copytree(ROOT / files.DATA_RAW, path / files.DATA_RAW)
     clone = Clone(path)
-    clone.run("git", "add", "--all")
-    identity = ["-c", "user.name=test", "-c", "user.email=test@example.com"]
-    clone.run("git", *identity, "commit", "--quiet", "--message=as it stands")
+    clone.commit("as it stands")
     return clone
 
 
@@ -97,3 +126,11 @@ def small_run(raw, tmp_path_factory) -> Clone:
     clone.make_small()
     assert clone.repro() == ["prepare", "train_lenet5", "train_mlp", "evaluate", "plot"]
     return clone
+
+
+@pytest.fixture
+def copy(small_run, tmp_path) -> Clone:
+    """A copy of the clone in which the small pipeline has run, to change at will."""
+    skipped = shutil.ignore_patterns("mlflow.db*", "mlartifacts")
+    shutil.copytree(small_run.path, tmp_path / "a copy", ignore=skipped, symlinks=True)
+    return Clone(tmp_path / "a copy")

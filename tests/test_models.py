@@ -92,7 +92,10 @@ def trained(name, splits, recipe=RECIPE, seed=0):
     generator = numerics.configure(threads=2, seed=seed)
     network = models.build(name, recipe)
     history = []
-    training.train(network, splits, recipe, generator, history.append)
+    moments = []
+    training.train(network, splits, recipe, generator, history.append, moments.append)
+    expected = [f"epoch {epoch}" for epoch in range(1, recipe.epochs + 1)]
+    assert moments == ["initial", "first batch", *expected]
     return [p.detach().clone() for p in network.parameters()], history
 
 

@@ -5,9 +5,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
-from conftest import ROOT
+from conftest import ROOT, missing
+from stages import files
+from stages.params import MODEL_NAMES
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
@@ -25,7 +25,7 @@ def test_the_metrics_diff_is_what_dvc_says_of_the_history():
         ["git", "rev-parse", "--verify", "--quiet", before], cwd=ROOT, capture_output=True
     )
     if known.returncode:
-        pytest.skip("this clone is shallow: it lacks the commit that the README compares with")
+        missing("this clone is shallow: it lacks the commit that the README compares with")
     command = [str(Path(sys.executable).parent / "dvc"), "metrics", "diff", before, after]
     said = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
     expected = [line.strip() for line in shown.splitlines()]
@@ -40,4 +40,21 @@ def test_every_path_and_make_target_in_it_exists():
         assert (ROOT / picture).is_file()
     for row in re.findall(r"^\| (`[^|]*)\|", README, re.M):
         for name in re.findall(r"`(.*?)`", row):
-            assert [*ROOT.glob(name), *(ROOT / "stages").glob(name)], name
+            found = [*ROOT.glob(name), *(ROOT / "stages").glob(name)]
+            assert found or f"- {name.rstrip('*')}" in (ROOT / "dvc.yaml").read_text("utf-8"), name
+
+
+def test_the_published_fingerprints_are_the_committed_ones():
+    shown = re.findall(
+        r"^    (lenet5|mlp) +(initial|trained|outputs) +([0-9a-f]{64})$", README, re.M
+    )
+    outputs = dict(
+        line.split(",") for line in (ROOT / files.OUTPUTS).read_text("utf-8").splitlines()[1:]
+    )
+    expected = []
+    for model in MODEL_NAMES:
+        rows = (ROOT / files.weights_path(model)).read_text("utf-8").splitlines()[1:]
+        initial, *_, trained = [row.split(",")[1] for row in rows]
+        expected += [(model, "initial", initial), (model, "trained", trained)]
+        expected += [(model, "outputs", outputs[model])]
+    assert shown == expected

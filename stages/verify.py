@@ -1,0 +1,160 @@
+"""Does this machine compute what is committed? ``python -m stages.verify``
+
+Clones the last commit into a scratch folder, runs the whole pipeline there without any cache, and
+compares every out with dvc.lock, and with the file that lies here.
+"""
+
+import csv
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ruamel.yaml import YAML
+
+from stages import files
+from stages.errors import StageError, main_function
+from stages.params import MODEL_NAMES
+
+LOCK = Path("dvc.lock")
+
+
+@dataclass(frozen=True)
+class Out:
+    """One out, by its md5 in the committed dvc.lock, computed anew, and in this folder."""
+
+    stage: str
+    path: str
+    committed: str
+    computed: str
+    here: str | None  # None: not in this folder, as in a clone before `dvc pull`
+
+    @property
+    def verdict(self) -> str:
+        if self.computed != self.committed:
+            return "DIFFERS"
+        if self.here not in (None, self.committed):
+            return "the file here differs"
+        return "same"
+
+
+def locked(folder: Path) -> dict[tuple[str, str], str]:
+    """The md5 of every out in the dvc.lock of ``folder``, by stage and path.
+
+    Raises:
+        StageError: There is none, or it is not readable.
+    """
+    try:
+        lock = YAML(typ="safe").load((folder / LOCK).read_text(encoding="utf-8"))
+        return {
+            (stage, out["path"]): out["md5"]
+            for stage, entry in lock["stages"].items()
+            for out in entry["outs"]
+        }
+    except Exception as error:
+        reason = " ".join(str(error).split())
+        raise StageError(f"{LOCK} cannot be read ({reason}): `git checkout {LOCK}`") from None
+
+
+def run(command: Sequence[str], folder: Path) -> str:
+    """What a command prints; its own output goes on to the terminal when it fails."""
+    result = subprocess.run(
+        command, cwd=folder, stdout=subprocess.PIPE, text=True, encoding="utf-8"
+    )
+    if result.returncode != 0:
+        print(result.stdout, file=sys.stderr)
+        raise StageError(f"`{' '.join(command)}` failed (exit code {result.returncode})")
+    return result.stdout
+
+
+def reproduce(scratch: Path) -> tuple[dict[tuple[str, str], str], dict[tuple[str, str], str]]:
+    """Clone the last commit to ``scratch`` and run it; the committed and the computed md5s."""
+    run(["git", "clone", "--quiet", "--no-hardlinks", ".", str(scratch)], Path())
+    committed = locked(scratch)
+    if files.DATA_RAW.is_dir():  # they are checked like downloaded ones
+        shutil.copytree(files.DATA_RAW, scratch / files.DATA_RAW)
+    # No stage is skipped because its outs lie there, and none is restored from a cache
+    process = subprocess.Popen(
+        [sys.executable, "-m", "dvc", "repro", "--force", "--no-run-cache"],
+        cwd=scratch,
+        env=os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"},
+        stdout=subprocess.PIPE,
+        text=True,
+        encoding="utf-8",
+    )
+    assert process.stdout
+    for line in process.stdout:
+        if line.startswith("Running stage"):
+            print(line.strip(), flush=True)
+    if process.wait() != 0:
+        raise StageError("`dvc repro` failed in the scratch clone, see above")
+    return committed, locked(scratch)
+
+
+def here(path: str) -> str | None:
+    return files.md5(Path(path)) if Path(path).exists() else None
+
+
+def table(outs: Sequence[Out]) -> str:
+    """A row an out."""
+    rows = [("out", "dvc.lock", "computed", "")]
+    rows += [(out.path, out.committed, out.computed, out.verdict) for out in outs]
+    widths = [max(len(row[column]) for row in rows) for column in range(3)]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, [*widths, 0], strict=True)).rstrip()
+        for row in rows
+    )
+
+
+def origin(scratch: Path, differing: Sequence[str]) -> str:
+    """Where the computation in ``scratch`` first parts from the committed one.
+
+    Args:
+        differing: The paths of the outs that are not the committed ones, in the pipeline's order.
+    """
+    if files.DATA_PREPARED.as_posix() in differing:
+        return "it begins with the data"
+    for model in MODEL_NAMES:
+        path = files.weights_path(model).as_posix()
+        committed = fingerprints(run(["git", "show", f"HEAD:{path}"], scratch))
+        computed = fingerprints((scratch / path).read_text(encoding="utf-8"))
+        for moment in [*committed, *computed]:
+            if committed.get(moment) != computed.get(moment):
+                return f"it begins with the weights of {model}: {moment}"
+    return "all weights agree, to the last epoch's: only what is made of them differs"
+
+
+def fingerprints(text: str) -> dict[str, str]:
+    return {row["weights"]: row["sha256"] for row in csv.DictReader(text.splitlines())}
+
+
+@main_function
+def main() -> None:
+    dirty = run(["git", "status", "--porcelain"], Path()).strip()
+    if dirty:
+        print("note: the last commit is verified; what is changed since is not\n" + dirty)
+    with tempfile.TemporaryDirectory(prefix="verify-") as folder:
+        scratch = Path(folder) / "clone"
+        committed, computed = reproduce(scratch)
+        outs = [
+            Out(stage, path, md5, computed.get((stage, path), "missing"), here(path))
+            for (stage, path), md5 in committed.items()
+        ]
+        print(table(outs))
+        wrong = [out for out in outs if out.verdict == "DIFFERS"]
+        damaged = [out for out in outs if out.verdict == "the file here differs"]
+        for out in damaged:
+            print(f"{out.path} in this folder is not the committed one (stage {out.stage})")
+        if wrong:
+            print(origin(scratch, [out.path for out in wrong]))
+    if wrong or damaged:
+        raise StageError(f"{len(wrong) + len(damaged)} of {len(outs)} outs differ")
+    print(f"all {len(outs)} outs are the committed ones, to the bit")
+
+
+if __name__ == "__main__":
+    main()

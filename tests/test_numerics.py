@@ -1,0 +1,87 @@
+"""The pins hold whichever way a stage is started, and what breaks them is said in one line."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from conftest import ROOT, qemu
+from stages import numerics
+
+# The fingerprint of a LeNet-5 after a few steps on random images, as a stage would train it
+TRAIN = """
+from stages import models, numerics
+from stages.params import Recipe
+from stages.mnist import Split
+from stages import training
+import torch
+recipe = Recipe(epochs=1, batch_size=64, learning_rate=0.05, momentum=0.9, dropout=0.5,
+                softmax_before_loss=False)
+generator = numerics.configure(threads=THREADS, seed=1)
+images = torch.randint(0, 256, (256, 28, 28), dtype=torch.uint8)
+part = Split(images, torch.randint(0, 10, (256,), dtype=torch.uint8))
+for name in ("lenet5", "mlp"):
+    network = models.build(name, recipe)
+    training.train(network, {"train": part, "test": part}, recipe, generator, id, id)
+    print(models.fingerprint(network))
+"""
+
+
+def python(code: str, *prefix: str, **env: str) -> subprocess.CompletedProcess[str]:
+    clean = {key: value for key, value in os.environ.items() if key not in numerics.PINS}
+    command = [*prefix, sys.executable, "-c", code]
+    return subprocess.run(
+        command, cwd=ROOT, env=clean | env, capture_output=True, text=True, encoding="utf-8"
+    )
+
+
+def fingerprints(*prefix: str, threads: int = 2, **env: str) -> str:
+    result = python(TRAIN.replace("THREADS", str(threads)), *prefix, **env)
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+def test_the_pins_are_in_force_before_torch_is_imported():
+    result = python("import stages, torch; print(torch.backends.cpu.get_cpu_capability())")
+    assert result.stdout == "AVX2\n"
+    assert result.stderr == ""
+
+
+def test_cores_and_thread_variables_of_the_machine_do_not_change_the_bits():
+    expected = fingerprints()
+    assert fingerprints(OMP_NUM_THREADS="1", MKL_NUM_THREADS="1", OMP_DYNAMIC="TRUE") == expected
+    assert fingerprints("taskset", "--cpu-list", "0", OMP_NUM_THREADS="7") == expected
+    # The thread count of the recipe does, and this test would see it
+    assert fingerprints(threads=1) != expected
+
+
+def test_a_conflicting_pin_is_overridden_and_named():
+    result = python(TRAIN.replace("THREADS", "2"), MKL_CBWR="AVX512")
+    assert result.stdout == fingerprints()
+    assert result.stderr == (
+        "warning: MKL_CBWR=AVX512 in the environment is overridden with COMPATIBLE, which the "
+        "committed results were computed with\n"
+    )
+
+
+@pytest.mark.parametrize("library", ["torch", "numpy"])
+def test_a_library_imported_too_early_is_named_in_one_line(library):
+    result = python(f"import {library}, stages")
+    assert result.returncode == 2
+    assert result.stderr.startswith(f"error: {library}")
+    assert "UNPINNED=1" in result.stderr
+    assert result.stderr.count("\n") == 1
+    assert python(f"import {library}, stages", UNPINNED="1").returncode == 0
+
+
+@pytest.mark.slow
+def test_a_processor_without_avx2_is_refused_in_one_line_that_says_how_to_go_on():
+    old = qemu("SandyBridge")
+    result = python("import stages.train", *old)
+    lines = [line for line in result.stderr.splitlines() if "TCG doesn't support" not in line]
+    assert result.returncode == 2
+    assert len(lines) == 1
+    assert lines[0].startswith("error: this processor lacks AVX2")
+    assert "UNPINNED=1" in lines[0]
+    assert python("import stages.train", *old, UNPINNED="1").returncode == 0

@@ -1,0 +1,149 @@
+"""The same bytes on every machine: other paths, languages, cores and processors."""
+
+import json
+import os
+import re
+import shutil
+import socket
+import sys
+
+import mlflow
+import pytest
+from mlflow import MlflowClient
+from ruamel.yaml import YAML
+from test_pipeline import PIPELINE, STAGES
+
+from conftest import Clone, make_clone, qemu
+from stages import files
+
+
+def test_no_out_holds_a_path_a_host_a_run_or_a_moment(small_run):
+    client = MlflowClient(f"sqlite:///{small_run.path / 'mlflow.db'}")
+    found = client.search_runs([e.experiment_id for e in client.search_experiments()])
+    assert found
+    hidden = [str(small_run.path), small_run.path.name, str(os.getpid()), sys.executable]
+    hidden += [run.info.run_id for run in found]
+    hidden += [host for host in [socket.gethostname()] if len(host) > 4]  # a shorter one is noise
+    moment = re.compile(rb"20\d\d-\d\d-\d\d|\d\d:\d\d:\d\d|date|time|duration|seconds", re.I)
+    for path in small_run.outs():
+        content = (small_run.path / path).read_bytes()
+        for text in hidden:
+            assert text.encode() not in content, f"{path} holds {text}"
+        if not path.endswith((".png", ".safetensors")):
+            assert not moment.search(content), path
+    for path in small_run.path.rglob("*.png"):
+        # Of the ancillary chunks of a PNG only the resolution: no text, no time
+        chunks = set(re.findall(rb"tEXt|zTXt|iTXt|tIME|eXIf", path.read_bytes()))
+        assert not chunks & {b"tIME", b"eXIf"} or "mlartifacts" in path.parts
+
+
+@pytest.mark.slow
+def test_two_clones_in_different_surroundings_write_the_same_dvc_lock(raw, tmp_path):
+    first = make_clone(tmp_path / "one place")
+    second = make_clone(tmp_path / "ünother, much longer place")
+    for clone in (first, second):
+        clone.make_small()
+    environment = {
+        "PYTHONHASHSEED": "1",
+        "TZ": "Asia/Kathmandu",
+        "LANG": "C",
+        "LC_ALL": "C",
+        "OMP_NUM_THREADS": "1",
+        "HOME": str(tmp_path),
+    }
+    assert first.repro() == STAGES
+
+    old_umask = os.umask(0o077)
+    try:
+        for stage in STAGES:
+            command = ["taskset", "--cpu-list", "0", "dvc", "repro", "--single-item", stage]
+            second.run(*command, env=environment)
+    finally:
+        os.umask(old_umask)
+    locks = [(clone.path / "dvc.lock").read_bytes() for clone in (first, second)]
+    assert locks[0] == locks[1]
+    assert first.outs() == second.outs()
+
+
+def run_stages(clone: Clone, *prefix: str, env: dict[str, str] | None = None) -> dict[str, str]:
+    """All five stages, each started with ``prefix``; the outs."""
+    for stage in STAGES:
+        arguments = PIPELINE["stages"][stage]["cmd"].split()[1:]
+        command = [*prefix, sys.executable, *arguments]
+        clone.run(*command, env={"MIRROR": "off"} | (env or {}))
+    return clone.outs()
+
+
+@pytest.mark.slow
+def test_an_emulated_intel_haswell_computes_the_same_bytes(raw, tmp_path):
+    emulator = qemu(os.environ.get("EMULATED_CPU", "Haswell"))
+    native, emulated = make_clone(tmp_path / "native"), make_clone(tmp_path / "emulated")
+    for clone in (native, emulated):
+        clone.make_small()
+        shutil.rmtree(clone.path / "reports")
+    expected = run_stages(native)
+    assert run_stages(emulated, *emulator) == expected
+    assert len(expected) > 20
+
+
+def flip_bit(path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.chmod(0o644)
+    path.write_bytes(content)
+
+
+@pytest.mark.slow
+def test_verify_agrees_with_what_is_committed_and_finds_a_changed_bit_in_each_out(copy):
+    copy.commit("the small results")
+    good = copy.run("python", "-m", "stages.verify")
+    assert "outs are the committed ones, to the bit" in good.stdout
+
+    lock = YAML(typ="safe").load(copy.path / "dvc.lock")["stages"]
+    outs = [out["path"] for stage in lock.values() for out in stage["outs"]]
+    for out in outs:
+        path = copy.path / out
+        flip_bit(next(path.glob("*.*")) if path.is_dir() else path)
+    found = copy.run("python", "-m", "stages.verify", check=False)
+    assert found.returncode == 1
+    for out in outs:
+        assert f"{out} in this folder is not the committed one" in found.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("file", "old", "new", "origin"),
+    [
+        ("stages/mnist.py", "train = np.sort(train)", "train = np.sort(train)[1:]", "the data"),
+        ("stages/numerics.py", "torch.manual_seed(seed)\n", "torch.manual_seed(seed + 1)\n",
+         "the weights of lenet5: initial"),
+        ("stages/training.py", "lr=recipe.learning_rate", "lr=1.01 * recipe.learning_rate",
+         "the weights of lenet5: first batch"),
+        ("stages/figures.py", "markersize=4", "markersize=5", "only what is made of them"),
+    ],
+)  # fmt: skip
+def test_verify_says_where_a_difference_begins(copy, file, old, new, origin):
+    copy.edit(file, old, new)
+    copy.commit("code that does not belong to dvc.lock")
+    result = copy.run("python", "-m", "stages.verify", check=False)
+    assert result.returncode == 1
+    assert origin in result.stdout
+    assert "DIFFERS" in result.stdout
+
+
+def test_the_fingerprints_are_those_of_the_files(small_run):
+    metrics = json.loads((small_run.path / files.METRICS).read_text(encoding="utf-8"))
+    assert metrics
+    for model in ("lenet5", "mlp"):
+        text = (small_run.path / files.weights_path(model)).read_text(encoding="utf-8")
+        rows = [line.split(",") for line in text.splitlines()[1:]]
+        assert [row[0] for row in rows] == ["initial", "first batch", "epoch 1", "epoch 2"]
+        assert len({row[1] for row in rows}) == 4
+        content = (small_run.path / files.model_path(model)).read_bytes()
+        assert rows[-1][1] == files.sha256(content)
+
+
+def test_mlflow_says_whether_a_run_is_portable(small_run):
+    mlflow.set_tracking_uri(f"sqlite:///{small_run.path / 'mlflow.db'}")
+    tags = mlflow.search_runs(search_all_experiments=True)["tags.portable"]
+    assert set(tags) == {"true"}
