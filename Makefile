@@ -4,7 +4,7 @@ PYTHON ?= python3
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 INSTALLED := .venv/.installed
 
-.PHONY: help install repro verify test lint sync ui
+.PHONY: help install repro verify test lint sync find check serve ui
 
 help:
 	@echo "make repro   run the pipeline, as far as it is not up to date, and show the comparison"
@@ -12,7 +12,10 @@ help:
 	@echo "make test    run the tests"
 	@echo "make lint    ruff and mypy"
 	@echo "make sync    write the MLflow runs that are missing, from the results"
+	@echo "make find WHAT=RUN|MODEL|FILE|COMMIT   from a run to its commits, from a commit to its runs"
 	@echo "make ui      browse the runs in MLflow"
+	@echo "make check WHAT=MODEL   whether a logged model is, byte by byte, what a commit holds"
+	@echo "make serve   answer images over HTTP with the champion"
 
 install: $(INSTALLED)
 
@@ -40,9 +43,22 @@ lint: $(INSTALLED)
 	mypy
 
 sync: $(INSTALLED)
-	python -m stages.tracking sync
+	@python -m stages.tracking sync $(REV)
+
+find: $(INSTALLED)
+	@python -m stages.tracking find '$(WHAT)'
+
+check: $(INSTALLED)
+	@python -m stages.tracking check '$(WHAT)'
+
+# The model is served only if it is, byte by byte, what a commit's dvc.lock holds
+MODEL ?= models:/mnist@champion
+PORT ?= 5001
+serve: $(INSTALLED)
+	@python -m stages.serve '$(MODEL)' $(PORT)
 
 ui: $(INSTALLED)
+	@echo "Open $$(python -m stages.tracking view)"
 	mlflow ui --backend-store-uri "$${MLFLOW_TRACKING_URI:-sqlite:///mlflow.db}"
 
 # Clones the last commit, computes everything anew and compares with dvc.lock (three minutes)

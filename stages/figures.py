@@ -83,18 +83,19 @@ def curves(histories: Mapping[str, History], title: str) -> Figure:
 
 
 def confusion(matrices: Mapping[str, NDArray[np.int64]]) -> Figure:
-    """Confusion matrices side by side; the colour shows the share of the row, mistakes only."""
+    """Confusion matrices side by side; the shade is a mistake's share of its row, on one scale."""
     with rc_context(STYLE | {"axes.grid": False}):
-        figure = _figure(12, 6.4)
+        figure = _figure(12, 7)
+        wrong = {model: matrix * (1 - np.eye(len(matrix))) for model, matrix in matrices.items()}
+        shades = {model: wrong[model] / matrices[model].sum(1, keepdims=True) for model in matrices}
+        darkest = max(0.01, *(float(shade.max()) for shade in shades.values()))
         for axes, (model, matrix) in zip(
             figure.subplots(1, len(matrices)), matrices.items(), strict=True
         ):
-            wrong = matrix * (1 - np.eye(len(matrix)))
-            shade = wrong / matrix.sum(1, keepdims=True)
-            axes.imshow(shade, cmap="Oranges", vmin=0, vmax=max(0.01, float(shade.max())))
+            axes.imshow(shades[model], cmap="Oranges", vmin=0, vmax=darkest)
             for (actual, predicted), count in np.ndenumerate(matrix):
                 if count:
-                    dark = shade[actual, predicted] > 0.6 * shade.max()
+                    dark = shades[model][actual, predicted] > 0.6 * darkest
                     axes.text(
                         predicted,
                         actual,
@@ -109,7 +110,8 @@ def confusion(matrices: Mapping[str, NDArray[np.int64]]) -> Figure:
             axes.set_yticks(range(len(matrix)))
             axes.set_xlabel("predicted digit")
             axes.set_ylabel("actual digit")
-            axes.set_title(f"{TITLES[model]}: {int(wrong.sum())} mistakes in {matrix.sum():,}")
+            mistaken = int(wrong[model].sum())
+            axes.set_title(f"{TITLES[model]}: {mistaken} mistakes in {matrix.sum():,}")
         figure.suptitle("Confusion on the test images (shade: share of the digit's images)")
     return figure
 

@@ -53,10 +53,18 @@ class Recipes(Section):
     mlp: Recipe
 
 
+class Registry(Section):
+    """What a model needs to become the champion of MLflow's registry."""
+
+    min_accuracy: Annotated[float, Field(ge=0, le=1)]
+    max_p: Annotated[float, Field(ge=0, le=1)]
+
+
 class Params(Section):
     seed: Annotated[int, Field(ge=0, lt=2**32)]
     threads: Annotated[int, Field(ge=1, le=64)]
     data: Data
+    registry: Registry
     recipe: str
     recipes: dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9_]+$")], Recipes]
 
@@ -142,7 +150,7 @@ def _line(detail: Any) -> str:
     return f"{PATH}: {key} is {_shown(detail['input'])}, expected {expected}"
 
 
-SECTIONS: dict[Any, type[Section]] = {"data": Data, "recipes": Recipes}
+SECTIONS: dict[Any, type[Section]] = {"data": Data, "registry": Registry, "recipes": Recipes}
 
 
 def _section(loc: tuple[Any, ...]) -> type[Section]:

@@ -1,11 +1,13 @@
 """Metrics and statistics of classifiers on one test set."""
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch.nn.functional as F
 from numpy.typing import NDArray
-from torch import Tensor
+
+if TYPE_CHECKING:  # two of the four stages that come here do without torch, and save its import
+    from torch import Tensor
 
 CONFIDENCE = 0.95
 NORMAL_QUANTILE = 1.959963984540054  # of (1 + CONFIDENCE) / 2
@@ -14,12 +16,14 @@ CALIBRATION_BINS = 15
 Bools = NDArray[np.bool_]
 
 
-def loss(outputs: Tensor, labels: Tensor) -> float:
+def loss(outputs: "Tensor", labels: "Tensor") -> float:
     """Mean cross-entropy, in nats, of outputs (N, 10) on labels (N,)."""
+    import torch.nn.functional as F
+
     return F.cross_entropy(outputs.double(), labels).item()
 
 
-def accuracy(outputs: Tensor, labels: Tensor) -> float:
+def accuracy(outputs: "Tensor", labels: "Tensor") -> float:
     return int((outputs.argmax(1) == labels).sum()) / len(labels)
 
 

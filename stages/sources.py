@@ -1,5 +1,6 @@
 """Where MNIST's four files come from: a source gives bytes, and only checked bytes are kept."""
 
+import importlib
 import pickle
 import subprocess
 import sys
@@ -211,7 +212,7 @@ class _ArrayUnpickler(pickle.Unpickler):
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) == ("numpy.core.multiarray", "_reconstruct"):
-            return np._core.multiarray._reconstruct  # type: ignore[attr-defined]
+            return importlib.import_module("numpy._core.multiarray")._reconstruct
         if module == "numpy" and name in ("ndarray", "dtype"):
             return getattr(np, name)
         raise pickle.UnpicklingError(f"{module}.{name} is not an array")

@@ -77,11 +77,12 @@ def reproduce(scratch: Path) -> tuple[dict[tuple[str, str], str], dict[tuple[str
     committed = locked(scratch)
     if files.DATA_RAW.is_dir():  # they are checked like downloaded ones
         shutil.copytree(files.DATA_RAW, scratch / files.DATA_RAW)
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     # No stage is skipped because its outs lie there, and none is restored from a cache
     process = subprocess.Popen(
         [sys.executable, "-m", "dvc", "repro", "--force", "--no-run-cache"],
         cwd=scratch,
-        env=os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"},
+        env=os.environ | {"PATH": path, "MIRROR": "off"},
         stdout=subprocess.PIPE,
         text=True,
         encoding="utf-8",

@@ -1,0 +1,145 @@
+"""The process that writes the stages' runs, beside them: ``python -m stages.mirror FD STAGE``.
+
+stages/tracking.py starts it with a listening socket. It imports MLflow once, forks a process for
+each stage that connects, and ends when for a while none has come: one pipeline, one import.
+
+A stage sends one JSON object a line: `{"stage": ..., "environment": {...}}`, `{"epoch": {...}}` for
+each epoch, and `{"end": STATUS, "reason": ...}`; a connection that ends before that is a stage that
+was killed. The answer is a line for each step: `process PID` first, `local` before work that needs
+no server, `ready` after every answer of the store, and at the end `done` or `failed: REASON`.
+"""
+
+import contextlib
+import importlib
+import json
+import os
+import select
+import socket
+import sys
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from stages import files, params, results, runs, store, sync
+from stages.results import Result
+from stages.runs import Say, client
+
+LINGER = 10.0  # seconds without a stage after which the process ends
+# Imported for all stages that follow, while the first ones have a processor to spare
+STORE = ("mlflow", "mlflow.store.tracking.sqlalchemy_store")
+EXPORT = ("mlflow.pytorch", "torch.export._trace")
+
+
+def serve(listener: socket.socket, waiting: list[str]) -> None:
+    """Fork a process for each stage that connects, until none comes any more.
+
+    Args:
+        waiting: Modules to import when there is nothing else to do.
+    """
+    path, used, children = Path(listener.getsockname()), time.monotonic(), 0
+    while children or waiting or time.monotonic() < used + LINGER:
+        while children and os.waitpid(-1, os.WNOHANG) != (0, 0):
+            children, used = children - 1, time.monotonic()
+        ready, _, _ = select.select([listener], [], [], 0 if waiting else 0.2)
+        if ready:
+            answer(listener)
+            children += 1
+        elif waiting:
+            importlib.import_module(waiting.pop(0))
+    path.unlink(missing_ok=True)
+    while select.select([listener], [], [], 0)[0]:  # who came before the socket was gone
+        answer(listener)
+
+
+def answer(listener: socket.socket) -> None:
+    """Take one connection, in a process of its own: a run that hangs holds up no other."""
+    connection, _ = listener.accept()
+    if os.fork() == 0:
+        listener.close()
+        # Two, because writing to a stream drops what it has read ahead
+        said = connection.makefile("r", encoding="utf-8")
+        answers = connection.makefile("w", encoding="utf-8")
+
+        def say(line: str) -> None:
+            with contextlib.suppress(OSError):  # a killed stage's run is ended all the same
+                print(line, file=answers, flush=True)
+
+        try:
+            say(f"process {os.getpid()}")
+            say("local")
+            follow((json.loads(line) for line in said), say)
+            say("done")
+        except BaseException as error:
+            say(f"failed: {store.explain(error)}")
+        # Threads and exit handlers of MLflow may hang where the server does
+        os._exit(0)
+    connection.close()
+
+
+def follow(messages: Iterable[dict[str, Any]], say: Say) -> None:
+    """Write the run of a stage that is running, as its messages come in."""
+    messages = iter(messages)
+    first = next(messages)
+    stage: str = first["stage"]
+    os.environ.clear()
+    os.environ.update(first["environment"])
+    experiment_id = store.open_store()
+    from mlflow.entities import RunTag
+    from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
+
+    from stages import numerics
+
+    say("ready")
+    tags = results.provenance() | {"portable": str(numerics.is_pinned()).lower()}
+    run_id = runs.start(experiment_id, results.of_files(stage, with_outs=False), tags)
+    say("ready")
+    monitor = SystemMetricsMonitor(run_id) if stage.startswith("train_") else None  # type: ignore[no-untyped-call]
+    if monitor:
+        monitor.start()  # type: ignore[no-untyped-call]
+    status, reason = "KILLED", "its process ended"
+    for message in messages:
+        if "end" in message:
+            status, reason = message["end"], message["reason"]
+            break
+        runs.log_epoch(run_id, message["epoch"])
+        say("ready")
+    if monitor:
+        monitor.finish()  # type: ignore[no-untyped-call]
+    if status == "FINISHED":
+        result = results.of_files(stage)
+        runs.log_result(run_id, result, say)
+        finish(experiment_id, run_id, result, say)
+    else:
+        client().log_batch(run_id, tags=[RunTag("reason", reason)])
+        client().set_terminated(run_id, status)
+
+
+def finish(experiment_id: str, run_id: str, result: Result, say: Say) -> None:
+    """End a run as FINISHED and, if all stages' results now agree, attach what they share."""
+    client().set_terminated(run_id, "FINISHED")
+    say("ready")
+    # dvc.lock does not have this stage's results before the stage has ended
+    locked = results.of_lock() if Path(results.LOCK).is_file() else {}
+    locked[result.stage] = result
+    if sync.agree(locked) and files.md5(files.METRICS) == locked["evaluate"].outs.get(
+        files.METRICS.as_posix()
+    ):
+        sync.connect(experiment_id, locked, params.load().registry, say)
+
+
+def main() -> None:
+    listener = socket.socket(fileno=int(sys.argv[1]))
+    for variable, value in store.SETTINGS.items():
+        os.environ.setdefault(variable, value)
+    waiting = [*EXPORT] if sys.argv[2] == "prepare" or sys.argv[2].startswith("train_") else []
+    try:
+        for module in STORE:
+            importlib.import_module(module)
+    except ImportError:
+        pass  # each stage is told
+    serve(listener, waiting)
+
+
+if __name__ == "__main__":
+    main()

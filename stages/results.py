@@ -1,0 +1,251 @@
+"""The truth that the mirror copies: what dvc.yaml, dvc.lock and git say of a stage's results."""
+
+import functools
+import os
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import chdir, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ruamel.yaml import YAML
+
+from stages import files, params
+from stages.errors import InputError, StageError
+
+LOCK = "dvc.lock"
+
+
+@dataclass(frozen=True)
+class Result:
+    """One stage's results and what they were made from; md5s by path, as in dvc.lock."""
+
+    stage: str
+    desc: str
+    params: dict[str, Any]  # flattened, without the name of the recipe: `lenet5.epochs` is 20
+    recipe: str | None
+    outs: dict[str, str]
+    deps: dict[str, str]
+
+    @property
+    def tags(self) -> dict[str, str]:
+        """The content links."""
+        outs = {f"out:{path}": md5 for path, md5 in self.outs.items()}
+        return outs | {f"dep:{path}": md5 for path, md5 in self.deps.items()}
+
+
+@functools.cache  # one file is read several times, and parsing it takes 50 ms
+def load_yaml(text: str) -> dict[str, Any]:
+    content = YAML(typ="safe").load(text)
+    if not isinstance(content, dict) or not isinstance(content.get("stages"), dict):
+        raise StageError(f"{LOCK} or dvc.yaml names no stages: `git checkout` it")
+    return content
+
+
+def declared() -> dict[str, Any]:
+    """The stages of dvc.yaml, in the order in which they run."""
+    stages: dict[str, Any] = load_yaml(Path("dvc.yaml").read_text(encoding="utf-8"))["stages"]
+    return stages
+
+
+def of_files(stage: str, with_outs: bool = True) -> Result:
+    """The result that lies in the folder, of a stage that has just run or is about to."""
+    declaration = declared()[stage]
+    entries = [*declaration.get("metrics", []), *declaration["outs"]]
+    outs = [entry if isinstance(entry, str) else next(iter(entry)) for entry in entries]
+    content = params.read()
+    keys = [key for key in declaration["params"] if isinstance(key, str)]
+    values: dict[str, Any] = {}
+    for key in keys:
+        key = key.replace("${recipe}", content["recipe"])
+        value: Any = content
+        for part in key.split("."):
+            value = value[part]
+        values[key] = value
+    return Result(
+        stage=stage,
+        desc=declaration["desc"],
+        params=_flat(values),
+        recipe=values.get("recipe"),
+        outs={path: files.md5(Path(path)) for path in outs} if with_outs else {},
+        deps={path: files.md5(Path(path)) for path in declaration["deps"]},
+    )
+
+
+def of_lock() -> dict[str, Result]:
+    """The results in dvc.lock, by stage, in the order in which the stages run."""
+    try:
+        lock = load_yaml(Path(LOCK).read_text(encoding="utf-8"))["stages"]
+    except OSError:
+        raise StageError(f"there is no {LOCK}: `dvc repro` writes it") from None
+    found = {}
+    for stage, declaration in declared().items():
+        if stage in lock:
+            values = lock[stage].get("params", {}).get(params.PATH.as_posix(), {})
+            found[stage] = Result(
+                stage=stage,
+                desc=declaration["desc"],
+                params=_flat(values),
+                recipe=values.get("recipe"),
+                outs=_md5s(lock[stage].get("outs", [])),
+                deps=_md5s(lock[stage].get("deps", [])),
+            )
+    return found
+
+
+def _flat(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings under names that stay comparable: `recipes.published.lenet5` is `lenet5`."""
+    recipe = f"recipes.{values.get('recipe')}"
+    return {key.removeprefix(f"{recipe}."): value for key, value in params.flatten(values).items()}
+
+
+def _md5s(entries: list[dict[str, Any]]) -> dict[str, str]:
+    return {entry["path"]: entry["md5"] for entry in entries}
+
+
+# --- git ---
+
+
+def git(*arguments: str, given: str | None = None) -> str:
+    """What git prints.
+
+    Raises:
+        StageError: git fails, or this is no git repository.
+    """
+    try:
+        result = subprocess.run(
+            ["git", *arguments], input=given, capture_output=True, text=True, encoding="utf-8"
+        )
+    except OSError as error:
+        raise StageError(f"git: {error.strerror}") from None
+    if result.returncode:
+        raise StageError(f"git {arguments[0]}: {' '.join(result.stderr.split())}")
+    return result.stdout
+
+
+def provenance() -> dict[str, str]:
+    """Tags that say which code is running: the commit, whether files differ from it, and DVC's
+    experiment. Results are left out, because the pipeline itself is about to change those."""
+    tags = {}
+    try:
+        results = [path for result in _declared_outs() for path in (f":(exclude){result}",)]
+        status = git("status", "--porcelain", "--", ".", f":(exclude){LOCK}", *results)
+        tags = {"commit": git("rev-parse", "HEAD").strip(), "dirty": str(bool(status)).lower()}
+    except StageError:
+        pass  # the project was copied without its history
+    names = {"DVC_EXP_NAME": "dvc_experiment", "DVC_EXP_BASELINE_REV": "dvc_experiment_baseline"}
+    return tags | {tag: os.environ[name] for name, tag in names.items() if os.environ.get(name)}
+
+
+def _declared_outs() -> list[str]:
+    return [
+        entry if isinstance(entry, str) else next(iter(entry))
+        for stage in declared().values()
+        for entry in [*stage.get("metrics", []), *stage["outs"]]
+    ]
+
+
+def commit_of(rev: str) -> str:
+    """The full hash of a commit.
+
+    Raises:
+        InputError: There is no such commit.
+    """
+    try:
+        return git(
+            "rev-parse", "--verify", "--quiet", "--end-of-options", f"{rev}^{{commit}}"
+        ).strip()
+    except StageError:
+        raise InputError(f"{rev} is not a commit of this repository") from None
+
+
+def lock_of(commit: str) -> str:
+    """dvc.lock as a commit holds it."""
+    try:
+        return git("show", f"{commit}:{LOCK}")
+    except StageError:
+        raise InputError(f"commit {commit[:10]} has no {LOCK}") from None
+
+
+@dataclass(frozen=True)
+class Holder:
+    """Commits that hold one and the same dvc.lock."""
+
+    first: str  # the oldest: the one that brought it
+    others: int
+    stages: dict[str, dict[str, str]]  # the md5 of each out, by stage and path
+
+    def holds(self, outs: Mapping[str, str]) -> bool:
+        """Whether each of these outs is in dvc.lock."""
+        held = {path: md5 for stage in self.stages.values() for path, md5 in stage.items()}
+        return all(held.get(path) == md5 for path, md5 in outs.items())
+
+
+@functools.cache
+def holders() -> tuple[Holder, ...]:
+    """Every dvc.lock of the history, branches and DVC experiments included; the newest first."""
+    commits = git("rev-list", "--all", "--date-order").split()
+    asked = "".join(f"{commit}:{LOCK}\n" for commit in commits)
+    answers = git("cat-file", "--batch-check=%(objectname) %(objecttype)", given=asked)
+    by_lock: dict[str, list[str]] = {}
+    for commit, answer in zip(commits, answers.splitlines(), strict=True):
+        if answer.endswith(" blob"):
+            by_lock.setdefault(answer.split()[0], []).append(commit)
+    found = []
+    for blob, holding in by_lock.items():
+        try:
+            stages = load_yaml(git("cat-file", "blob", blob))["stages"]
+            outs = {name: _md5s(stage.get("outs", [])) for name, stage in stages.items()}
+        except Exception:  # a damaged dvc.lock somewhere in the history holds nothing
+            continue
+        found.append(Holder(holding[-1], len(holding) - 1, outs))
+    return tuple(found)
+
+
+# --- the files of a commit ---
+
+
+@contextmanager
+def checkout(rev: str | None) -> Iterator[Callable[[str, str], None]]:
+    """Stand where the files of ``rev`` are, or stay in this folder where that is None.
+
+    Yields:
+        A function that makes sure that a path with this md5 lies there, from the DVC cache or the
+        remote; it raises StageError naming the command that brings it.
+    """
+    if rev is None:
+        yield _present
+        return
+    commit = commit_of(rev)
+    lock_of(commit)
+    from dvc.api import DVCFileSystem
+
+    source = DVCFileSystem(str(Path.cwd()), rev=commit)
+
+    def bring(path: str, md5: str) -> None:
+        if Path(path).exists() and files.md5(Path(path)) == md5:
+            return
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        try:
+            source.get(path, path, recursive=source.isdir(path))
+        except Exception:
+            raise StageError(
+                f"{path} of commit {commit[:10]} is not in the cache: `git checkout "
+                f"{commit[:10]} && dvc pull {path}` brings it"
+            ) from None
+        if files.md5(Path(path)) != md5:
+            raise StageError(f"{path} of commit {commit[:10]} is not what its {LOCK} says")
+
+    with tempfile.TemporaryDirectory(prefix="sync-") as folder, chdir(folder):
+        for name in ("dvc.yaml", LOCK, "params.yaml", "pyproject.toml"):
+            source.get_file(name, name)
+        yield bring
+
+
+def _present(path: str, md5: str) -> None:
+    if not Path(path).exists() or files.md5(Path(path)) != md5:
+        raise StageError(
+            f"{path} is not the one in {LOCK}: `dvc pull {path}` brings it, or `dvc repro` makes it"
+        )

@@ -1,0 +1,255 @@
+"""How one stage's results become one MLflow run, with its model and its data."""
+
+import getpass
+import json
+import socket
+import tempfile
+import time
+import tomllib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from stages import files, params
+from stages.params import MODEL_NAMES, ModelName, Recipe
+from stages.results import Result
+
+Say = Callable[[str], None]
+
+
+def silent(line: str) -> None:
+    """For a caller that nobody waits for."""
+
+
+def client() -> Any:
+    from mlflow import MlflowClient
+
+    return MlflowClient()
+
+
+# --- one run ---
+
+
+def start(experiment_id: str, result: Result, tags: Mapping[str, str]) -> str:
+    """Begin a run with the stage's settings and content links; its id."""
+    from mlflow.entities import Param
+
+    described = {
+        "stage": result.stage,
+        "mlflow.note.content": result.desc,
+        "mlflow.user": _user(),
+        "mlflow.source.name": f"dvc repro {result.stage}",
+        "mlflow.source.type": "PROJECT",
+        "process": this_process(),
+    }
+    if result.recipe:
+        described["recipe"] = result.recipe
+    if "commit" in tags:
+        described["mlflow.source.git.commit"] = tags["commit"]
+    run = client().create_run(
+        experiment_id, run_name=result.stage, tags={**described, **result.tags, **tags}
+    )
+    run_id: str = run.info.run_id
+    settings = [Param(key, str(value)) for key, value in result.params.items()]
+    client().log_batch(run_id, params=settings)
+    return run_id
+
+
+def log_epoch(run_id: str, row: Mapping[str, Any]) -> None:
+    values = {key: value for key, value in row.items() if key != "epoch"}
+    log_metrics(run_id, values, step=int(row["epoch"]))
+
+
+def log_metrics(to_run: str, values: Mapping[str, float], step: int = 0, **of: Any) -> None:
+    """Log metrics in one call; ``of`` names the logged model and the dataset they belong to."""
+    from mlflow.entities import Metric
+
+    now = int(time.time() * 1000)
+    metrics = [Metric(key, value, now, step, **of) for key, value in values.items()]
+    client().log_batch(to_run, metrics=metrics)
+
+
+def log_result(run_id: str, result: Result, say: Say = silent) -> None:
+    """Copy a stage's outs, which lie in this folder, into its run, with their md5s."""
+    from mlflow.entities import RunTag
+
+    client().log_batch(run_id, tags=[RunTag(key, value) for key, value in result.tags.items()])
+    if result.stage.startswith("train_"):
+        log_dataset(run_id, "train", "training")
+    elif result.stage == "evaluate":
+        log_dataset(run_id, "test", "evaluation")
+    say("ready")
+    for path in map(Path, result.outs):
+        if path.suffix == ".safetensors":
+            log_model(run_id, result, path, say)
+        elif path.is_dir():
+            for file in sorted(path.iterdir()):
+                if file.suffix in (".csv", ".png"):
+                    client().log_artifact(run_id, str(file))
+                    say("ready")
+        else:
+            client().log_artifact(run_id, str(path))
+        if path == files.METRICS:
+            metrics = json.loads(path.read_text(encoding="utf-8"))
+            log_metrics(run_id, params.flatten(metrics))
+        elif path == files.DATA_PREPARED:
+            log_metrics(run_id, dict(_counts(path / "counts.csv")))
+        say("ready")
+
+
+def _counts(path: Path) -> Iterator[tuple[str, float]]:
+    for line in path.read_text(encoding="utf-8").splitlines()[1:]:
+        name, *_, images = line.split(",")
+        yield f"{name}_images", float(images)
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return "unknown"
+
+
+def this_process() -> str:
+    """Host, process and the moment it started: enough to see later that it is gone."""
+    import psutil
+
+    process = psutil.Process()
+    return f"{socket.gethostname()} {process.pid} {process.create_time():.0f}"
+
+
+# --- models and data ---
+
+
+def log_dataset(run_id: str, split: str, context: str) -> None:
+    """Note a split as a run's input; its digest is the md5 of its file, as DVC has it."""
+    from mlflow.entities import Dataset, DatasetInput, InputTag
+
+    path = files.DATA_PREPARED / f"{split}.safetensors"
+    images = _images(split)
+    dataset = Dataset(
+        name=f"mnist-{split}",
+        digest=files.md5(path),
+        source_type="code",
+        source=json.dumps({"tags": {"mlflow.source.name": path.as_posix()}}),
+        schema=json.dumps({"images": f"uint8 {images.shape}", "labels": f"uint8 ({len(images)},)"}),
+        profile=json.dumps({"num_rows": len(images)}),
+    )
+    tags = [InputTag("mlflow.data.context", context)]
+    client().log_inputs(run_id, datasets=[DatasetInput(dataset, tags)])
+
+
+def _images(split: str) -> Any:
+    from safetensors.numpy import load_file
+
+    return load_file(files.DATA_PREPARED / f"{split}.safetensors")["images"]
+
+
+def log_model(run_id: str, result: Result, path: Path, say: Say = silent) -> None:
+    """Log the model as a pt2 archive that takes raw images, with the file of weights beside it.
+
+    Not `mlflow.pytorch.log_model`, which would copy the run's system metrics to the model and try
+    the model out in a scoring server of its own.
+    """
+    from mlflow.entities import LoggedModelOutput
+
+    name = path.stem
+    experiment_id = client().get_run(run_id).info.experiment_id
+    model = client().create_logged_model(
+        experiment_id,
+        name=name,
+        source_run_id=run_id,
+        tags={"md5": result.outs[path.as_posix()], "file": path.as_posix()},
+        params={key: str(value) for key, value in result.params.items()},
+        model_type="classifier",
+    )
+    with tempfile.TemporaryDirectory() as scratch:
+        say("local")
+        folder = Path(scratch) / "model"
+        export(path, folder, run_id=run_id, model_id=model.model_id)
+        say("ready")
+        client().log_model_artifacts(model.model_id, str(folder))
+    client().finalize_logged_model(model.model_id, "READY")
+    last_epoch = int(result.params[f"{name}.epochs"])
+    client().log_outputs(run_id, [LoggedModelOutput(model.model_id, step=last_epoch)])
+
+
+def export(
+    path: Path, folder: Path, run_id: str | None = None, model_id: str | None = None
+) -> None:
+    """Write the model of a file of weights as MLflow keeps it: a pt2 archive, none of our code."""
+    import mlflow.pytorch
+    import numpy as np
+    import torch
+    from mlflow.models import Model, ModelSignature
+    from mlflow.types import Schema, TensorSpec
+
+    from stages import mnist, models
+
+    name: ModelName = "lenet5" if path.stem == "lenet5" else "mlp"
+    network = models.load_model(name, recipe_here(name), path)
+    classifier = models.Classifier(network).eval()
+    classifier.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+    signature = ModelSignature(
+        inputs=Schema([TensorSpec(np.dtype(np.uint8), (-1, mnist.SIDE, mnist.SIDE))]),
+        outputs=Schema([TensorSpec(np.dtype(np.float32), (-1, mnist.CLASSES))]),
+    )
+    mlflow.pytorch.save_model(
+        classifier,
+        str(folder),
+        mlflow_model=Model(run_id=run_id, model_id=model_id),
+        signature=signature,
+        # Two images, because an example with one would fix the batch size at one
+        input_example=_images("test")[:2],
+        pip_requirements=requirements("torch", "numpy"),
+        extra_files=[str(path)],
+        serialization_format="pt2",
+    )
+
+
+def recipe_here(name: ModelName) -> Recipe:
+    """The selected recipe, unchecked: an older commit's lacks settings that came later."""
+    content = params.read()
+    return Recipe.model_construct(**content["recipes"][content["recipe"]][name])
+
+
+def requirements(*libraries: str) -> list[str]:
+    """The versions in pyproject.toml of some libraries."""
+    project = tomllib.loads(Path("pyproject.toml").read_text(encoding="utf-8"))["project"]
+    return [item for item in project["dependencies"] if item.split("==")[0] in libraries]
+
+
+def find_models(md5: str) -> Sequence[Any]:
+    """The logged models that were made from the file with this md5, the newest first."""
+    from mlflow.entities import ViewType
+
+    experiments = client().search_experiments(view_type=ViewType.ACTIVE_ONLY)
+    found = client().search_logged_models(
+        [experiment.experiment_id for experiment in experiments],
+        filter_string=f"tags.md5 = '{md5}'",
+    )
+    ready = [model for model in found if str(model.status) == "READY"]
+    return sorted(ready, key=lambda model: model.creation_timestamp, reverse=True)
+
+
+def score_models(result: Result) -> None:
+    """Attach evaluate's metrics to the two logged models and the runs that made them.
+
+    Args:
+        result: evaluate's; its outs lie in this folder.
+    """
+    metrics = json.loads(files.METRICS.read_text(encoding="utf-8"))
+    digest = files.md5(files.DATA_PREPARED / "test.safetensors")
+    for name in MODEL_NAMES:
+        for model in find_models(result.deps[files.model_path(name).as_posix()])[:1]:
+            known = {(metric.key, metric.value) for metric in model.metrics or []}
+            if known >= set(metrics[name].items()):
+                continue
+            log_metrics(
+                model.source_run_id,
+                metrics[name],
+                run_id=model.source_run_id,
+                model_id=model.model_id,
+                dataset_name="mnist-test",
+                dataset_digest=digest,
+            )

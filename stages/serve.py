@@ -1,0 +1,89 @@
+"""``make serve``: a registered model answers images over HTTP.
+
+    python -m stages.serve [MODEL [PORT]]
+
+MLflow's scoring server, as `mlflow models serve` starts it, with a check before it. Alone it cuts
+the fractions off a float image and answers 500 to a request without a content type.
+"""
+
+import json
+import os
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from stages import find, store
+from stages.errors import InputError, StageError, main_function
+
+MODEL = "models:/mnist@champion"
+PORT = 5001
+LARGEST_BODY = 64 * 2**20  # bytes; 10,000 images are about 25 MB of JSON
+
+
+def refusal(content_type: str | None, body: bytes) -> tuple[int, str] | None:
+    """The HTTP status and the reason why a request is refused, or None."""
+    if (content_type or "").split(";")[0].strip().lower() != "application/json":
+        return 415, f"the content type is {content_type or 'missing'}, expected application/json"
+    if len(body) > LARGEST_BODY:
+        return 413, f"the body has {len(body):,} bytes, expected at most {LARGEST_BODY:,}"
+    expected = 'expected {"inputs": images}, integers from 0 to 255 of shape (N, 28, 28)'
+    try:
+        content = json.loads(body)
+        images = np.array(content["inputs"]) if list(content) == ["inputs"] else None
+    except (ValueError, TypeError, AttributeError, RecursionError):
+        images = None  # not JSON, nested too deep, or rows of different lengths
+    if images is None:
+        return 400, f"the body is not readable as images: {expected}"
+    if images.dtype.kind not in "iu" or images.ndim != 3 or images.shape[1:] != (28, 28):
+        return 400, f"the images are {images.dtype} of shape {images.shape}: {expected}"
+    if images.size and not 0 <= images.min() <= images.max() <= 255:
+        return 400, f"the pixels reach from {images.min()} to {images.max()}: {expected}"
+    return None
+
+
+def application(model: Path) -> Any:
+    """MLflow's scoring server for a logged model in a folder, behind :func:`refusal`."""
+    from fastapi import Request
+    from fastapi.responses import JSONResponse
+    from mlflow.pyfunc import scoring_server
+
+    loaded = scoring_server.load_model_with_mlflow_config(str(model))  # type: ignore[no-untyped-call]
+    app = scoring_server.init(loaded)
+
+    async def check_images(request: Request, call_next: Any) -> Any:
+        if request.url.path == "/invocations":
+            refused = refusal(request.headers.get("content-type"), await request.body())
+            if refused:
+                return JSONResponse({"message": refused[1]}, refused[0])
+        return await call_next(request)
+
+    app.middleware("http")(check_images)
+    return app
+
+
+@main_function
+def main() -> None:
+    what, port, *more = [*sys.argv[1:], *(MODEL, str(PORT))[len(sys.argv) - 1 :]]
+    if more or not port.isdecimal() or not 0 < int(port) < 2**16:
+        raise InputError("usage: python -m stages.serve [MODEL [PORT]]")
+    os.chdir(Path(__file__).parents[1])
+    with tempfile.TemporaryDirectory(prefix="serve-") as folder:
+        try:
+            store.open_store()
+            print(find.check(what, Path(folder)))
+            app = application(Path(folder) / "logged")
+        except StageError:
+            raise
+        except Exception as error:
+            raise StageError(store.explain(error)) from None
+        import uvicorn
+
+        print(f"answers POST http://127.0.0.1:{port}/invocations", flush=True)
+        uvicorn.run(app, port=int(port), log_level="warning")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,115 @@
+"""Where the runs are kept: one store, whichever copy of the project a stage runs in."""
+
+import json
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+EXPERIMENT = "mnist"
+DESCRIPTION = (
+    "LeNet-5 and a 60-unit MLP on MNIST. A run named `pipeline` stands for one state of `dvc.lock`:"
+    " unfold it to see its five stages, open it for the comparison and the figures. The tags"
+    " `out:PATH` and `dep:PATH` of a stage's run are the md5s in `dvc.lock`;"
+    " `make find WHAT=RUN_ID` names the commits that hold them."
+    " The best model is `mnist@champion` in the model registry."
+)
+VIEW = "stages"
+EXPERIMENT_TAGS = {
+    "mlflow.note.content": DESCRIPTION,
+    "mlflow.experimentKind": "custom_model_development",  # the UI opens it for model training
+    # What the address of `make ui` shows: these columns beside the runs
+    f"mlflow.sharedViewState.{VIEW}": json.dumps(
+        {
+            "orderByKey": "attributes.start_time",
+            "orderByAsc": False,
+            "selectedColumns": [
+                *("tags.`stage`", "tags.`recipe`", "tags.`commit`", "tags.`dirty`"),
+                *("metrics.`lenet5.accuracy`", "metrics.`mlp.accuracy`"),
+                *("metrics.`test_accuracy`", "metrics.`test_loss`"),
+            ],
+        }
+    ),
+}
+UI = "http://127.0.0.1:5000"  # where `make ui` opens it
+
+# A dead server must not hold a stage up: with MLflow's own settings one call may wait for minutes.
+SETTINGS = {
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "4",
+    "MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL": "2",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+}
+
+
+def root() -> Path:
+    """The checkout that keeps the store: DVC names the main one, also in a copy that it made."""
+    return Path(os.environ.get("DVC_ROOT") or ".").resolve()
+
+
+def uri() -> str:
+    """The tracking URI. A relative SQLite file is taken from the main checkout, not from a copy."""
+    given = os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db"
+    prefix, path = "sqlite:///", given.removeprefix("sqlite:///")
+    if given.startswith(prefix) and not path.startswith(("/", "file:")):
+        return f"{prefix}{root() / path}"
+    return given
+
+
+def is_remote(tracking_uri: str) -> bool:
+    """Whether a server keeps the store, and then the artifacts too."""
+    return tracking_uri.startswith(("http://", "https://"))
+
+
+def open_store() -> str:
+    """Point MLflow at the store; the id of the experiment, which is made where there is none."""
+    for variable, value in SETTINGS.items():
+        os.environ.setdefault(variable, value)
+    import mlflow
+    from filelock import FileLock
+    from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
+
+    for noisy in ("mlflow", "alembic"):
+        logging.getLogger(noisy).setLevel(logging.CRITICAL)
+    mlflow.set_tracking_uri(uri())
+    name = os.environ.get("MLFLOW_EXPERIMENT_NAME") or EXPERIMENT
+    location = None if is_remote(uri()) else (root() / "mlartifacts").as_uri()
+    # Two processes that create the tables at the same time can break each other's migration
+    with FileLock(root() / ".dvc" / "tmp" / "mlflow.lock"):
+        client = MlflowClient()
+        found = client.get_experiment_by_name(name)
+        if found is None:
+            try:
+                return client.create_experiment(name, location, EXPERIMENT_TAGS)
+            except MlflowException:  # another machine was first
+                found = client.get_experiment_by_name(name)
+                if found is None:
+                    raise
+    experiment_id: str = found.experiment_id
+    return experiment_id
+
+
+def overview(experiment_id: str) -> str:
+    """Where the UI shows all runs, with the columns that tell them apart."""
+    base = uri().rstrip("/") if is_remote(uri()) else UI
+    view = f"viewStateShareKey={VIEW}&workflowType=machine_learning"
+    return f"{base}/#/experiments/{experiment_id}/runs?{view}"
+
+
+def address(*, run: Any = None, model: Any = None) -> str:
+    """Where the UI shows a run or a logged model."""
+    base = uri().rstrip("/") if is_remote(uri()) else UI
+    if run is not None:
+        return f"{base}/#/experiments/{run.info.experiment_id}/runs/{run.info.run_id}"
+    return f"{base}/#/experiments/{model.experiment_id}/models/{model.model_id}"
+
+
+def explain(error: BaseException) -> str:
+    """MLflow's error as one line."""
+    reason = " ".join(str(error).split())
+    if "Can't locate revision" in reason or "out-of-date database schema" in reason:
+        reason = f"{uri()} has the tables of another version of MLflow than this one. {reason}"
+    return f"MLflow: {type(error).__name__}: {reason}"[:300]

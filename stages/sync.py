@@ -1,0 +1,201 @@
+"""``make sync``: the runs that MLflow lacks, written from the results, and what connects them."""
+
+import hashlib
+import json
+import socket
+from pathlib import Path
+from typing import Any
+
+from stages import files, params, registry, results, runs
+from stages.params import Registry
+from stages.results import Result
+from stages.runs import Say, client, silent
+
+
+def sync(experiment_id: str, rev: str | None = None) -> None:
+    """Write a run for every stage of dvc.lock whose outs have no finished run.
+
+    Args:
+        rev: A commit, whose files are taken from git and the DVC cache; None for this folder.
+
+    Raises:
+        StageError: An out cannot be had; names it and the command that brings it.
+    """
+    end_dead_runs()
+    gate = params.load().registry
+    tags = results.provenance()
+    if rev is not None:
+        tags = {"commit": results.commit_of(rev), "dirty": "false"}
+    with results.checkout(rev) as bring:
+        locked = results.of_lock()
+        missing = [result for result in locked.values() if finished_run(result.outs) is None]
+        for result in missing:
+            write(experiment_id, result, locked, tags, bring)
+            print(f"logged the run of {result.stage} from its results")
+        if agree(locked) and (missing or pipeline_run(locked) is None):
+            for stage in ("evaluate", "plot"):
+                for path, md5 in _needed(locked[stage], locked).items():
+                    bring(path, md5)
+            connect(experiment_id, locked, gate)
+
+
+def write(
+    experiment_id: str,
+    result: Result,
+    locked: dict[str, Result],
+    tags: dict[str, str],
+    bring: Any,
+) -> None:
+    """Write one stage's run, or none of it."""
+    for path, md5 in _needed(result, locked).items():
+        bring(path, md5)
+    run_id = runs.start(experiment_id, result, tags | {"backfilled": "true"})
+    try:
+        for out in map(Path, result.outs):
+            if out.name.startswith("history_"):
+                columns = files.read_csv(out)
+                for values in zip(*columns.values(), strict=True):
+                    runs.log_epoch(run_id, dict(zip(columns, values, strict=True)))
+        runs.log_result(run_id, result)
+    except BaseException:
+        client().set_terminated(run_id, "FAILED")
+        raise
+    client().set_terminated(run_id, "FINISHED")
+
+
+def _needed(result: Result, locked: dict[str, Result]) -> dict[str, str]:
+    """What has to lie in the folder to write a stage's run: its outs, and data and models."""
+    needed = dict(result.outs)
+    for stage in ("prepare", "train_lenet5", "train_mlp") if result.stage != "prepare" else ():
+        outs = locked[stage].outs if stage in locked else {}
+        needed |= {path: md5 for path, md5 in outs.items() if path in result.deps}
+    return needed
+
+
+def finished_run(outs: dict[str, str]) -> Any:
+    """The newest finished run with exactly these outs, or None."""
+    found = [run for run in runs_with(outs) if run.info.status == "FINISHED"]
+    return found[0] if found else None
+
+
+def runs_with(outs: dict[str, str]) -> list[Any]:
+    """The runs that carry all these outs, the newest first."""
+    if not outs:
+        return []
+    path, md5 = next(iter(outs.items()))
+    experiments = [experiment.experiment_id for experiment in client().search_experiments()]
+    found = client().search_runs(experiments, f"tags.`out:{path}` = '{md5}'")
+    wanted = {f"out:{path}": md5 for path, md5 in outs.items()}
+    return [run for run in found if wanted.items() <= run.data.tags.items()]
+
+
+def end_dead_runs() -> None:
+    """End the runs that say RUNNING although the process that wrote them, on this host, is gone."""
+    import psutil
+
+    experiments = [experiment.experiment_id for experiment in client().search_experiments()]
+    for run in client().search_runs(experiments, "attributes.status = 'RUNNING'"):
+        host, _, process = run.data.tags.get("process", "").partition(" ")
+        if host != socket.gethostname():
+            continue
+        pid, _, started = process.partition(" ")
+        try:
+            alive = abs(psutil.Process(int(pid)).create_time() - float(started)) < 2
+        except psutil.Error:
+            alive = False
+        if not alive:
+            client().set_tag(run.info.run_id, "reason", "its process ended before the run did")
+            client().set_terminated(run.info.run_id, "KILLED")
+            print(f"ended the run of {run.data.tags.get('stage')} whose process is gone")
+
+
+# --- what hangs on several runs ---
+
+
+def connect(
+    experiment_id: str, locked: dict[str, Result], gate: Registry, say: Say = silent
+) -> None:
+    """Attach what belongs to several runs: the models' scores and versions, the pipeline's run.
+
+    Args:
+        locked: The results of all stages, which agree and lie in this folder.
+        gate: What a model needs to become champion.
+    """
+    evaluation = finished_run(locked["evaluate"].outs)
+    if evaluation is None:
+        return
+    runs.score_models(locked["evaluate"])
+    say("ready")
+    registry.register(locked["evaluate"], evaluation.info.run_id, gate)
+    say("ready")
+    group(experiment_id, locked)
+
+
+def agree(locked: dict[str, Result]) -> bool:
+    """Whether all stages are there, each made from what the others have made."""
+    if set(locked) != set(results.declared()):
+        return False
+    made = {path: md5 for result in locked.values() for path, md5 in result.outs.items()}
+    return all(
+        made.get(path, md5) == md5
+        for result in locked.values()
+        for path, md5 in result.deps.items()
+    )
+
+
+def pipeline_run(locked: dict[str, Result]) -> Any:
+    """The parent run of one state of dvc.lock, or None."""
+    experiments = [experiment.experiment_id for experiment in client().search_experiments()]
+    found = client().search_runs(experiments, f"tags.pipeline = '{_identity(locked)}'")
+    return found[0] if found else None
+
+
+def _identity(locked: dict[str, Result]) -> str:
+    outs = sorted(md5 for result in locked.values() for md5 in result.outs.values())
+    return hashlib.md5("".join(outs).encode()).hexdigest()
+
+
+def group(experiment_id: str, locked: dict[str, Result]) -> None:
+    """One parent run for one state of dvc.lock, over the runs of its stages.
+
+    A run that belongs to several states is shown under the newest; the table in each parent's
+    description names all five.
+    """
+    of_stage = {stage: finished_run(locked[stage].outs) for stage in results.declared()}
+    if None in of_stage.values():
+        return
+    parent = pipeline_run(locked)
+    if parent is None:
+        copied = ("recipe", "commit", "dirty", "dvc_experiment", "mlflow.user")
+        tags = {
+            key: value for key, value in of_stage["evaluate"].data.tags.items() if key in copied
+        }
+        tags |= {"stage": "pipeline", "mlflow.source.name": "dvc repro"}
+        parent = client().create_run(
+            experiment_id,
+            run_name=f"pipeline {tags.get('recipe', '')}".strip(),
+            tags=tags | {"process": runs.this_process()},
+        )
+        metrics = json.loads(files.METRICS.read_text(encoding="utf-8"))
+        runs.log_metrics(parent.info.run_id, params.flatten(metrics))
+        for path in (files.REPORTS / "comparison.md", *sorted(files.FIGURES.glob("*.png"))):
+            client().log_artifact(parent.info.run_id, str(path))
+        client().set_tag(parent.info.run_id, "pipeline", _identity(locked))
+        client().set_terminated(parent.info.run_id, "FINISHED")
+    described = description(of_stage)
+    if parent.data.tags.get("mlflow.note.content") != described:
+        client().set_tag(parent.info.run_id, "mlflow.note.content", described)
+    for run in of_stage.values():
+        if run.data.tags.get("mlflow.parentRunId") != parent.info.run_id:
+            client().set_tag(run.info.run_id, "mlflow.parentRunId", parent.info.run_id)
+
+
+def description(of_stage: dict[str, Any]) -> str:
+    """What the parent run says: the comparison, and where the five runs are."""
+    comparison = (files.REPORTS / "comparison.md").read_text(encoding="utf-8")
+    lines = [
+        f"| [{stage}](#/experiments/{run.info.experiment_id}/runs/{run.info.run_id}) "
+        f"| {run.data.tags['mlflow.note.content']} |"
+        for stage, run in of_stage.items()
+    ]
+    return "\n".join([comparison, "| stage | what it does |", "|---|---|", *lines])
