@@ -64,8 +64,8 @@ def wait_for(condition, seconds: float = 60):
 
 
 def make_long(clone: Clone) -> None:
-    """20 epochs instead of 2: long enough to look at it while it trains."""
-    clone.edit("params.yaml", "epochs: 2\n", "epochs: 20\n", count=-1)
+    """60 epochs instead of 2: long enough to look at it while it trains."""
+    clone.edit("params.yaml", "epochs: 2\n", "epochs: 60\n", count=-1)
 
 
 # --- while a stage runs ---
@@ -78,8 +78,10 @@ def make_long(clone: Clone) -> None:
 )
 def test_each_epoch_shows_at_once_and_the_run_ends_as_the_stage_did(copy, sent, status):
     make_long(copy)
-    process = copy.start(*TRAIN)
+    # A client that creates the store beside the stage could break it: ours does that under a lock
+    copy.run("python", "-m", "stages.tracking", "view")
     client = client_of(copy)
+    process = copy.start(*TRAIN)
 
     def two_epochs():
         (run,) = runs_of(client)
@@ -95,10 +97,10 @@ def test_each_epoch_shows_at_once_and_the_run_ends_as_the_stage_did(copy, sent, 
     (run,) = runs_of(client)
     epochs = len(client.get_metric_history(run.info.run_id, "test_loss"))
     if status == "FINISHED":
-        assert epochs == 20
+        assert epochs == 60
         assert "system/cpu_utilization_percentage" in run.data.metrics
     else:
-        assert epochs < 20
+        assert epochs < 60
 
 
 @pytest.mark.slow
@@ -501,31 +503,29 @@ def test_the_champion_passes_the_gate_and_answers_images_over_http(copy):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("file", "old", "new"),
-    [
-        ("MLmodel", "loader_module: mlflow.pytorch", "loader_module: os_system"),
-        ("requirements.txt", "torch==", "evil==1\ntorch=="),
-        ("data/model.pt2", "weight_0", "weight_0"),
-    ],
-)
-def test_a_logged_model_that_is_not_a_commits_is_refused_unrun(copy, file, old, new):
+def test_a_logged_model_that_is_not_a_commits_is_refused_unrun(copy):
     copy.commit("the small results")
     sync(copy)
     check = ("python", "-m", "stages.tracking", "check", "models:/mnist/1")
     assert "of commit" in copy.run(*check).stdout
     version = client_of(copy).get_model_version("mnist", "1")
     model_id = version.source.removeprefix("models:/")
-    path = copy.path / "mlartifacts/models" / model_id / "artifacts" / file
-    content = path.read_bytes()
-    assert old.encode() in content
-    if old == new:  # one bit in the middle of the first layer's weights
-        content = bytearray(content)
-        content[content.index(old.encode()) + 1000] ^= 1
-    else:
-        content = content.replace(old.encode(), new.encode())
-    path.write_bytes(content)
-    result = copy.run(*check, check=False)
-    assert result.returncode == 1
-    assert f"is refused: its {file}" in result.stderr
-    assert result.stderr.count("\n") == 1
+    for file, old, new in [
+        ("MLmodel", b"loader_module: mlflow.pytorch", b"loader_module: os_system"),
+        ("requirements.txt", b"torch==", b"evil==1\ntorch=="),
+        ("data/model.pt2", b"weight_0", None),  # a bit in the middle of the first layer's weights
+    ]:
+        path = copy.path / "mlartifacts/models" / model_id / "artifacts" / file
+        content = path.read_bytes()
+        assert old in content
+        if new is None:
+            changed = bytearray(content)
+            changed[content.index(old) + 1000] ^= 1
+            path.write_bytes(changed)
+        else:
+            path.write_bytes(content.replace(old, new))
+        result = copy.run(*check, check=False)
+        assert result.returncode == 1
+        assert f"is refused: its {file}" in result.stderr
+        assert result.stderr.count("\n") == 1
+        path.write_bytes(content)
