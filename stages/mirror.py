@@ -17,7 +17,7 @@ import select
 import socket
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +68,7 @@ def answer(listener: socket.socket) -> None:
         try:
             say(f"process {os.getpid()}")
             say("local")
-            follow((json.loads(line) for line in said), say)
+            follow(messages(said), say)
             say("done")
         except BaseException as error:
             say(f"failed: {store.explain(error)}")
@@ -77,10 +77,16 @@ def answer(listener: socket.socket) -> None:
     connection.close()
 
 
-def follow(messages: Iterable[dict[str, Any]], say: Say) -> None:
+def messages(stream: Iterable[str]) -> Iterator[dict[str, Any]]:
+    """What a stage sends, to its end or to the stage's own, if that comes first."""
+    # A stage that is killed with answers unread resets the connection instead of closing it
+    with contextlib.suppress(ConnectionError):
+        yield from map(json.loads, stream)
+
+
+def follow(sent: Iterator[dict[str, Any]], say: Say) -> None:
     """Write the run of a stage that is running, as its messages come in."""
-    messages = iter(messages)
-    first = next(messages)
+    first = next(sent)
     stage: str = first["stage"]
     os.environ.clear()
     os.environ.update(first["environment"])
@@ -98,7 +104,7 @@ def follow(messages: Iterable[dict[str, Any]], say: Say) -> None:
     if monitor:
         monitor.start()  # type: ignore[no-untyped-call]
     status, reason = "KILLED", "its process ended"
-    for message in messages:
+    for message in sent:
         if "end" in message:
             status, reason = message["end"], message["reason"]
             break
