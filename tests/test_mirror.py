@@ -186,7 +186,7 @@ def test_a_bad_server_costs_a_warning_and_sync_makes_up_for_it(copy, server):
         started = time.monotonic()
         result = copy.run(*TRAIN, env={"MLFLOW_TRACKING_URI": uri})
         seconds = time.monotonic() - started
-    assert seconds < clean + 5
+    assert seconds < 1.2 * clean + 5  # a fifth for the noise of a shared machine
     assert copy.outs() == expected
     warnings = [line for line in result.stderr.splitlines() if "epoch" not in line]
     assert len(warnings) == 1
