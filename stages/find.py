@@ -36,20 +36,14 @@ def find(what: str) -> None:
 
 
 def find_run(run: Any) -> None:
-    outs = {
-        tag.removeprefix("out:"): md5 for tag, md5 in run.data.tags.items() if tag[:4] == "out:"
-    }
+    outs = _outs(run)
     run_id = run.info.run_id
     if run.data.tags.get("stage") == "pipeline":
         children = client().search_runs(
             [run.info.experiment_id], f"tags.mlflow.parentRunId = '{run_id}'"
         )
-        outs = {
-            tag.removeprefix("out:"): md5
-            for child in reversed(children)
-            for tag, md5 in child.data.tags.items()
-            if tag[:4] == "out:"
-        }
+        for child in reversed(children):
+            outs |= _outs(child)
     if not outs:
         commit = run.data.tags.get("commit")
         ran = f"; it ran on commit {commit[:10]}" if commit else ""
@@ -59,6 +53,12 @@ def find_run(run: Any) -> None:
     print(f"run {run_id} {run.data.tags['stage']} ({run.info.status})")
     print(f"  {store.address(run=run)}")
     print_commits(outs, f"run {run_id}")
+
+
+def _outs(run: Any) -> dict[str, str]:
+    """The md5s of the outs that a run's tags carry, by path."""
+    tags = run.data.tags
+    return {tag.removeprefix("out:"): md5 for tag, md5 in tags.items() if tag.startswith("out:")}
 
 
 def find_content(name: str, md5: str) -> None:
@@ -84,7 +84,11 @@ def find_content(name: str, md5: str) -> None:
 def print_commits(outs: Mapping[str, str], name: str) -> None:
     """The commits whose dvc.lock has these outs, and how to get them back."""
     holding = [holder for holder in results.holders() if holder.holds(outs)]
-    here = {path: md5 for result in _locked_here().values() for path, md5 in result.outs.items()}
+    here = {
+        path: md5
+        for result in results.of_lock_if_any().values()
+        for path, md5 in result.outs.items()
+    }
     if outs.items() <= here.items():
         print(f"  {results.LOCK} in this folder holds it: `dvc checkout` brings it back")
     elif not holding:
@@ -98,10 +102,6 @@ def print_commits(outs: Mapping[str, str], name: str) -> None:
         print(
             f"  to bring it back: `git checkout {commit} && dvc checkout` (not cached: `dvc pull`)"
         )
-
-
-def _locked_here() -> dict[str, results.Result]:
-    return results.of_lock() if Path(results.LOCK).is_file() else {}
 
 
 def find_commit(rev: str) -> None:
@@ -156,15 +156,12 @@ def logged_model(what: str) -> Any:
             version.model_id or version.source.removeprefix("models:/")
         )
     except (MlflowException, TypeError) as error:
-        if getattr(error, "error_code", None) in (None, *NOT_THERE):
+        if getattr(error, "error_code", None) in (None, *store.NOT_THERE):
             raise InputError(
                 f"{what} is no model of {store.uri()}: expected models:/{registry.NAME}/VERSION, "
                 f"models:/{registry.NAME}@{registry.CHAMPION} or a model's id"
             ) from None
         raise
-
-
-NOT_THERE = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
 
 
 # --- whether what the store would run is what a commit holds ---

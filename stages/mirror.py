@@ -126,7 +126,7 @@ def finish(experiment_id: str, run_id: str, result: Result, say: Say) -> None:
     client().set_terminated(run_id, "FINISHED")
     say("ready")
     # dvc.lock does not have this stage's results before the stage has ended
-    locked = results.of_lock() if Path(results.LOCK).is_file() else {}
+    locked = results.of_lock_if_any()
     locked[result.stage] = result
     if sync.agree(locked) and files.md5(files.METRICS) == locked["evaluate"].outs.get(
         files.METRICS.as_posix()
@@ -136,8 +136,7 @@ def finish(experiment_id: str, run_id: str, result: Result, say: Say) -> None:
 
 def main() -> None:
     listener = socket.socket(fileno=int(sys.argv[1]))
-    for variable, value in store.SETTINGS.items():
-        os.environ.setdefault(variable, value)
+    store.apply_settings()
     waiting = [*EXPORT] if sys.argv[2] == "prepare" or sys.argv[2].startswith("train_") else []
     try:
         for module in STORE:

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from stages import files, runs, scoring
+from stages import files, runs, scoring, store
 from stages.params import MODEL_NAMES, Registry
 from stages.results import Result
 
@@ -74,7 +74,7 @@ def champion() -> Any:
     try:
         return runs.client().get_model_version_by_alias(NAME, CHAMPION)
     except MlflowException as error:
-        if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+        if error.error_code in store.NOT_THERE:
             return None
         raise
 

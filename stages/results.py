@@ -50,11 +50,15 @@ def declared() -> dict[str, Any]:
     return stages
 
 
+def _outs_of(declaration: Mapping[str, Any]) -> list[str]:
+    """The paths of a stage's outs, metrics among them, as dvc.yaml declares them."""
+    entries = [*declaration.get("metrics", []), *declaration["outs"]]
+    return [entry if isinstance(entry, str) else next(iter(entry)) for entry in entries]
+
+
 def of_files(stage: str, with_outs: bool = True) -> Result:
     """The result that lies in the folder, of a stage that has just run or is about to."""
     declaration = declared()[stage]
-    entries = [*declaration.get("metrics", []), *declaration["outs"]]
-    outs = [entry if isinstance(entry, str) else next(iter(entry)) for entry in entries]
     content = params.read()
     keys = [key for key in declaration["params"] if isinstance(key, str)]
     values: dict[str, Any] = {}
@@ -69,7 +73,7 @@ def of_files(stage: str, with_outs: bool = True) -> Result:
         desc=declaration["desc"],
         params=_flat(values),
         recipe=values.get("recipe"),
-        outs={path: files.md5(Path(path)) for path in outs} if with_outs else {},
+        outs={path: files.md5(Path(path)) for path in _outs_of(declaration)} if with_outs else {},
         deps={path: files.md5(Path(path)) for path in declaration["deps"]},
     )
 
@@ -93,6 +97,11 @@ def of_lock() -> dict[str, Result]:
                 deps=_md5s(lock[stage].get("deps", [])),
             )
     return found
+
+
+def of_lock_if_any() -> dict[str, Result]:
+    """The results in dvc.lock, none where nothing has been run yet."""
+    return of_lock() if Path(LOCK).is_file() else {}
 
 
 def _flat(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -130,21 +139,14 @@ def provenance() -> dict[str, str]:
     experiment. Results are left out, because the pipeline itself is about to change those."""
     tags = {}
     try:
-        results = [path for result in _declared_outs() for path in (f":(exclude){result}",)]
-        status = git("status", "--porcelain", "--", ".", f":(exclude){LOCK}", *results)
+        outs = [path for declaration in declared().values() for path in _outs_of(declaration)]
+        excluded = [f":(exclude){path}" for path in (LOCK, *outs)]
+        status = git("status", "--porcelain", "--", ".", *excluded)
         tags = {"commit": git("rev-parse", "HEAD").strip(), "dirty": str(bool(status)).lower()}
     except StageError:
         pass  # the project was copied without its history
     names = {"DVC_EXP_NAME": "dvc_experiment", "DVC_EXP_BASELINE_REV": "dvc_experiment_baseline"}
     return tags | {tag: os.environ[name] for name, tag in names.items() if os.environ.get(name)}
-
-
-def _declared_outs() -> list[str]:
-    return [
-        entry if isinstance(entry, str) else next(iter(entry))
-        for stage in declared().values()
-        for entry in [*stage.get("metrics", []), *stage["outs"]]
-    ]
 
 
 def commit_of(rev: str) -> str:

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from stages import find, store
-from stages.errors import InputError, StageError, main_function
+from stages.errors import InputError, main_function
 
 MODEL = "models:/mnist@champion"
 PORT = 5001
@@ -71,14 +71,10 @@ def main() -> None:
         raise InputError("usage: python -m stages.serve [MODEL [PORT]]")
     os.chdir(Path(__file__).parents[1])
     with tempfile.TemporaryDirectory(prefix="serve-") as folder:
-        try:
+        with store.explained():
             store.open_store()
             print(find.check(what, Path(folder)))
             app = application(Path(folder) / "logged")
-        except StageError:
-            raise
-        except Exception as error:
-            raise StageError(store.explain(error)) from None
         import uvicorn
 
         print(f"answers POST http://127.0.0.1:{port}/invocations", flush=True)

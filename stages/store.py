@@ -3,8 +3,12 @@
 import json
 import logging
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from stages.errors import StageError
 
 EXPERIMENT = "mnist"
 DESCRIPTION = (
@@ -32,6 +36,9 @@ EXPERIMENT_TAGS = {
     ),
 }
 UI = "http://127.0.0.1:5000"  # where `make ui` opens it
+
+# MLflow's codes for what the store does not have
+NOT_THERE = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
 
 # A dead server must not hold a stage up: with MLflow's own settings one call may wait for minutes.
 SETTINGS = {
@@ -63,10 +70,15 @@ def is_remote(tracking_uri: str) -> bool:
     return tracking_uri.startswith(("http://", "https://"))
 
 
-def open_store() -> str:
-    """Point MLflow at the store; the id of the experiment, which is made where there is none."""
+def apply_settings() -> None:
+    """Before MLflow is imported; what the environment sets already, wins."""
     for variable, value in SETTINGS.items():
         os.environ.setdefault(variable, value)
+
+
+def open_store() -> str:
+    """Point MLflow at the store; the id of the experiment, which is made where there is none."""
+    apply_settings()
     import mlflow
     from filelock import FileLock
     from mlflow import MlflowClient
@@ -92,19 +104,32 @@ def open_store() -> str:
     return experiment_id
 
 
+def _ui() -> str:
+    return uri().rstrip("/") if is_remote(uri()) else UI
+
+
 def overview(experiment_id: str) -> str:
     """Where the UI shows all runs, with the columns that tell them apart."""
-    base = uri().rstrip("/") if is_remote(uri()) else UI
     view = f"viewStateShareKey={VIEW}&workflowType=machine_learning"
-    return f"{base}/#/experiments/{experiment_id}/runs?{view}"
+    return f"{_ui()}/#/experiments/{experiment_id}/runs?{view}"
 
 
 def address(*, run: Any = None, model: Any = None) -> str:
     """Where the UI shows a run or a logged model."""
-    base = uri().rstrip("/") if is_remote(uri()) else UI
     if run is not None:
-        return f"{base}/#/experiments/{run.info.experiment_id}/runs/{run.info.run_id}"
-    return f"{base}/#/experiments/{model.experiment_id}/models/{model.model_id}"
+        return f"{_ui()}/#/experiments/{run.info.experiment_id}/runs/{run.info.run_id}"
+    return f"{_ui()}/#/experiments/{model.experiment_id}/models/{model.model_id}"
+
+
+@contextmanager
+def explained() -> Iterator[None]:
+    """Turn what MLflow raises inside into a :class:`StageError`, one line."""
+    try:
+        yield
+    except StageError:
+        raise
+    except Exception as error:
+        raise StageError(explain(error)) from None
 
 
 def explain(error: BaseException) -> str:

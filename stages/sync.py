@@ -83,18 +83,22 @@ def runs_with(outs: dict[str, str]) -> list[Any]:
     if not outs:
         return []
     path, md5 = next(iter(outs.items()))
-    experiments = [experiment.experiment_id for experiment in client().search_experiments()]
-    found = client().search_runs(experiments, f"tags.`out:{path}` = '{md5}'")
+    found = search(f"tags.`out:{path}` = '{md5}'")
     wanted = {f"out:{path}": md5 for path, md5 in outs.items()}
     return [run for run in found if wanted.items() <= run.data.tags.items()]
+
+
+def search(condition: str) -> list[Any]:
+    """The runs of all experiments that meet a condition, the newest first."""
+    experiments = [experiment.experiment_id for experiment in client().search_experiments()]
+    return list(client().search_runs(experiments, condition))
 
 
 def end_dead_runs() -> None:
     """End the runs that say RUNNING although the process that wrote them, on this host, is gone."""
     import psutil
 
-    experiments = [experiment.experiment_id for experiment in client().search_experiments()]
-    for run in client().search_runs(experiments, "attributes.status = 'RUNNING'"):
+    for run in search("attributes.status = 'RUNNING'"):
         host, _, process = run.data.tags.get("process", "").partition(" ")
         if host != socket.gethostname():
             continue
@@ -145,8 +149,7 @@ def agree(locked: dict[str, Result]) -> bool:
 
 def pipeline_run(locked: dict[str, Result]) -> Any:
     """The parent run of one state of dvc.lock, or None."""
-    experiments = [experiment.experiment_id for experiment in client().search_experiments()]
-    found = client().search_runs(experiments, f"tags.pipeline = '{_identity(locked)}'")
+    found = search(f"tags.pipeline = '{_identity(locked)}'")
     return found[0] if found else None
 
 

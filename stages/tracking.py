@@ -27,7 +27,7 @@ from typing import Any
 
 from filelock import FileLock
 
-from stages.errors import InputError, StageError, main_function
+from stages.errors import InputError, main_function
 
 PATIENCE = 5.0  # seconds without a sign of progress, once the stage has nothing else to do
 LOCAL_PATIENCE = 60.0  # the same while the mirror works on this machine only: imports, export
@@ -168,7 +168,7 @@ def main() -> None:
         raise InputError(f"nothing to {command}: name {what} (`make {command} WHAT=...`)")
     from stages import find, store, sync
 
-    try:
+    with store.explained():
         experiment_id = store.open_store()
         if command == "sync":
             sync.sync(experiment_id, *arguments)
@@ -179,10 +179,6 @@ def main() -> None:
                 print(find.check(arguments[0], Path(folder)))
         else:
             print(store.overview(experiment_id))
-    except StageError:
-        raise
-    except Exception as error:
-        raise StageError(store.explain(error)) from None
 
 
 if __name__ == "__main__":
