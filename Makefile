@@ -4,13 +4,14 @@ PYTHON ?= python3
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 INSTALLED := .venv/.installed
 
-.PHONY: help install repro verify test lint sync find check serve ui
+.PHONY: help install repro verify test lint bench sync find check serve ui
 
 help:
 	@echo "make repro   run the pipeline, as far as it is not up to date, and show the comparison"
 	@echo "make verify  compute the committed results anew and compare, to the bit"
 	@echo "make test    run the tests"
 	@echo "make lint    ruff and mypy"
+	@echo "make bench   measure what is fast, what it is compared with, and where the time goes"
 	@echo "make sync    write the MLflow runs that are missing, from the results"
 	@echo "make find WHAT=RUN|MODEL|FILE|COMMIT   from a run to its commits, from a commit to its runs"
 	@echo "make ui      browse the runs in MLflow"
@@ -41,6 +42,10 @@ lint: $(INSTALLED)
 	ruff check .
 	ruff format --check .
 	mypy
+
+# 25 minutes, and 7 GB of scratch space for the largest set of images
+bench: $(INSTALLED)
+	@python -m benchmarks
 
 sync: $(INSTALLED)
 	@python -m stages.tracking sync $(REV)

@@ -1,57 +1,114 @@
-"""Time and memory of each stage, of the whole pipeline, and of a `dvc repro` with nothing to do.
+"""Where each stage's time goes, and what the whole pipeline takes.
 
-    .venv/bin/python benchmarks/pipeline.py
+    .venv/bin/python -m benchmarks.pipeline
 
 Runs everything for real in this checkout, with `dvc repro --force`; what it writes is the same.
 """
 
-import itertools
-import os
-import re
-import subprocess
+import functools
+import json
+import resource
+import statistics
 import sys
+import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
+
+from benchmarks import run, table
 
 STAGES = {
-    "prepare": ["stages.prepare"],
-    "train_lenet5": ["stages.train", "lenet5"],
-    "train_mlp": ["stages.train", "mlp"],
-    "evaluate": ["stages.evaluate"],
-    "plot": ["stages.plot"],
+    "prepare": ["prepare"],
+    "train_lenet5": ["train", "lenet5"],
+    "train_mlp": ["train", "mlp"],
+    "evaluate": ["evaluate"],
+    "plot": ["plot"],
 }
-ENVIRONMENT = os.environ | {
-    "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-    "PYTHONUNBUFFERED": "1",
-}
+PARTS = ("import", "data", "compute", "write", "tracking")
 
 
-def measure(command: list[str]) -> tuple[float, float, list[float]]:
-    """Wall seconds, peak resident MB of the process, and the time at which each epoch ended."""
-    started = time.perf_counter()
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=ENVIRONMENT)
-    assert process.stdout
-    epochs = [time.perf_counter() for line in process.stdout if re.match(r"epoch +\d+/", line)]
-    _, status, usage = os.wait4(process.pid, 0)
-    if status:
-        sys.exit(f"{command} failed")
-    return time.perf_counter() - started, usage.ru_maxrss / 1024, epochs
+def stage(report: Path, script: str, *arguments: str) -> None:
+    """Run a stage in this process, with the time of each part written to ``report``."""
+    seconds = dict.fromkeys(PARTS, 0.0)
+    running: list[str] = []
+    last = time.perf_counter()
+
+    def switch() -> None:
+        """Count the time since the last switch for the part that ran."""
+        nonlocal last
+        now = time.perf_counter()
+        seconds[running[-1] if running else "import"] += now - last
+        last = now
+
+    def timed(part: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(function)
+        def wrapped(*positional: Any, **named: Any) -> Any:
+            switch()
+            running.append(part)
+            try:
+                return function(*positional, **named)
+            finally:
+                switch()
+                running.pop()
+
+        return wrapped
+
+    import importlib
+
+    main = importlib.import_module(f"stages.{script}").main
+    from stages import files, mnist, sources, tracking
+
+    for part, owner, names in [
+        ("data", sources, ["fetch"]),
+        ("data", mnist, ["split", "resize", "load_split"]),
+        ("data", files, ["read_csv"]),
+        ("write", files, ["write_bytes"]),
+        ("tracking", tracking.Run, ["__init__", "log_epoch", "close"]),
+    ]:
+        for name in names:
+            setattr(owner, name, timed(part, getattr(owner, name)))
+    if script == "train":
+        from stages import training
+
+        training.train = timed("compute", training.train)
+    sys.argv[1:] = arguments
+    timed("compute", main)()
+    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    report.write_text(json.dumps({"seconds": seconds, "memory": memory}), encoding="utf-8")
 
 
-def main() -> None:
-    print(f"{'':24}{'seconds':>9}{'peak MB':>9}{'s/epoch':>9}")
-    for stage, arguments in STAGES.items():
-        seconds, memory, epochs = measure([sys.executable, "-m", *arguments])
-        per_epoch = ""
-        if epochs:
-            steps = sorted(b - a for a, b in itertools.pairwise(epochs))
-            per_epoch = f"{steps[len(steps) // 2]:.2f}"
-        print(f"{stage:24}{seconds:9.1f}{memory:9.0f}{per_epoch:>9}", flush=True)
-    seconds, _, _ = measure(["dvc", "repro", "--force"])
-    print(f"{'dvc repro --force':24}{seconds:9.1f}")
-    idle = sorted(measure(["dvc", "repro"])[0] for _ in range(5))
-    print(f"{'dvc repro, nothing to do':24}{idle[2]:9.2f}   (median of 5)")
+def measure() -> str:
+    rows, totals, loops = [], 0.0, 0.0
+    with tempfile.TemporaryDirectory() as scratch:
+        report = Path(scratch) / "report.json"
+        for name, arguments in STAGES.items():
+            command = [sys.executable, "-m", "benchmarks.pipeline", "child", str(report)]
+            _, wall = run(*command, *arguments)
+            found = json.loads(report.read_text(encoding="utf-8"))
+            seconds = found["seconds"]
+            # The interpreter's own start and end are counted with the imports
+            seconds["import"] += wall - sum(seconds.values())
+            row = [name, f"{wall:.1f}", *(f"{seconds[part]:.1f}" for part in PARTS)]
+            rows.append([*row, f"{found['memory']:.0f}"])
+            print(*rows[-1], file=sys.stderr)
+            totals += wall
+            loops += seconds["compute"] if name.startswith("train_") else 0
+    _, forced = run("dvc", "repro", "--force")
+    idle = statistics.median(run("dvc", "repro")[1] for _ in range(5))
+    header = ["stage", "seconds", *PARTS, "peak MB"]
+    return table(header, rows) + (
+        f"\n`dvc repro --force` takes {forced:.1f} s: {forced / loops:.2f} times the two training "
+        f"loops ({loops:.1f} s). `dvc repro` with nothing to do takes {idle:.2f} s (median of 5).\n"
+    )
+
+
+def main(arguments: list[str]) -> None:
+    if arguments[:1] == ["child"]:
+        stage(Path(arguments[1]), *arguments[2:])
+    else:
+        print(measure())
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

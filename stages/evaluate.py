@@ -30,8 +30,9 @@ class Prediction:
 
 
 def predict(network: models.Network, test: mnist.Split) -> Prediction:
-    labels = test.labels.long()
-    outputs = models.outputs(network, models.resize(test.images))
+    examples = models.examples(test)
+    labels = examples.labels
+    outputs = models.outputs(network, examples.images)
     confidence, predicted = models.probabilities(network, outputs.double()).max(1)
     return Prediction(
         outputs_sha256=files.sha256(outputs.numpy().tobytes()),

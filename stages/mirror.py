@@ -97,7 +97,8 @@ def follow(sent: Iterator[dict[str, Any]], say: Say) -> None:
     from stages import numerics
 
     say("ready")
-    tags = results.provenance() | {"portable": str(numerics.is_pinned()).lower()}
+    portable = numerics.is_pinned() and params.load().device == "cpu"
+    tags = results.provenance() | {"portable": str(portable).lower()}
     run_id = runs.start(experiment_id, results.of_files(stage, with_outs=False), tags)
     say("ready")
     monitor = SystemMetricsMonitor(run_id) if stage.startswith("train_") else None  # type: ignore[no-untyped-call]

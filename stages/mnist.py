@@ -3,6 +3,8 @@
 Y. LeCun, C. Cortes, C. J. C. Burges, "The MNIST database of handwritten digits" (1998).
 """
 
+import json
+import mmap
 import struct
 import zlib
 from collections.abc import Mapping
@@ -10,14 +12,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import safetensors
-import torch
-from safetensors.torch import load_file, save
+from numpy.typing import NDArray
+from PIL import Image
+from safetensors.numpy import save
 
 from stages import files
 from stages.errors import InputError
 
 SIDE = 28  # pixels
+INPUT_SIDE = 32  # pixels, of what the networks take
 CLASSES = 10
 SPLITS = ("train", "validation", "test")
 
@@ -69,13 +72,19 @@ FILES = (TRAIN_IMAGES, TRAIN_LABELS, TEST_IMAGES, TEST_LABELS)
 
 @dataclass(frozen=True)
 class Split:
-    """Images (N, 28, 28) and labels (N,), both uint8."""
+    """Images (N, 28, 28), or resized (N, 32, 32), and labels (N,), both uint8."""
 
-    images: torch.Tensor
-    labels: torch.Tensor
+    images: NDArray[np.uint8]
+    labels: NDArray[np.uint8]
+    mapped: mmap.mmap | None = None  # the file, if they are its bytes
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def release(self) -> None:
+        """Give back the memory of what was read of a mapped file; it is read again if needed."""
+        if self.mapped:
+            self.mapped.madvise(mmap.MADV_DONTNEED)
 
 
 def check(file: IdxFile, content: bytes) -> None:
@@ -117,10 +126,9 @@ def gunzip(content: bytes, length: int) -> bytes:
     return plain
 
 
-def parse(file: IdxFile, content: bytes) -> torch.Tensor:
-    """The checked bytes of ``file`` as a uint8 tensor of its shape."""
-    array = np.frombuffer(content, np.uint8, offset=len(file.header)).reshape(file.shape)
-    return torch.from_numpy(array.copy())
+def parse(file: IdxFile, content: bytes) -> NDArray[np.uint8]:
+    """The checked bytes of ``file`` as an array of its shape."""
+    return np.frombuffer(content, np.uint8, offset=len(file.header)).reshape(file.shape)
 
 
 def split(
@@ -140,7 +148,7 @@ def split(
         from sklearn.model_selection import train_test_split
 
         train, validation = train_test_split(
-            train, test_size=validation_size, stratify=labels.numpy(), random_state=seed
+            train, test_size=validation_size, stratify=labels, random_state=seed
         )
     train = np.sort(train)[: train_limit or None]
     validation = np.sort(validation)
@@ -153,13 +161,23 @@ def split(
     }
 
 
+def resize(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Images (N, 28, 28) to (N, 32, 32) by Pillow's bilinear filter, as the published code did."""
+    size = (INPUT_SIDE, INPUT_SIDE)
+    resized = np.empty((len(images), *size), np.uint8)
+    for index, image in enumerate(images):
+        resized[index] = np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BILINEAR))
+    return resized
+
+
 def save_split(folder: Path, name: str, part: Split) -> None:
+    """Write resized images and their labels."""
     content = save({"images": part.images, "labels": part.labels})
     files.write_bytes(folder / f"{name}.safetensors", content)
 
 
 def load_split(folder: Path, name: str) -> Split:
-    """Read what :func:`save_split` wrote.
+    """What :func:`save_split` wrote, mapped: only what is used of it is read, when it is used.
 
     Raises:
         InputError: The file is missing or is not what the prepare stage writes.
@@ -169,10 +187,29 @@ def load_split(folder: Path, name: str) -> Split:
     if not path.is_file():
         raise InputError(f"{path} is missing: {cure}")
     try:
-        tensors = load_file(path)
-        part = Split(tensors["images"], tensors["labels"])
-    except (safetensors.SafetensorError, KeyError, OSError) as error:
+        part = _map(path)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{path} is damaged ({error}): remove it, and {cure}") from None
-    if part.images.shape != (len(part), SIDE, SIDE) or part.images.dtype != torch.uint8:
-        raise InputError(f"{path} holds images of {tuple(part.images.shape)}: {cure}")
+    if part.images.shape != (len(part), INPUT_SIDE, INPUT_SIDE):
+        raise InputError(f"{path} holds images of {part.images.shape}: {cure}")
     return part
+
+
+def _map(path: Path) -> Split:
+    """A safetensors file as a mapping; safetensors' own reader would copy the arrays.
+
+    The format: 8 bytes with the length of a JSON header, the header, then all tensors' bytes.
+    """
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if length > path.stat().st_size:
+            raise ValueError("it is not a safetensors file")
+        header, start = json.loads(file.read(length)), 8 + length
+        # A private copy of each page that is written to: PyTorch warns of memory it cannot write
+        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+
+    def array(name: str) -> NDArray[np.uint8]:
+        shape, (begin, end) = header[name]["shape"], header[name]["data_offsets"]
+        return np.frombuffer(mapped, np.uint8, end - begin, start + begin).reshape(shape)
+
+    return Split(array("images"), array("labels"), mapped)

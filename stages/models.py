@@ -4,7 +4,10 @@ LeNet-5 after Y. LeCun, L. Bottou, Y. Bengio, P. Haffner, "Gradient-based learni
 document recognition", Proc. IEEE 86 (1998), with plain average pooling and a linear output layer.
 """
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import safetensors
 import torch
@@ -14,9 +17,9 @@ from torch import Tensor, nn
 
 from stages import files
 from stages.errors import InputError
+from stages.mnist import INPUT_SIDE, Split
 from stages.params import ModelName, Recipe
 
-INPUT_SIDE = 32  # pixels
 MEAN, STD = 0.1307, 0.3081  # of the 60,000 training images, pixels in [0, 1]
 EVALUATION_BATCH = 500
 
@@ -25,6 +28,38 @@ PARAMETERS: dict[ModelName, dict[str, int]] = {
     "lenet5": {"conv1": 156, "conv2": 2_416, "conv3": 48_120, "fc1": 10_164, "fc2": 850},
     "mlp": {"fc1": 61_500, "fc2": 610},
 }
+
+
+class TanhPool(torch.autograd.Function):
+    """What :func:`tanh_pool` does, in fewer and faster passes over memory, with its gradient.
+
+    tanh(x) = 2 s - 1 with s = sigmoid(2x), which PyTorch computes in a third of tanh's time. The
+    mean over four is then sum(s) / 2 - 1, and its derivative by each x is s (1 - s). Rows are added
+    first: in channels-last format they are long runs of memory, which avg_pool2d takes apart.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        s = x.mul(2).sigmoid_()
+        ctx.save_for_backward(s)
+        rows = s[:, :, ::2] + s[:, :, 1::2]
+        return (rows[..., ::2] + rows[..., 1::2]).div_(2).sub_(1)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        (s,) = ctx.saved_tensors
+        rows = torch.empty_like(s[:, :, ::2])
+        rows[..., ::2] = rows[..., 1::2] = gradient
+        both = rows.unsqueeze(3).expand(-1, -1, -1, 2, -1)
+        pairs = s.unflatten(2, (-1, 2))
+        result: Tensor = torch.ops.aten.sigmoid_backward(both, pairs).flatten(2, 3)
+        return result
+
+
+def tanh_pool(x: Tensor) -> Tensor:
+    """tanh and 2x2 average pooling: (B, C, H, W) to (B, C, H/2, W/2)."""
+    pooled: Tensor = TanhPool.apply(x)  # type: ignore[no-untyped-call]
+    return pooled
 
 
 class LeNet5(nn.Module):
@@ -48,12 +83,18 @@ class LeNet5(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalised images (B, 1, 32, 32) to logits, or to probabilities, (B, 10)."""
-        x = F.avg_pool2d(self.conv1(x).tanh_(), 2)  # (B, 6, 14, 14)
-        x = F.avg_pool2d(self.conv2(x).tanh_(), 2)  # (B, 16, 5, 5)
-        x = self.conv3(x).tanh_().flatten(1)  # (B, 120)
+        x = tanh_pool(self.conv1(x))  # (B, 6, 14, 14)
+        x = tanh_pool(self.conv2(x))  # (B, 16, 5, 5)
+        # Its kernel covers all of its input, so the convolution is one matrix product
+        x = F.linear(rows(x), rows(self.conv3.weight), self.conv3.bias).tanh_()  # (B, 120)
         x = self.fc1(x).tanh_()  # (B, 84)
         x = self.fc2(self.dropout(x))
         return x.softmax(1) if self.softmax_before_loss else x
+
+
+def rows(x: Tensor) -> Tensor:
+    """(B, C, H, W) to (B, HWC), the order in which channels-last memory holds them."""
+    return x.permute(0, 2, 3, 1).flatten(1)
 
 
 class MLP(nn.Module):
@@ -106,7 +147,7 @@ def build(name: ModelName, recipe: Recipe) -> Network:
 
 
 def resize(images: Tensor) -> Tensor:
-    """Images (B, 28, 28) to (B, 1, 32, 32), uint8: Pillow's bilinear resize, to the bit."""
+    """Images (B, 28, 28) to (B, 1, 32, 32), uint8: what :func:`mnist.resize` does, to the bit."""
     return F.interpolate(
         images.unsqueeze(1), (INPUT_SIDE, INPUT_SIDE), mode="bilinear", antialias=True
     )
@@ -114,7 +155,22 @@ def resize(images: Tensor) -> Tensor:
 
 def normalize(images: Tensor) -> Tensor:
     """uint8 pixels to floats of mean 0 and standard deviation 1 over the training images."""
-    return (images.float() / 255 - MEAN) / STD
+    return images.to(torch.float32, copy=True).div_(255).sub_(MEAN).div_(STD)
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Resized images (N, 1, 32, 32) and labels (N,), both uint8."""
+
+    images: Tensor
+    labels: Tensor
+    release: Callable[[], None]  # forgets what was read of a mapped file, until it is used again
+
+
+def examples(part: Split, device: str = "cpu") -> Examples:
+    """``part``, resized, as tensors: on the CPU its own memory, on a GPU a copy there."""
+    images, labels = torch.from_numpy(part.images), torch.from_numpy(part.labels)
+    return Examples(images.unsqueeze(1).to(device), labels.to(device), part.release)
 
 
 @torch.no_grad()

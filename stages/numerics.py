@@ -2,7 +2,7 @@
 
 Libraries choose their kernels by the processor that they find, and a sum over 16 lanes rounds
 differently from a sum over 8. Each variable below takes one such choice away, so that every x86-64
-processor with AVX2 computes the same bits. benchmarks/pins.py measures what they cost.
+processor with AVX2 computes the same bits. benchmarks/epoch.py measures what they cost.
 
 With ``UNPINNED=1`` in the environment nothing is pinned and no processor refused; the results are
 then this machine's own, and their MLflow runs are tagged so.
@@ -88,16 +88,30 @@ def _keep_freed_memory() -> None:
         mallopt(mmap_threshold, 2**25)  # the largest that glibc takes
 
 
-def configure(threads: int, seed: int) -> "torch.Generator":
+def configure(threads: int, seed: int, device: str = "cpu") -> "torch.Generator":
     """Pin PyTorch's own settings and seed it.
 
     Args:
         threads: Threads of every operation. Part of the recipe: another number splits sums
             elsewhere and gives another model, so it is never taken from the machine.
         seed: Seeds initialisation and dropout (the global generator) and the order of the
-            training images (the returned one).
+            training images (the returned one, on the CPU).
+        device: What will compute. On a GPU the same GPU and libraries repeat their bits, others
+            do not.
+
+    Raises:
+        InputError: PyTorch cannot use the device.
     """
     import torch
+
+    if device == "cuda":
+        if not torch.cuda.is_available():
+            raise InputError(
+                "params.yaml: device is 'cuda', but this torch "
+                f"({torch.__version__}) finds no GPU that it can use: set device to cpu"
+            )
+        os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # its results vary without a fixed one
+        torch.backends.cudnn.allow_tf32 = False
 
     _keep_freed_memory()
     torch.set_num_threads(threads)

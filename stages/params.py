@@ -21,6 +21,7 @@ CLASSES = 10
 ModelName = Literal["lenet5", "mlp"]
 MODEL_NAMES: tuple[ModelName, ...] = ("lenet5", "mlp")
 Source = Literal["raw", "torchvision", "package"]
+Device = Literal["cpu", "cuda"]
 
 
 class Section(BaseModel):
@@ -63,6 +64,7 @@ class Registry(Section):
 class Params(Section):
     seed: Annotated[int, Field(ge=0, lt=2**32)]
     threads: Annotated[int, Field(ge=1, le=64)]
+    device: Device
     data: Data
     registry: Registry
     recipe: str

@@ -35,7 +35,7 @@ def main() -> None:
         title = f"LeNet-5 and the MLP, recipe {settings.recipe}"
         figures.save(figures.curves(histories, title), files.FIGURES / "curves.png")
 
-        images = mnist.load_split(files.DATA_PREPARED, "test").images.numpy()
+        images = mnist.load_split(files.DATA_PREPARED, "test").images
         matrices: dict[str, NDArray[np.int64]] = {}
         bins: dict[str, list[scoring.CalibrationBin]] = {}
         for name in MODEL_NAMES:

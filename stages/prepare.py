@@ -14,7 +14,7 @@ def counts(splits: dict[str, Split]) -> list[list[int | str]]:
     """A row a split: its name, its images of each class, and all of them."""
     rows: list[list[int | str]] = []
     for name in SPLITS:
-        by_class = splits[name].labels.long().bincount(minlength=CLASSES).tolist()
+        by_class = np.bincount(splits[name].labels, minlength=CLASSES).tolist()
         rows.append([name, *by_class, sum(by_class)])
     return rows
 
@@ -25,7 +25,7 @@ def contact_sheet(part: Split) -> Image.Image:
     for digit in range(CLASSES):
         for column, image in enumerate(part.images[part.labels == digit][:CONTACT_SHEET_COLUMNS]):
             top, left = digit * SIDE, column * SIDE
-            sheet[top : top + SIDE, left : left + SIDE] = image.numpy()
+            sheet[top : top + SIDE, left : left + SIDE] = image
     return Image.fromarray(255 - sheet)
 
 
@@ -38,7 +38,8 @@ def main() -> None:
             content, settings.data.validation_size, settings.data.train_limit, settings.seed
         )
         for name, part in splits.items():
-            mnist.save_split(files.DATA_PREPARED, name, part)
+            resized = Split(mnist.resize(part.images), part.labels)
+            mnist.save_split(files.DATA_PREPARED, name, resized)
         header = ["split", *(str(digit) for digit in range(CLASSES)), "images"]
         files.write_csv(files.DATA_PREPARED / "counts.csv", header, counts(splits))
         files.write_png(files.DATA_PREPARED / "contact_sheet.png", contact_sheet(splits["train"]))

@@ -145,6 +145,18 @@ def _images(split: str) -> Any:
     return load_file(files.DATA_PREPARED / f"{split}.safetensors")["images"]
 
 
+def _raw_images() -> Any:
+    """A 0 and a 1 as (2, 28, 28), from the contact sheet; one would fix the batch size at one."""
+    import numpy as np
+    from PIL import Image
+
+    from stages.mnist import SIDE
+
+    with Image.open(files.DATA_PREPARED / "contact_sheet.png") as sheet:
+        column = 255 - np.asarray(sheet.crop((0, 0, SIDE, 2 * SIDE)))
+    return column.reshape(2, SIDE, SIDE)
+
+
 def log_model(run_id: str, result: Result, path: Path, say: Say = silent) -> None:
     """Log the model as a pt2 archive that takes raw images, with the file of weights beside it.
 
@@ -199,8 +211,7 @@ def export(
         str(folder),
         mlflow_model=Model(run_id=run_id, model_id=model_id),
         signature=signature,
-        # Two images, because an example with one would fix the batch size at one
-        input_example=_images("test")[:2],
+        input_example=_raw_images(),
         pip_requirements=requirements("torch", "numpy"),
         extra_files=[str(path)],
         serialization_format="pt2",

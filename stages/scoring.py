@@ -20,7 +20,7 @@ def loss(outputs: "Tensor", labels: "Tensor") -> float:
     """Mean cross-entropy, in nats, of outputs (N, 10) on labels (N,)."""
     import torch.nn.functional as F
 
-    return F.cross_entropy(outputs.double(), labels).item()
+    return F.cross_entropy(outputs.double(), labels.long()).item()
 
 
 def accuracy(outputs: "Tensor", labels: "Tensor") -> float:

@@ -96,7 +96,7 @@ def from_folder(raw: Path) -> dict[IdxFile, bytes]:
 def torchvision_mirrors() -> list[str]:
     """The addresses under which torchvision looks for MNIST's .gz files."""
     try:
-        _define_missing_operators()
+        define_missing_operators()
         from torchvision.datasets import MNIST
     except Exception as error:  # whatever a mismatched build raises: the next source may do
         raise SourceFailed(f"torchvision cannot be imported ({error})") from None
@@ -106,7 +106,7 @@ def torchvision_mirrors() -> list[str]:
 _schemas: list[Any] = []  # a torch.library.Library withdraws its definitions when collected
 
 
-def _define_missing_operators() -> None:
+def define_missing_operators() -> None:
     """Let torchvision be imported beside a torch of another build.
 
     A torchvision built for CUDA cannot load its compiled operators beside a CPU-only torch, and

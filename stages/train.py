@@ -26,8 +26,8 @@ def main() -> None:
     recipe = settings.of_model(name)
     with tracking.run(f"train_{name}") as run:
         splits = {part: mnist.load_split(files.DATA_PREPARED, part) for part in mnist.SPLITS}
-        generator = numerics.configure(settings.threads, settings.seed)
-        network = models.build(name, recipe)
+        generator = numerics.configure(settings.threads, settings.seed, settings.device)
+        network = models.build(name, recipe).to(settings.device)
         history: list[dict[str, Any]] = []
         weights: list[tuple[str, str]] = []
         with tqdm(total=recipe.epochs, desc=name, unit="epoch", disable=None) as progress:

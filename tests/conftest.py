@@ -46,6 +46,15 @@ def splits(raw) -> dict[str, mnist.Split]:
     return mnist.split(raw, validation_size=0, train_limit=2_000, seed=0)
 
 
+@pytest.fixture(scope="session")
+def resized(splits) -> dict[str, mnist.Split]:
+    """The same as the networks take them."""
+    return {
+        name: mnist.Split(mnist.resize(part.images), part.labels.copy())
+        for name, part in splits.items()
+    }
+
+
 def environment(more: dict[str, str] | None = None) -> dict[str, str]:
     """With this environment's python first in PATH, and nothing that make or DVC set around us.
 
@@ -137,7 +146,7 @@ class Clone:
         return {
             path.relative_to(self.path).as_posix(): files.md5(path)
             for path in paths
-            if path.is_file() and path.name != ".gitignore"
+            if path.is_file() and path.name not in (".gitignore", "benchmarks.md")
         }
 
     def repro(self, *arguments: str, env: dict[str, str] | None = None) -> list[str]:

@@ -454,7 +454,7 @@ def running(clone: Clone, *command: str) -> Iterator[None]:
 
 
 @pytest.mark.slow
-def test_the_champion_passes_the_gate_and_answers_images_over_http(copy):
+def test_the_champion_passes_the_gate_and_answers_images_over_http(copy, raw):
     from stages import mnist
 
     sync(copy)
@@ -472,8 +472,7 @@ def test_the_champion_passes_the_gate_and_answers_images_over_http(copy):
     assert f"against version {champion.version}, alone right on" in better.description
     copy.commit("a better champion")
 
-    test = mnist.load_split(copy.path / files.DATA_PREPARED, "test")
-    images = test.images[:1000].tolist()
+    images = mnist.parse(mnist.TEST_IMAGES, raw[mnist.TEST_IMAGES])[:1000].tolist()
     predicted = files.read_csv(copy.path / files.predictions_path(better.tags["model"]))
     with contextlib.ExitStack() as stack:
         ours, mlflows = free_port(), free_port()

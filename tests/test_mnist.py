@@ -8,7 +8,6 @@ import threading
 
 import numpy as np
 import pytest
-import torch
 
 from stages import mnist, sources
 from stages.errors import StageError
@@ -124,34 +123,41 @@ def test_validation_is_stratified_seeded_and_apart_from_train(raw):
     share = np.bincount(parts["validation"].labels, minlength=10) / 5_000
     assert np.abs(share - np.bincount(whole["train"].labels) / 60_000).max() < 1 / 5_000
     again, other = (mnist.split(raw, 5_000, 0, seed) for seed in (3, 4))
-    assert torch.equal(again["validation"].images, parts["validation"].images)
-    assert not torch.equal(other["validation"].images, parts["validation"].images)
+    assert np.array_equal(again["validation"].images, parts["validation"].images)
+    assert not np.array_equal(other["validation"].images, parts["validation"].images)
 
-    both = torch.cat([parts["train"].images, parts["validation"].images]).numpy()
+    both = np.concatenate([parts["train"].images, parts["validation"].images])
     as_sorted = [
-        sorted(image.tobytes() for image in images)
-        for images in (both, whole["train"].images.numpy())
+        sorted(image.tobytes() for image in images) for images in (both, whole["train"].images)
     ]
     assert as_sorted[0] == as_sorted[1]
 
 
 def test_train_limit_keeps_the_first_images(raw):
     limited = mnist.split(raw, validation_size=0, train_limit=77, seed=0)["train"]
-    assert torch.equal(
+    assert np.array_equal(
         limited.images, mnist.parse(mnist.TRAIN_IMAGES, raw[mnist.TRAIN_IMAGES])[:77]
     )
 
 
-def test_a_saved_split_comes_back_and_a_damaged_one_is_named_with_its_cure(splits, tmp_path):
-    mnist.save_split(tmp_path, "test", splits["test"])
+def test_a_saved_split_comes_back_and_a_damaged_one_is_named_with_its_cure(resized, tmp_path):
+    mnist.save_split(tmp_path, "test", resized["test"])
     loaded = mnist.load_split(tmp_path, "test")
-    assert torch.equal(loaded.images, splits["test"].images)
-    assert torch.equal(loaded.labels, splits["test"].labels)
+    assert np.array_equal(loaded.images, resized["test"].images)
+    assert np.array_equal(loaded.labels, resized["test"].labels)
 
     path = tmp_path / "test.safetensors"
-    path.write_bytes(path.read_bytes()[:1000])
-    with pytest.raises(StageError, match=r"test\.safetensors is damaged.*dvc repro prepare"):
-        mnist.load_split(tmp_path, "test")
+    whole = path.read_bytes()
+    for wrong in (b"", whole[:7], whole[:60], whole[:1000], whole[:-1], b"\xff" * 1000):
+        path.write_bytes(wrong)
+        with pytest.raises(StageError, match=r"test\.safetensors is damaged.*dvc repro prepare"):
+            mnist.load_split(tmp_path, "test")
     path.unlink()
     with pytest.raises(StageError, match=r"test\.safetensors is missing.*dvc repro prepare"):
         mnist.load_split(tmp_path, "test")
+
+
+def test_an_empty_split_comes_back(splits, tmp_path):
+    none = mnist.Split(np.empty((0, 32, 32), np.uint8), np.empty(0, np.uint8))
+    mnist.save_split(tmp_path, "validation", none)
+    assert len(mnist.load_split(tmp_path, "validation")) == 0

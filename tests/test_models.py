@@ -1,13 +1,14 @@
 """The two networks are exactly the published ones, and what is served is what was trained."""
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from torch.nn.functional import avg_pool2d
 
-from stages import models, numerics, params, scoring, training
+from stages import mnist, models, numerics, params, scoring, training
 from stages.errors import StageError
 from stages.params import Recipe
 
@@ -32,18 +33,35 @@ def test_parameter_counts_are_the_published_ones(name, layers, total):
     assert sum(layers) == total == sum(models.PARAMETERS[name].values())
 
 
+def test_tanh_pool_is_tanh_and_average_pooling_with_their_gradient():
+    torch.manual_seed(0)
+    x = 2 * torch.randn(3, 6, 10, 8, dtype=torch.double)
+    x.requires_grad_()
+    for memory_format in (torch.contiguous_format, torch.channels_last):
+        pooled = models.tanh_pool(x.to(memory_format=memory_format))
+        expected = avg_pool2d(x.tanh(), 2)
+        assert torch.allclose(pooled, expected, rtol=0, atol=1e-12)
+        weights = torch.randn_like(expected)
+        gradients = [torch.autograd.grad(y, x, weights)[0] for y in (pooled, expected)]
+        assert torch.allclose(*gradients, rtol=0, atol=1e-12)
+
+
+def test_the_matrix_product_of_lenet5_is_its_third_convolution():
+    network = models.build("lenet5", RECIPE)
+    x = torch.randn(7, 16, 5, 5).to(memory_format=torch.channels_last)
+    product = models.rows(x) @ models.rows(network.conv3.weight).T + network.conv3.bias
+    assert torch.allclose(product, network.conv3(x).flatten(1), atol=1e-5)
+
+
 def test_resize_is_pillows_to_the_bit(splits):
     images = splits["train"].images[:1000]
-    by_pillow = [
-        np.asarray(Image.fromarray(image).resize((32, 32), Image.Resampling.BILINEAR))
-        for image in images.numpy()
-    ]
-    assert np.array_equal(models.resize(images).squeeze(1).numpy(), np.stack(by_pillow))
+    by_torch = models.resize(torch.from_numpy(images)).squeeze(1).numpy()
+    assert np.array_equal(by_torch, mnist.resize(images))
 
 
 def test_normalized_training_images_have_mean_0_and_deviation_1(splits):
     # The published constants are those of the 28x28 images
-    pixels = models.normalize(splits["train"].images)
+    pixels = models.normalize(torch.from_numpy(splits["train"].images))
     assert abs(float(pixels.mean())) < 0.02
     assert abs(float(pixels.std()) - 1) < 0.02
 
@@ -61,7 +79,7 @@ def test_softmax_before_the_loss_keeps_it_above_1_4612():
 @pytest.mark.parametrize("softmax", [False, True])
 def test_classifier_gives_the_probabilities_of_raw_images(name, softmax, splits):
     network = models.build(name, RECIPE.model_copy(update={"softmax_before_loss": softmax})).eval()
-    images = splits["test"].images[:5]
+    images = torch.tensor(splits["test"].images[:5])
     served = models.Classifier(network)(images)
     assert torch.allclose(served.sum(1), torch.ones(5))
     outputs = models.outputs(network, models.resize(images))
@@ -100,11 +118,11 @@ def trained(name, splits, recipe=RECIPE, seed=0):
 
 
 @pytest.mark.parametrize("name", params.MODEL_NAMES)
-def test_two_runs_with_one_seed_are_bitwise_identical_and_learn(name, splits):
+def test_two_runs_with_one_seed_are_bitwise_identical_and_learn(name, resized):
     recipe = RECIPE.model_copy(update={"epochs": 4})
-    first, history = trained(name, splits, recipe)
-    again, history_again = trained(name, splits, recipe)
-    other, _ = trained(name, splits, recipe, seed=1)
+    first, history = trained(name, resized, recipe)
+    again, history_again = trained(name, resized, recipe)
+    other, _ = trained(name, resized, recipe, seed=1)
     assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
     assert history == history_again
     assert not any(torch.equal(a, b) for a, b in zip(first, other, strict=True))
@@ -112,25 +130,61 @@ def test_two_runs_with_one_seed_are_bitwise_identical_and_learn(name, splits):
     assert history[-1]["test_accuracy"] > 0.7
 
 
-def test_dropout_is_applied_in_training_and_never_in_scoring(splits):
+def test_dropout_is_applied_in_training_and_never_in_scoring(resized):
     network = models.build("mlp", RECIPE)
-    images = models.resize(splits["test"].images[:50])
+    images = models.examples(resized["test"]).images[:50]
     batch = models.normalize(images)
     assert not torch.equal(network(batch), network(batch))
     assert torch.equal(models.outputs(network, images), models.outputs(network, images))
     assert network.training
 
 
-def test_validation_is_scored_where_there_is_one(raw, splits):
-    from stages import mnist
-
+def test_validation_is_scored_where_there_is_one(raw, resized):
     parts = mnist.split(raw, validation_size=500, train_limit=200, seed=0)
+    parts = {
+        name: mnist.Split(mnist.resize(part.images), part.labels.copy())
+        for name, part in parts.items()
+    }
     _, history = trained("mlp", parts)
     assert "validation_loss" in history[0]
-    _, history = trained("mlp", splits)
+    _, history = trained("mlp", resized)
     assert "validation_loss" not in history[0]
 
 
-def test_a_loss_that_is_not_finite_stops_with_epoch_and_step(splits):
+def test_a_loss_that_is_not_finite_stops_with_epoch_and_step(resized):
     with pytest.raises(StageError, match=r"the loss is (nan|inf) in epoch 1, step \d+"):
-        trained("mlp", splits, RECIPE.model_copy(update={"learning_rate": 1e20}))
+        trained("mlp", resized, RECIPE.model_copy(update={"learning_rate": 1e20}))
+
+
+@pytest.mark.parametrize("size", [10, training.WHOLE, 5 * training.POOL + 5])
+def test_every_image_has_one_place_in_the_order_and_a_step_reads_few_pages(size):
+    order = training.random_order(size, torch.Generator().manual_seed(0))
+    assert torch.equal(order.sort().values, torch.arange(size))
+    for pool in torch.split(order, training.WHOLE if size <= training.WHOLE else training.POOL):
+        assert len(pool) < 100 or abs((pool[:-1] < pool[1:]).float().mean() - 0.5) < 0.05
+        if size > training.WHOLE:
+            assert len((pool // training.CHUNK).unique()) <= training.POOL // training.CHUNK + 1
+
+
+def test_memory_of_mapped_images_that_were_read_is_given_back(tmp_path):
+    part = mnist.Split(np.ones((100_000, 32, 32), np.uint8), np.ones(100_000, np.uint8))
+    mnist.save_split(tmp_path, "train", part)
+    mapped = mnist.load_split(tmp_path, "train")
+
+    def resident() -> float:
+        fields = Path("/proc/self/smaps_rollup").read_text(encoding="utf-8").split()
+        return int(fields[fields.index("Rss:") + 1]) / 1024
+
+    before = resident()
+    assert mapped.images.sum() == mapped.images.size
+    assert resident() - before > 90
+    mapped.release()
+    assert resident() - before < 10
+    assert mapped.images.sum() == mapped.images.size
+
+
+def test_a_gpu_that_is_not_there_is_refused_in_one_line():
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    with pytest.raises(StageError, match=r"device is 'cuda'.*set device to cpu"):
+        numerics.configure(threads=2, seed=0, device="cuda")

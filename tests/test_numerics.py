@@ -19,8 +19,8 @@ import torch
 recipe = Recipe(epochs=1, batch_size=64, learning_rate=0.05, momentum=0.9, dropout=0.5,
                 softmax_before_loss=False)
 generator = numerics.configure(threads=THREADS, seed=1)
-images = torch.randint(0, 256, (256, 28, 28), dtype=torch.uint8)
-part = Split(images, torch.randint(0, 10, (256,), dtype=torch.uint8))
+images = torch.randint(0, 256, (256, 32, 32), dtype=torch.uint8).numpy()
+part = Split(images, torch.randint(0, 10, (256,), dtype=torch.uint8).numpy())
 for name in ("lenet5", "mlp"):
     network = models.build(name, recipe)
     training.train(network, {"train": part, "test": part}, recipe, generator, id, id)

@@ -23,7 +23,7 @@ def write(tmp_path, monkeypatch):
             "seed: 0 ",
             "sed: 0 ",
             "seed is missing\nerror: params.yaml: sed is not a setting, "
-            "expected here: seed, threads, data, registry, recipe, recipes",
+            "expected here: seed, threads, device, data, registry, recipe, recipes",
         ),
         (
             "dropout: 0.0",

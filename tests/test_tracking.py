@@ -8,6 +8,7 @@ from urllib.request import url2pathname
 import mlflow
 import numpy as np
 import pytest
+import torch
 from mlflow import MlflowClient
 
 from stages import files, mnist, models, store
@@ -78,21 +79,21 @@ def test_epochs_and_scores_are_those_of_the_files(small_run, client, runs, name)
 
 @pytest.mark.parametrize("name", MODEL_NAMES)
 def test_the_logged_model_takes_raw_images_and_is_free_of_pickle(
-    small_run, client, runs, name, monkeypatch
+    small_run, client, runs, raw, name, monkeypatch
 ):
     monkeypatch.setenv("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
     (output,) = runs[f"train_{name}"].outputs.model_outputs
     model = mlflow.pyfunc.load_model(f"models:/{output.model_id}")
-    test = mnist.load_split(small_run.path / files.DATA_PREPARED, "test")
+    images = mnist.parse(mnist.TEST_IMAGES, raw[mnist.TEST_IMAGES])[:100].copy()
     monkeypatch.chdir(small_run.path)
     from stages import params
 
     recipe = params.load().of_model(name)
     network = models.load_model(name, recipe, files.model_path(name))
-    expected = models.Classifier(network).eval()(test.images[:100]).detach().numpy()
-    predicted = model.predict(test.images[:100].numpy())
+    expected = models.Classifier(network).eval()(torch.from_numpy(images)).detach().numpy()
+    predicted = model.predict(images)
     assert np.allclose(predicted, expected, atol=1e-6)
-    assert model.predict(test.images[:1].numpy()).shape == (1, 10)
+    assert model.predict(images[:1]).shape == (1, 10)
     assert model.metadata.signature.inputs.inputs[0].type == np.dtype(np.uint8)
     location = client.get_logged_model(output.model_id).artifact_location
     requirements = Path(url2pathname(urlparse(location).path)) / "requirements.txt"

@@ -1,0 +1,102 @@
+"""What made LeNet-5's epoch faster, a step at a time, and where the time that is left goes.
+
+.venv/bin/python -m benchmarks.steps [ROUNDS]
+"""
+
+import statistics
+import sys
+import time
+
+from benchmarks import child, table
+
+STEPS = [
+    "images as tensors in memory; tanh, average pooling and convolutions as PyTorch has them",
+    "channels-last instead of contiguous memory",
+    "freed memory kept by the C library, fresh memory not filled",
+    "tanh by sigmoid, pooled rows first, and one gradient for both (`models.TanhPool`)",
+    "the third convolution as a matrix product",
+]
+
+
+def epoch(step: int, profiled: bool) -> float:
+    """Seconds of the second training epoch with the first ``step`` steps taken."""
+    import stages  # noqa: F401  (the pins, before torch)
+
+    # isort: split
+    import torch
+    import torch.nn.functional as F
+
+    from stages import files, mnist, models, numerics, params, training
+
+    class Variant(models.LeNet5):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            if step >= 3:
+                x = models.tanh_pool(self.conv2(models.tanh_pool(self.conv1(x))))
+            else:
+                x = F.avg_pool2d(self.conv1(x).tanh(), 2)
+                x = F.avg_pool2d(self.conv2(x).tanh(), 2)
+            x = self.fc1(self.conv3(x).tanh().flatten(1)).tanh()
+            return self.fc2(self.dropout(x))
+
+    settings = params.load()
+    recipe = settings.recipes["documented"].lenet5
+    if step < 2:
+        numerics._keep_freed_memory = lambda: None
+    data = models.examples(mnist.load_split(files.DATA_PREPARED, "train"))
+    generator = numerics.configure(settings.threads, settings.seed)
+    torch.utils.deterministic.fill_uninitialized_memory = step < 2
+    network = (models.LeNet5 if step >= 4 else Variant)(recipe.dropout, False)
+    if step >= 1:
+        network.to(memory_format=torch.channels_last)
+    optimizer = training.build_optimizer(network, recipe)
+
+    def run(number: int) -> None:
+        order = training.random_order(len(data.labels), generator)
+        training.train_epoch(network, data, order, recipe, optimizer, number, id)
+
+    run(2)
+    started = time.perf_counter()
+    run(3)
+    seconds = time.perf_counter() - started
+    if profiled:
+        with torch.profiler.profile() as profile:
+            run(4)
+        events = sorted(profile.key_averages(), key=lambda event: -event.self_cpu_time_total)
+        total = sum(event.self_cpu_time_total for event in events)
+        for event in events[:12]:
+            print(f"{event.key} {event.self_cpu_time_total / total}")
+    return seconds
+
+
+def measure(rounds: int = 3) -> str:
+    seconds: list[list[float]] = [[] for _ in STEPS]
+    for _ in range(rounds):
+        for step, values in enumerate(seconds):
+            values.append(float(child("steps", str(step)).split()[-1]))
+            print(f"step {step} {values[-1]:.2f} s", file=sys.stderr)
+    medians = [f"{statistics.median(values):.2f}" for values in seconds]
+    rows = [[STEPS[0], "", medians[0], ""]]
+    for number in range(1, len(STEPS)):
+        pairs = zip(seconds[number], seconds[number - 1], strict=True)
+        ratio = statistics.median(after / before for after, before in pairs)
+        rows.append([STEPS[number], medians[number - 1], medians[number], f"{ratio:.2f}"])
+    *profile, _ = child("steps", str(len(STEPS) - 1), "profile").splitlines()
+    parts = [line.rsplit(" ", 1) for line in profile]
+    return (
+        table(["a training epoch of LeNet-5, under the pins", "before s", "after s", "ratio"], rows)
+        + f"\nMedians of {rounds}. Where the time goes now (PyTorch's profiler, self time):\n\n"
+        + table(
+            ["operation", "share"], [[f"`{key}`", f"{float(share):.1%}"] for key, share in parts]
+        )
+    )
+
+
+def main(arguments: list[str]) -> None:
+    if arguments[:1] == ["child"]:
+        print(epoch(int(arguments[1]), profiled="profile" in arguments))
+    else:
+        print(measure(*map(int, arguments)))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
