@@ -63,12 +63,12 @@ def pipeline_epoch(name: str) -> float:
     data = {split: models.examples(part) for split, part in splits.items()}
     generator = numerics.configure(settings.threads, settings.seed)
     network = models.build("lenet5" if name == "lenet5" else "mlp", recipe)
-    optimizer = training.build_optimizer(network, recipe)
+    state = training.begin(network, recipe, 10_000, generator)
     seconds = 0.0
     for epoch in (2, 3):
         started = time.perf_counter()
         order = training.random_order(len(splits["train"]), generator)
-        training.train_epoch(network, data["train"], order, recipe, optimizer, epoch, id)
+        training.train_epoch(state, data["train"], order, recipe, epoch, print)
         outputs = models.outputs(network, data["test"].images)
         scoring.loss(outputs, data["test"].labels)
         scoring.accuracy(outputs, data["test"].labels)

@@ -56,7 +56,7 @@ def train(name: str, folder: str) -> None:
     recipe = settings.of_model("lenet5" if name == "lenet5" else "mlp")
     generator = numerics.configure(settings.threads, settings.seed)
     network = models.build("lenet5" if name == "lenet5" else "mlp", recipe)
-    optimizer = training.build_optimizer(network, recipe)
+    state = training.begin(network, recipe, 10_000, generator)
     sets = []
     for place in (Path(folder), files.DATA_PREPARED):
         data = models.examples(mnist.load_split(place, "train"))
@@ -67,7 +67,7 @@ def train(name: str, folder: str) -> None:
         data, order = sets[number]
         rows = order[stretch % len(order)]
         started = time.perf_counter()
-        training.train_epoch(network, data, rows, recipe, optimizer, 2, id)
+        training.train_epoch(state, data, rows, recipe, 2, print)
         return (time.perf_counter() - started) / len(rows)
 
     per_image(1, 0)

@@ -48,11 +48,11 @@ def epoch(step: int, profiled: bool) -> float:
     network = (models.LeNet5 if step >= 4 else Variant)(recipe.dropout, False)
     if step >= 1:
         network.to(memory_format=torch.channels_last)
-    optimizer = training.build_optimizer(network, recipe)
+    state = training.begin(network, recipe, 10_000, generator)
 
     def run(number: int) -> None:
         order = training.random_order(len(data.labels), generator)
-        training.train_epoch(network, data, order, recipe, optimizer, number, id)
+        training.train_epoch(state, data, order, recipe, number, print)
 
     run(2)
     started = time.perf_counter()

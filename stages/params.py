@@ -36,15 +36,31 @@ class Data(Section):
     train_limit: Annotated[int, Field(ge=0, le=TRAIN_SIZE)]
 
 
+class Augmentation(Section):
+    """How far training images are distorted (stages/augmentation.py)."""
+
+    rotation: Annotated[float, Field(ge=0, le=180)]
+    shift: Annotated[float, Field(ge=0, le=32)]
+    scale: Annotated[float, Field(ge=0, lt=1)]
+    shear: Annotated[float, Field(ge=0, le=1)]
+    elastic: Annotated[float, Field(ge=0, le=32)]
+
+
 class Recipe(Section):
-    """How one model is trained."""
+    """How one model is trained; what has a default here is left out where it is not used."""
 
     epochs: Annotated[int, Field(ge=1, le=10_000)]
     batch_size: Annotated[int, Field(ge=1, le=TRAIN_SIZE)]
+    optimizer: Literal["sgd", "adamw"] = "sgd"
     learning_rate: Annotated[float, Field(gt=0)]
+    schedule: Literal["constant", "one_cycle"] = "constant"
     momentum: Annotated[float, Field(ge=0, lt=1)]
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
     dropout: Annotated[float, Field(ge=0, lt=1)]
     softmax_before_loss: bool
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    averaging: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    augmentation: Augmentation | None = None
 
 
 class Recipes(Section):
@@ -152,7 +168,12 @@ def _line(detail: Any) -> str:
     return f"{PATH}: {key} is {_shown(detail['input'])}, expected {expected}"
 
 
-SECTIONS: dict[Any, type[Section]] = {"data": Data, "registry": Registry, "recipes": Recipes}
+SECTIONS: dict[Any, type[Section]] = {
+    "data": Data,
+    "registry": Registry,
+    "recipes": Recipes,
+    "augmentation": Augmentation,
+}
 
 
 def _section(loc: tuple[Any, ...]) -> type[Section]:

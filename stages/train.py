@@ -38,15 +38,15 @@ def main() -> None:
                 progress.update()
                 progress.write(epoch_line(history[-1], recipe.epochs))
 
-            def on_weights(moment: str) -> None:
+            def on_weights(moment: str, network: models.Network) -> None:
                 weights.append((moment, models.fingerprint(network)))
 
-            training.train(network, splits, recipe, generator, on_epoch, on_weights)
+            trained = training.train(network, splits, recipe, generator, on_epoch, on_weights)
         files.write_csv(
             files.history_path(name), list(history[0]), (list(row.values()) for row in history)
         )
         files.write_csv(files.weights_path(name), ["weights", "sha256"], weights)
-        models.save_model(network, files.model_path(name))
+        models.save_model(trained, files.model_path(name))
 
 
 def epoch_line(row: dict[str, Any], epochs: int) -> str:

@@ -2,12 +2,17 @@
 
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.optim import SGD, AdamW
+from torch.optim.lr_scheduler import ConstantLR, OneCycleLR
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from stages import models, scoring
+from stages import augmentation, models, scoring
 from stages.errors import StageError
 from stages.mnist import Split
 from stages.params import Recipe
@@ -20,76 +25,121 @@ Row = dict[str, float]
 WHOLE, POOL, CHUNK = 2**16, 2**14, 2**7
 
 
+@dataclass
+class State:
+    """All that a training changes as it goes."""
+
+    network: models.Network
+    optimizer: torch.optim.Optimizer
+    scheduler: torch.optim.lr_scheduler.LRScheduler
+    average: AveragedModel | None  # of the weights over the steps, where the recipe says so
+    generator: torch.Generator
+
+    @property
+    def scored(self) -> models.Network:
+        """The network that is scored and kept."""
+        return cast(models.Network, self.average.module) if self.average else self.network
+
+
 def train(
     network: models.Network,
     splits: Mapping[str, Split],
     recipe: Recipe,
     generator: torch.Generator,
     on_epoch: Callable[[Row], None],
-    on_weights: Callable[[str], None],
-) -> None:
-    """Train ``network`` in place with SGD.
+    on_weights: Callable[[str, models.Network], None],
+) -> models.Network:
+    """Train ``network`` as ``recipe`` says; the trained network, which may be another.
 
     Args:
-        splits: ``train``, ``test`` and, unless it is empty, ``validation`` are scored.
-        generator: Draws the order of the training images.
+        splits: ``train`` is trained on; ``validation`` and ``test``, where there and not empty,
+            are scored.
+        generator: Draws the order of the training images and their distortions.
         on_epoch: Is given, after every epoch, its number from 1 and the loss and accuracy on each
             split. Those on ``train`` are the mean over the epoch's own steps, each before its
-            update and with dropout as trained; the others are taken at the epoch's end.
-        on_weights: Is told when there are new weights to take a fingerprint of: the initial ones,
-            those after the first batch, and those after each epoch.
+            update, with dropout and distortions as trained; the others are taken at the epoch's
+            end.
+        on_weights: Is given a network when it has new weights to take a fingerprint of: the
+            initial ones, those after the first batch, and those after each epoch.
 
     Raises:
         StageError: The loss is no longer finite; names the epoch and the step.
     """
     device = str(next(network.parameters()).device)
     data = {name: models.examples(part, device) for name, part in splits.items() if len(part)}
-    optimizer = build_optimizer(network, recipe)
-    on_weights("initial")
+    steps = recipe.epochs * -(-len(splits["train"]) // recipe.batch_size)
+    state = begin(network, recipe, steps, generator)
+    on_weights("initial", network)
     for epoch in range(1, recipe.epochs + 1):
         row: Row = {"epoch": epoch}
         order = random_order(len(splits["train"]), generator)
-        row |= train_epoch(network, data["train"], order, recipe, optimizer, epoch, on_weights)
-        on_weights(f"epoch {epoch}")
+        row |= train_epoch(state, data["train"], order, recipe, epoch, on_weights)
+        on_weights(f"epoch {epoch}", state.scored)
         for name in ("validation", "test"):
             if name in data:
-                outputs = models.outputs(network, data[name].images)
+                outputs = models.outputs(state.scored, data[name].images)
                 row[f"{name}_loss"] = scoring.loss(outputs, data[name].labels)
                 row[f"{name}_accuracy"] = scoring.accuracy(outputs, data[name].labels)
         on_epoch(row)
+    return state.scored
 
 
-def build_optimizer(network: models.Network, recipe: Recipe) -> torch.optim.Optimizer:
-    return torch.optim.SGD(network.parameters(), lr=recipe.learning_rate, momentum=recipe.momentum)
+def begin(network: models.Network, recipe: Recipe, steps: int, generator: torch.Generator) -> State:
+    """Optimizer, schedule and average of a training of so many steps."""
+    weights, rate = network.parameters(), recipe.learning_rate
+    optimizer: torch.optim.Optimizer
+    if recipe.optimizer == "sgd":
+        optimizer = SGD(weights, rate, recipe.momentum, weight_decay=recipe.weight_decay)
+    else:
+        # Not fused, its square root would round differently on different processors
+        betas = (recipe.momentum, 0.999)
+        optimizer = AdamW(weights, rate, betas, weight_decay=recipe.weight_decay, fused=True)
+    scheduler: torch.optim.lr_scheduler.LRScheduler
+    if recipe.schedule == "constant":
+        scheduler = ConstantLR(optimizer, factor=1.0)
+    else:
+        # Linear, because the cosine of the C library is not the same everywhere
+        scheduler = OneCycleLR(
+            optimizer, rate, steps, pct_start=0.1, anneal_strategy="linear", cycle_momentum=False
+        )
+    average = None
+    if recipe.averaging:
+        moving = get_ema_multi_avg_fn(recipe.averaging)  # type: ignore[no-untyped-call]
+        average = AveragedModel(network, multi_avg_fn=moving)
+    return State(network, optimizer, scheduler, average, generator)
 
 
 def train_epoch(
-    network: models.Network,
+    state: State,
     data: models.Examples,
     order: Tensor,
     recipe: Recipe,
-    optimizer: torch.optim.Optimizer,
     epoch: int,
-    on_weights: Callable[[str], None],
+    on_weights: Callable[[str, models.Network], None],
 ) -> Row:
     """One pass over ``data`` in ``order`` (N,); the mean loss and accuracy of its steps."""
-    device = data.labels.device
+    network, device = state.network, data.labels.device
     loss_sum, correct = 0.0, torch.zeros((), dtype=torch.int64, device=device)
     for step, batch in enumerate(torch.split(order.to(device), recipe.batch_size), start=1):
-        labels = data.labels[batch].long()
-        outputs = network(models.normalize(data.images[batch]))
-        loss = F.cross_entropy(outputs, labels)
+        images, labels = data.images[batch], data.labels[batch].long()
+        if recipe.augmentation:
+            images = augmentation.distort(images, recipe.augmentation, state.generator)
+        outputs = network(models.normalize(images))
+        loss = F.cross_entropy(outputs, labels, label_smoothing=recipe.label_smoothing)
         loss_value = loss.item()
         if not math.isfinite(loss_value):
             raise StageError(
                 f"the loss is {loss_value} in epoch {epoch}, step {step}; no model is written. "
                 "A smaller learning_rate may help"
             )
-        optimizer.zero_grad()
+        state.optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
+        state.optimizer.step()
+        state.scheduler.step()
+        if state.average:
+            state.average.update_parameters(network)
         if epoch == step == 1:
-            on_weights("first batch")
+            on_weights("first batch", network)
         loss_sum += loss_value * len(labels)
         correct += (outputs.argmax(1) == labels).sum()
         if len(data.labels) > WHOLE and step % (POOL // recipe.batch_size or 1) == 0:

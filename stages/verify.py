@@ -14,9 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ruamel.yaml import YAML
-
-from stages import files
+from stages import files, results
 from stages.errors import StageError, main_function
 from stages.params import MODEL_NAMES
 
@@ -49,7 +47,7 @@ def locked(folder: Path) -> dict[tuple[str, str], str]:
         StageError: There is none, or it is not readable.
     """
     try:
-        lock = YAML(typ="safe").load((folder / LOCK).read_text(encoding="utf-8"))
+        lock = results.load_yaml((folder / LOCK).read_text(encoding="utf-8"))
         return {
             (stage, out["path"]): out["md5"]
             for stage, entry in lock["stages"].items()

@@ -66,14 +66,18 @@ def environment(more: dict[str, str] | None = None) -> dict[str, str]:
     return {"MIRROR": "off"} | cleared | {"PATH": path} | (more or {})
 
 
+def free_port() -> str:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        return str(free.getsockname()[1])
+
+
 @contextlib.contextmanager
 def mlflow_server(backend: str, folder: Path) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
     """A real `mlflow server` that keeps and proxies the artifacts; its address and process."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    port = free_port()
     store = ["--backend-store-uri", backend, "--artifacts-destination", str(folder / "artifacts")]
     process = subprocess.Popen(
-        ["mlflow", "server", "--port", str(port), "--workers", "1", "--serve-artifacts", *store],
+        ["mlflow", "server", "--port", port, "--workers", "1", "--serve-artifacts", *store],
         cwd=folder,
         env=environment(),
         stdout=subprocess.DEVNULL,

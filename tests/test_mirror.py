@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
-from conftest import Clone, make_clone, missing, mlflow_server
+from conftest import Clone, free_port, make_clone, missing, mlflow_server
 from stages import files
 
 STAGES = ["prepare", "train_lenet5", "train_mlp", "evaluate", "plot"]
@@ -362,8 +362,7 @@ def postgresql(tmp_path) -> Iterator[str]:
         missing("psycopg is not installed: pip install -c constraints.txt -e '.[postgresql]'")
     folder = tmp_path / "postgresql"
     folder.mkdir()
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    port = free_port()
     user = []
     if os.getuid() == 0:  # PostgreSQL refuses to run as root
         for path in (folder, *folder.parents):
@@ -435,11 +434,6 @@ def post(uri: str, body: object, content_type: str = JSON) -> tuple[int, str]:
             return answer.status, answer.read().decode()
     except urllib.error.HTTPError as error:
         return error.code, error.read().decode()
-
-
-def free_port() -> str:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        return str(free.getsockname()[1])
 
 
 @contextlib.contextmanager

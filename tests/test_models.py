@@ -10,7 +10,7 @@ from torch.nn.functional import avg_pool2d
 
 from stages import mnist, models, numerics, params, scoring, training
 from stages.errors import StageError
-from stages.params import Recipe
+from stages.params import Augmentation, Recipe
 
 RECIPE = Recipe(
     epochs=2,
@@ -20,6 +20,15 @@ RECIPE = Recipe(
     dropout=0.5,
     softmax_before_loss=False,
 )
+RECORD = {
+    "optimizer": "adamw",
+    "schedule": "one_cycle",
+    "weight_decay": 0.01,
+    "dropout": 0.0,
+    "label_smoothing": 0.05,
+    "averaging": 0.9,
+    "augmentation": Augmentation(rotation=8.0, shift=1.0, scale=0.08, shear=0.1, elastic=0.5),
+}
 
 
 @pytest.mark.parametrize(
@@ -111,15 +120,23 @@ def trained(name, splits, recipe=RECIPE, seed=0):
     network = models.build(name, recipe)
     history = []
     moments = []
-    training.train(network, splits, recipe, generator, history.append, moments.append)
+    fingerprints = []
+
+    def on_weights(moment, network):
+        moments.append(moment)
+        fingerprints.append(models.fingerprint(network))
+
+    kept = training.train(network, splits, recipe, generator, history.append, on_weights)
+    assert models.fingerprint(kept) == fingerprints[-1]
     expected = [f"epoch {epoch}" for epoch in range(1, recipe.epochs + 1)]
     assert moments == ["initial", "first batch", *expected]
-    return [p.detach().clone() for p in network.parameters()], history
+    return [p.detach().clone() for p in kept.parameters()], history
 
 
 @pytest.mark.parametrize("name", params.MODEL_NAMES)
-def test_two_runs_with_one_seed_are_bitwise_identical_and_learn(name, resized):
-    recipe = RECIPE.model_copy(update={"epochs": 4})
+@pytest.mark.parametrize("ingredients", [{}, RECORD])
+def test_two_runs_with_one_seed_are_bitwise_identical_and_learn(name, ingredients, resized):
+    recipe = RECIPE.model_copy(update={"epochs": 4} | ingredients)
     first, history = trained(name, resized, recipe)
     again, history_again = trained(name, resized, recipe)
     other, _ = trained(name, resized, recipe, seed=1)
@@ -128,6 +145,24 @@ def test_two_runs_with_one_seed_are_bitwise_identical_and_learn(name, resized):
     assert not any(torch.equal(a, b) for a, b in zip(first, other, strict=True))
     assert history[-1]["train_loss"] < history[0]["train_loss"]
     assert history[-1]["test_accuracy"] > 0.7
+
+
+def test_the_averaged_weights_are_kept_and_the_rate_rises_and_falls(resized):
+    recipe = RECIPE.model_copy(update=RECORD)
+    generator = numerics.configure(threads=2, seed=0)
+    state = training.begin(models.build("mlp", recipe), recipe, 40, generator)
+    data = models.examples(resized["train"])
+    first = next(state.network.parameters())
+    mean, rates = first.detach().clone(), []
+    for step in range(40):
+        order = torch.arange(100 * (step % 20), 100 * (step % 20) + 100)
+        training.train_epoch(state, data, order, recipe, 2, print)
+        mean = first.detach().clone() if step == 0 else 0.9 * mean + 0.1 * first.detach()
+        rates.append(state.scheduler.get_last_lr()[0])
+    assert torch.allclose(next(state.scored.parameters()), mean, atol=1e-6)
+    assert max(rates) == pytest.approx(recipe.learning_rate)
+    assert rates.index(max(rates)) == 2
+    assert rates[-1] < 0.001 * recipe.learning_rate
 
 
 def test_dropout_is_applied_in_training_and_never_in_scoring(resized):

@@ -9,22 +9,27 @@ import pytest
 from conftest import ROOT, qemu
 from stages import numerics
 
-# The fingerprint of a LeNet-5 after a few steps on random images, as a stage would train it
+# Fingerprints of both models after a few steps on random images, with all that a recipe can name
 TRAIN = """
 from stages import models, numerics
-from stages.params import Recipe
+from stages.params import Augmentation, Recipe
 from stages.mnist import Split
 from stages import training
 import torch
 recipe = Recipe(epochs=1, batch_size=64, learning_rate=0.05, momentum=0.9, dropout=0.5,
                 softmax_before_loss=False)
+RECORD = Recipe(epochs=1, batch_size=64, optimizer="adamw", learning_rate=0.01, momentum=0.9,
+                schedule="one_cycle", weight_decay=0.01, dropout=0.1, softmax_before_loss=False,
+                label_smoothing=0.1, averaging=0.5, augmentation=Augmentation(
+                    rotation=10.0, shift=2.0, scale=0.1, shear=0.1, elastic=1.0))
 generator = numerics.configure(threads=THREADS, seed=1)
 images = torch.randint(0, 256, (256, 32, 32), dtype=torch.uint8).numpy()
 part = Split(images, torch.randint(0, 10, (256,), dtype=torch.uint8).numpy())
 for name in ("lenet5", "mlp"):
     network = models.build(name, recipe)
-    training.train(network, {"train": part, "test": part}, recipe, generator, id, id)
-    print(models.fingerprint(network))
+    for how in (recipe, RECORD):
+        trained = training.train(network, {"train": part}, how, generator, id, lambda *_: None)
+        print(models.fingerprint(trained))
 """
 
 
@@ -73,6 +78,11 @@ def test_a_library_imported_too_early_is_named_in_one_line(library):
     assert "UNPINNED=1" in result.stderr
     assert result.stderr.count("\n") == 1
     assert python(f"import {library}, stages", UNPINNED="1").returncode == 0
+
+
+@pytest.mark.slow
+def test_every_ingredient_of_a_recipe_computes_the_same_bits_on_another_processor():
+    assert fingerprints(*qemu("Haswell")) == fingerprints()
 
 
 @pytest.mark.slow
