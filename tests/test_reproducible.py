@@ -118,7 +118,7 @@ def test_verify_agrees_with_what_is_committed_and_finds_a_changed_bit_in_each_ou
         ("stages/mnist.py", "train = np.sort(train)", "train = np.sort(train)[1:]", "the data"),
         ("stages/numerics.py", "torch.manual_seed(seed)\n", "torch.manual_seed(seed + 1)\n",
          "the weights of lenet5: initial"),
-        ("stages/training.py", "lr=recipe.learning_rate", "lr=1.01 * recipe.learning_rate",
+        ("stages/training.py", "loss.backward()", "(1.01 * loss).backward()",
          "the weights of lenet5: first batch"),
         ("stages/figures.py", "markersize=4", "markersize=5", "only what is made of them"),
     ],
