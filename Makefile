@@ -43,7 +43,7 @@ lint: $(INSTALLED)
 	ruff format --check .
 	mypy
 
-# 25 minutes, and 7 GB of scratch space for the largest set of images
+# A quarter of an hour, and 7 GB of scratch space for the largest set of images
 bench: $(INSTALLED)
 	@python -m benchmarks
 

@@ -44,7 +44,7 @@ class Run:
         try:
             self._mirror = _connect(stage)
         except OSError as error:
-            self._warn(f"{error.filename or 'its process'}: {error.strerror}")
+            self._warn(f"{error.filename or 'its process'}: {error.strerror or error}")
         self._send({"stage": stage, "environment": dict(os.environ)})
 
     def log_epoch(self, row: Mapping[str, Any]) -> None:
