@@ -23,7 +23,7 @@ def machine() -> str:
     return (
         f"{model.split(': ')[1]}, {os.cpu_count()} processors, {memory:.0f} GiB of memory, "
         f"{platform.system()}, Python {platform.python_version()}, torch {version('torch')}, "
-        f"no GPU used"
+        "no GPU used"
     )
 
 

@@ -58,18 +58,18 @@ def pipeline_epoch(name: str) -> float:
     from stages import files, mnist, models, numerics, params, scoring, training
 
     settings = params.load()
-    recipe = settings.of_model("lenet5" if name == "lenet5" else "mlp")
+    recipe = settings.of_model(name)
     splits = {split: mnist.load_split(files.DATA_PREPARED, split) for split in ("train", "test")}
     data = {split: models.examples(part) for split, part in splits.items()}
     generator = numerics.configure(settings.threads, settings.seed)
-    network = models.build("lenet5" if name == "lenet5" else "mlp", recipe)
+    network = models.build(name, recipe)
     state = training.begin(network, recipe, 10_000, generator)
     seconds = 0.0
     for epoch in (2, 3):
         started = time.perf_counter()
         order = training.random_order(len(splits["train"]), generator)
         training.train_epoch(state, data["train"], order, recipe, epoch, print)
-        outputs = models.outputs(network, data["test"].images)
+        outputs = models.outputs(state.scored, data["test"].images)
         scoring.loss(outputs, data["test"].labels)
         scoring.accuracy(outputs, data["test"].labels)
         seconds = time.perf_counter() - started
@@ -102,6 +102,7 @@ def usual_epoch(way: str, name: str, folder: str) -> float:
 
     steps = [transforms.Resize((32, 32)), transforms.ToTensor()]
     steps.append(transforms.Normalize(models.MEAN, models.STD))
+    warnings.simplefilter("ignore")  # more workers than processors, as published
     loaders = {}
     for split in ("train", "test"):
         if way == "files":
@@ -110,7 +111,6 @@ def usual_epoch(way: str, name: str, folder: str) -> float:
         else:
             data = datasets.MNIST(folder, split == "train", transforms.Compose(steps))
         workers = 4 if way == "files" else 0
-        warnings.simplefilter("ignore")  # more workers than processors, as published
         loaders[split] = DataLoader(data, BATCH, shuffle=split == "train", num_workers=workers)
     network = tutorial_network(name)
     optimizer = torch.optim.SGD(network.parameters(), lr=0.01, momentum=0.9)

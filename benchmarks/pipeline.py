@@ -6,6 +6,7 @@ Runs everything for real in this checkout, with `dvc repro --force`; what it wri
 """
 
 import functools
+import importlib
 import json
 import resource
 import statistics
@@ -54,8 +55,6 @@ def stage(report: Path, script: str, *arguments: str) -> None:
 
         return wrapped
 
-    import importlib
-
     main = importlib.import_module(f"stages.{script}").main
     from stages import files, mnist, sources, tracking
 
@@ -68,10 +67,6 @@ def stage(report: Path, script: str, *arguments: str) -> None:
     ]:
         for name in names:
             setattr(owner, name, timed(part, getattr(owner, name)))
-    if script == "train":
-        from stages import training
-
-        training.train = timed("compute", training.train)
     sys.argv[1:] = arguments
     timed("compute", main)()
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

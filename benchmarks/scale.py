@@ -53,9 +53,9 @@ def train(name: str, folder: str) -> None:
     from stages import files, mnist, models, numerics, params, training
 
     settings = params.load()
-    recipe = settings.of_model("lenet5" if name == "lenet5" else "mlp")
+    recipe = settings.of_model(name)
     generator = numerics.configure(settings.threads, settings.seed)
-    network = models.build("lenet5" if name == "lenet5" else "mlp", recipe)
+    network = models.build(name, recipe)
     state = training.begin(network, recipe, 10_000, generator)
     sets = []
     for place in (Path(folder), files.DATA_PREPARED):

@@ -124,25 +124,21 @@ def this_process() -> str:
 def log_dataset(run_id: str, split: str, context: str) -> None:
     """Note a split as a run's input; its digest is the md5 of its file, as DVC has it."""
     from mlflow.entities import Dataset, DatasetInput, InputTag
+    from safetensors import safe_open
 
     path = files.DATA_PREPARED / f"{split}.safetensors"
-    images = _images(split)
+    with safe_open(path, "numpy") as file:
+        shape = tuple(file.get_slice("images").get_shape())
     dataset = Dataset(
         name=f"mnist-{split}",
         digest=files.md5(path),
         source_type="code",
         source=json.dumps({"tags": {"mlflow.source.name": path.as_posix()}}),
-        schema=json.dumps({"images": f"uint8 {images.shape}", "labels": f"uint8 ({len(images)},)"}),
-        profile=json.dumps({"num_rows": len(images)}),
+        schema=json.dumps({"images": f"uint8 {shape}", "labels": f"uint8 ({shape[0]},)"}),
+        profile=json.dumps({"num_rows": shape[0]}),
     )
     tags = [InputTag("mlflow.data.context", context)]
     client().log_inputs(run_id, datasets=[DatasetInput(dataset, tags)])
-
-
-def _images(split: str) -> Any:
-    from safetensors.numpy import load_file
-
-    return load_file(files.DATA_PREPARED / f"{split}.safetensors")["images"]
 
 
 def _raw_images() -> Any:

@@ -46,13 +46,17 @@ def splits(raw) -> dict[str, mnist.Split]:
     return mnist.split(raw, validation_size=0, train_limit=2_000, seed=0)
 
 
-@pytest.fixture(scope="session")
-def resized(splits) -> dict[str, mnist.Split]:
-    """The same as the networks take them."""
+def as_inputs(parts: dict[str, mnist.Split]) -> dict[str, mnist.Split]:
+    """Splits as the networks take them."""
     return {
         name: mnist.Split(mnist.resize(part.images), part.labels.copy())
-        for name, part in splits.items()
+        for name, part in parts.items()
     }
+
+
+@pytest.fixture(scope="session")
+def resized(splits) -> dict[str, mnist.Split]:
+    return as_inputs(splits)
 
 
 def environment(more: dict[str, str] | None = None) -> dict[str, str]:

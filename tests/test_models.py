@@ -6,8 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch.nn.functional import avg_pool2d
 
+from conftest import as_inputs
 from stages import mnist, models, numerics, params, scoring, training
 from stages.errors import StageError
 from stages.params import Augmentation, Recipe
@@ -64,8 +66,15 @@ def test_the_matrix_product_of_lenet5_is_its_third_convolution():
 
 def test_resize_is_pillows_to_the_bit(splits):
     images = splits["train"].images[:1000]
+    by_pillow = np.stack(
+        [
+            np.asarray(Image.fromarray(image).resize((32, 32), Image.Resampling.BILINEAR))
+            for image in images
+        ]
+    )
     by_torch = models.resize(torch.from_numpy(images)).squeeze(1).numpy()
-    assert np.array_equal(by_torch, mnist.resize(images))
+    assert np.array_equal(by_torch, by_pillow)
+    assert np.array_equal(mnist.resize(images), by_pillow)
 
 
 def test_normalized_training_images_have_mean_0_and_deviation_1(splits):
@@ -176,11 +185,7 @@ def test_dropout_is_applied_in_training_and_never_in_scoring(resized):
 
 def test_validation_is_scored_where_there_is_one(raw, resized):
     parts = mnist.split(raw, validation_size=500, train_limit=200, seed=0)
-    parts = {
-        name: mnist.Split(mnist.resize(part.images), part.labels.copy())
-        for name, part in parts.items()
-    }
-    _, history = trained("mlp", parts)
+    _, history = trained("mlp", as_inputs(parts))
     assert "validation_loss" in history[0]
     _, history = trained("mlp", resized)
     assert "validation_loss" not in history[0]
