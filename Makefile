@@ -4,10 +4,11 @@ PYTHON ?= python3
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 INSTALLED := .venv/.installed
 
-.PHONY: help install repro verify test lint bench sync find check serve ui
+.PHONY: help install repro study verify test lint bench sync find check serve ui
 
 help:
 	@echo "make repro   run the pipeline, as far as it is not up to date, and show the comparison"
+	@echo "make study   compare the recipes over several seeds (hours; resumes where it was stopped)"
 	@echo "make verify  compute the committed results anew and compare, to the bit"
 	@echo "make test    run the tests"
 	@echo "make lint    ruff and mypy"
@@ -34,6 +35,13 @@ repro: $(INSTALLED)
 	@cat reports/comparison.md
 	@echo
 	@echo "Figures: reports/figures   Metrics: .venv/bin/dvc metrics show   Runs: make ui"
+
+study: $(INSTALLED)
+	@python -m stages.params
+	dvc repro study/dvc.yaml
+	@python -m stages.tracking sync || true
+	@echo
+	@cat reports/study/study.md
 
 test: $(INSTALLED)
 	python -m pytest -m 'not slow'

@@ -69,7 +69,7 @@ def pipeline_epoch(name: str) -> float:
         started = time.perf_counter()
         order = training.random_order(len(splits["train"]), generator)
         training.train_epoch(state, data["train"], order, recipe, epoch, print)
-        outputs = models.outputs(state.scored, data["test"].images)
+        outputs = models.outputs(network, data["test"].images)
         scoring.loss(outputs, data["test"].labels)
         scoring.accuracy(outputs, data["test"].labels)
         seconds = time.perf_counter() - started

@@ -4,6 +4,7 @@ Written with floor, gather and elementwise arithmetic, which give the same bits 
 `grid_sample` is not known to.
 """
 
+import functools
 import math
 
 import torch
@@ -13,13 +14,15 @@ from torch import Tensor
 from stages.mnist import INPUT_SIDE
 from stages.params import Augmentation
 
-CONTROL_POINTS = 8  # a side, of the elastic field
+SPACING = 4  # pixels between the control points of the field
+POINTS = torch.arange(-2, INPUT_SIDE // SPACING + 2)  # a side; the spline needs two on either end
 
 
+@functools.cache
 def _spline_weights() -> Tensor:
-    """Cubic B-spline weights (32, 10): of a row's pixels, over control points from -1 to 8."""
-    position = (torch.arange(INPUT_SIDE) + 0.5) / INPUT_SIDE * CONTROL_POINTS - 0.5
-    distance = (position.unsqueeze(1) - torch.arange(-1, CONTROL_POINTS + 1)).abs()
+    """Cubic B-spline weights (32, 12): of a row's pixels, over the control points."""
+    position = (torch.arange(INPUT_SIDE) + 0.5) / SPACING - 0.5
+    distance = (position.unsqueeze(1) - POINTS).abs()
     near = 2 / 3 - distance**2 + distance**3 / 2
     far = (2 - distance).clamp(min=0) ** 3 / 6
     return torch.where(distance < 1, near, far)
@@ -29,31 +32,35 @@ def distort(images: Tensor, settings: Augmentation, generator: torch.Generator) 
     """Images (B, 1, 32, 32), uint8, each distorted in its own way: float32 of the same shape.
 
     Rotation, scale of each axis, shear and shift are uniform between minus and plus their setting;
-    the elastic field is a smooth one whose control points are normal. What comes from outside the
-    image is black.
+    `elastic` is the standard deviation of a normal displacement of each control point of a cubic
+    B-spline. The spline passes an affine map of its control points on to all pixels unchanged, so
+    one field holds both. What comes from outside the image is black.
     """
     size, device = len(images), images.device
+    weights = _spline_weights().to(device)
+    side = len(POINTS)
 
     def uniform(largest: float) -> Tensor:
-        return (largest * (2 * torch.rand(size, 1, generator=generator) - 1)).to(device)
+        return largest * (2 * torch.rand(size, generator=generator) - 1)
 
     angle = uniform(math.radians(settings.rotation))
     cos, sin = angle.cos(), angle.sin()
     scale_x, scale_y = 1 + uniform(settings.scale), 1 + uniform(settings.scale)
     shear = uniform(settings.shear)
-    center = (INPUT_SIDE - 1) / 2
-    line = torch.arange(INPUT_SIDE, device=device) - center
-    x, y = line.repeat(INPUT_SIDE), line.repeat_interleave(INPUT_SIDE)  # (1024,)
-    # Where each pixel of the result comes from: (B, 1024)
-    from_x = cos * scale_x * x + (shear * cos * scale_x - sin * scale_y) * y
-    from_y = sin * scale_x * x + (shear * sin * scale_x + cos * scale_y) * y
-    from_x, from_y = from_x + uniform(settings.shift), from_y + uniform(settings.shift)
-    if settings.elastic:
-        weights = _spline_weights().to(device)
-        points = torch.randn(2, size, weights.shape[1], weights.shape[1], generator=generator)
-        field = weights @ (settings.elastic * points.to(device)) @ weights.T
-        from_x, from_y = from_x + field[0].flatten(1), from_y + field[1].flatten(1)
-    return _sample(images, from_x + center, from_y + center)
+    # Displacements, so that settings of 0 leave each pixel exactly where it is
+    to_x = [cos * scale_x - 1, shear * cos * scale_x - sin * scale_y]
+    to_y = [sin * scale_x, shear * sin * scale_x + cos * scale_y - 1]
+    matrix = torch.stack([*to_x, *to_y], 1).view(-1, 2, 2)
+    shift = torch.stack([uniform(settings.shift), uniform(settings.shift)], 1).unsqueeze(2)
+    line = (POINTS + 0.5) * SPACING - INPUT_SIDE / 2
+    # Columns first, because the products below exchange the axes
+    points = torch.stack([line.repeat_interleave(side), line.repeat(side)])  # (2, 144): x and y
+    elastic = settings.elastic * torch.randn(size, 2, side * side, generator=generator)
+    moves = (matrix @ points + shift + elastic).view(-1, 2, side, side).to(device)
+    field = (moves @ weights.T).mT.contiguous() @ weights.T  # (B, 2, 32, 32), in pixels
+    pixel = torch.arange(INPUT_SIDE, device=device)
+    x, y = (field[:, 0] + pixel).flatten(1), (field[:, 1] + pixel.unsqueeze(1)).flatten(1)
+    return _sample(images, x, y)
 
 
 def _sample(images: Tensor, x: Tensor, y: Tensor) -> Tensor:

@@ -36,6 +36,10 @@ STYLE: Any = {
     "savefig.dpi": 100,
 }
 MISTAKES_SHOWN = 15
+MISSED_SHOWN = 48
+# Per cent, of LeNet-5 trained on distorted images, in the paper that models.py names; its pooling
+# and output layer differ from ours
+LECUN_ERROR = 0.8
 
 
 def save(figure: Figure, path: Path) -> None:
@@ -181,4 +185,102 @@ def reliability(bins: Mapping[str, Sequence[CalibrationBin]]) -> Figure:
         lower.set_ylabel("images")
         lower.set_xlabel("confidence of the predicted digit (%)")
         figure.suptitle("Reliability on the test images")
+    return figure
+
+
+def story(
+    accuracies: Mapping[tuple[str, str], Sequence[float]],
+    intervals: Mapping[tuple[str, str], tuple[float, float] | None],
+    published: Mapping[str, float],
+) -> Figure:
+    """Test error of every recipe, model and seed, on a logarithmic scale.
+
+    Args:
+        accuracies: Per cent, of each seed, by recipe and model.
+        intervals: Of the mean accuracy, per cent.
+        published: The published experiment's, by model, shown beside the recipe `published`.
+    """
+    recipes = list(dict.fromkeys(recipe for recipe, _ in accuracies))
+    with rc_context(STYLE | {"axes.grid.axis": "x"}):
+        figure = _figure(10, 2.2 + 0.62 * len(recipes))
+        axes = figure.subplots()
+        for (recipe, model), values in accuracies.items():
+            height = len(recipes) - recipes.index(recipe) + (0.16 if model == "lenet5" else -0.16)
+            errors, mean = [100 - value for value in values], 100 - float(np.mean(values))
+            style: dict[str, Any] = {"color": COLORS[model], "marker": MARKERS[model]}
+            label = TITLES[model] if recipe == recipes[0] else None
+            axes.plot(
+                errors, [height] * len(errors), linestyle="", alpha=0.45, label=label, **style
+            )
+            axes.plot([mean, mean], [height - 0.13, height + 0.13], color="black", linewidth=1.6)
+            if (found := intervals[recipe, model]) is not None:
+                low, high = found
+                axes.plot([100 - high, 100 - low], [height, height], color="black", linewidth=1)
+            axes.annotate(
+                f"{100 - mean:.2f}",
+                (min(errors), height),
+                (-9, 0),
+                textcoords="offset points",
+                ha="right",
+                va="center",
+                fontsize=9,
+                color=COLORS[model],
+                bbox={"color": "white", "pad": 1},
+            )
+            if recipe == "published":
+                axes.plot(
+                    [100 - published[model]],
+                    [height],
+                    marker="D",
+                    markersize=11,
+                    markerfacecolor="none",
+                    markeredgecolor="black",
+                    linestyle="",
+                    label="published figure" if model == "lenet5" else None,
+                )
+        axes.axvline(
+            LECUN_ERROR,
+            color=COLORS["lenet5"],
+            linestyle=":",
+            label="LeNet-5 of 1998, with distortions",
+        )
+        axes.set_xscale("log")
+        ticks = [0.3, 0.5, 1, 2, 3, 5]
+        axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+        axes.minorticks_off()
+        axes.set_yticks(
+            range(len(recipes), 0, -1), [recipe.replace("_", " ") for recipe in recipes]
+        )
+        axes.set_xlabel(
+            "wrong on the 10,000 test images (%, logarithmic); beside it the mean accuracy"
+        )
+        figure.legend(loc="outside lower center", ncols=4, frameon=False, fontsize=10)
+        figure.suptitle("One mark a seed; bar: mean, line: its 95 % interval")
+    return figure
+
+
+def missed(images: NDArray[np.uint8], rows: Sequence[Mapping[str, Any]]) -> Figure:
+    """The images that both models get wrong with every seed, and what they take them for.
+
+    Args:
+        images: All test images (N, H, W).
+        rows: As study.missed gives them.
+    """
+    columns, shown = 8, rows[:MISSED_SHOWN]
+    lines = max(1, -(-len(shown) // columns))
+    with rc_context(STYLE | {"axes.grid": False}):
+        figure = _figure(11, 0.9 + 1.75 * lines)
+        panels = figure.subplots(lines, columns, squeeze=False).ravel()
+        for axes in panels:
+            axes.set_axis_off()
+        for axes, row in zip(panels, shown, strict=False):
+            axes.imshow(255 - images[row["index"]], cmap="gray", vmin=0, vmax=255)
+            doubtful = " *" if row["no_majority"] else ""
+            axes.set_title(
+                f"no. {row['index']}: {row['label']}{doubtful}\n{row['lenet5']}, {row['mlp']}",
+                fontsize=9,
+            )
+        figure.suptitle(
+            "Label, then LeNet-5's answer and the MLP's (* no majority of annotators for a label)"
+        )
     return figure

@@ -19,6 +19,7 @@ REPORTS = Path("reports")
 METRICS = REPORTS / "metrics.json"
 OUTPUTS = REPORTS / "outputs.csv"  # SHA-256 of what the models say of the test images
 FIGURES = REPORTS / "figures"
+CELLS = Path("study/cells")
 
 SIGNIFICANT_DIGITS = 6
 

@@ -1,5 +1,6 @@
 """``make find``: from a run, a model or a file of weights to the commits that hold it, and back."""
 
+import contextlib
 import json
 import re
 import zipfile
@@ -86,7 +87,8 @@ def print_commits(outs: Mapping[str, str], name: str) -> None:
     holding = [holder for holder in results.holders() if holder.holds(outs)]
     here = {
         path: md5
-        for result in results.of_lock_if_any().values()
+        for lock in (results.LOCK, results.STUDY_LOCK)
+        for result in results.of_lock_if_any(lock).values()
         for path, md5 in result.outs.items()
     }
     if outs.items() <= here.items():
@@ -115,15 +117,34 @@ def find_commit(rev: str) -> None:
     print(f"commit {results.git('log', '-1', '--format=%h %cs %s', commit).strip()}")
     found = 0
     for stage, locked in stages.items():
-        known = sync.runs_with({out["path"]: out["md5"] for out in locked["outs"]})
-        finished = [run for run in known if run.info.status == "FINISHED"]
+        finished = _finished(locked)
         found += bool(finished)
         for run in finished:
             print(f"  {stage:14}{store.address(run=run)}")
         if not finished:
             print(f"  {stage:14}no run: `make sync REV={commit[:10]}` writes it")
+    with contextlib.suppress(InputError):  # a commit from before the study
+        found += find_study(
+            results.load_yaml(results.lock_of(commit, results.STUDY_LOCK))["stages"]
+        )
     if not found:
         raise StageError(f"no run in {store.uri()} has the results of commit {commit[:10]}")
+
+
+def find_study(stages: Mapping[str, Any]) -> int:
+    """Print the run of the study's report, which stands over those of its cells; how many exist."""
+    known = {stage: _finished(locked) for stage, locked in stages.items()}
+    cells = [bool(found) for stage, found in known.items() if "@" in stage]
+    report = [store.address(run=run) for run in known.get("report", [])[:1]]
+    told = "" if all(cells) else ": `make study` writes them where their cells can be had"
+    print(f"  {'study':14}{(report or ['no run'])[0]}")
+    print(f"  {'':14}{sum(cells)} of its {len(cells)} cells have runs{told}")
+    return sum(cells) + len(report)
+
+
+def _finished(locked: Mapping[str, Any]) -> list[Any]:
+    known = sync.runs_with({out["path"]: out["md5"] for out in locked["outs"]})
+    return [run for run in known if run.info.status == "FINISHED"]
 
 
 def _run(run_id: str) -> Any:

@@ -101,7 +101,8 @@ def follow(sent: Iterator[dict[str, Any]], say: Say) -> None:
     tags = results.provenance() | {"portable": str(portable).lower()}
     run_id = runs.start(experiment_id, results.of_files(stage, with_outs=False), tags)
     say("ready")
-    monitor = SystemMetricsMonitor(run_id) if stage.startswith("train_") else None  # type: ignore[no-untyped-call]
+    trains = stage.partition("@")[0] in runs.TRAINING
+    monitor = SystemMetricsMonitor(run_id) if trains else None  # type: ignore[no-untyped-call]
     if monitor:
         monitor.start()  # type: ignore[no-untyped-call]
     status, reason = "KILLED", "its process ended"
@@ -126,6 +127,10 @@ def finish(experiment_id: str, run_id: str, result: Result, say: Say) -> None:
     """End a run as FINISHED and, if all stages' results now agree, attach what they share."""
     client().set_terminated(run_id, "FINISHED")
     say("ready")
+    if result.stage not in results.declared():
+        if result.stage == "report":
+            sync.group_study(run_id, say)
+        return
     # dvc.lock does not have this stage's results before the stage has ended
     locked = results.of_lock_if_any()
     locked[result.stage] = result

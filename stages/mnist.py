@@ -145,13 +145,8 @@ def split(
     )
     train, validation = np.arange(len(labels)), np.arange(0)
     if validation_size:
-        from sklearn.model_selection import train_test_split
-
-        train, validation = train_test_split(
-            train, test_size=validation_size, stratify=labels, random_state=seed
-        )
-    train = np.sort(train)[: train_limit or None]
-    validation = np.sort(validation)
+        train, validation = hold_out(labels, validation_size, seed)
+    train = train[: train_limit or None]
     return {
         "train": Split(images[train], labels[train]),
         "validation": Split(images[validation], labels[validation]),
@@ -159,6 +154,18 @@ def split(
             parse(TEST_IMAGES, content[TEST_IMAGES]), parse(TEST_LABELS, content[TEST_LABELS])
         ),
     }
+
+
+def hold_out(
+    labels: NDArray[np.uint8], size: int, seed: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Indices of the images that stay and of ``size`` drawn ones, stratified, both ascending."""
+    from sklearn.model_selection import train_test_split
+
+    stay, drawn = train_test_split(
+        np.arange(len(labels)), test_size=size, stratify=labels, random_state=seed
+    )
+    return np.sort(stay), np.sort(drawn)
 
 
 def resize(images: NDArray[np.uint8]) -> NDArray[np.uint8]:

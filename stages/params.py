@@ -4,6 +4,7 @@
 because DVC removes a stage's outs before the stage itself can refuse a setting.
 """
 
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -58,8 +59,6 @@ class Recipe(Section):
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     dropout: Annotated[float, Field(ge=0, lt=1)]
     softmax_before_loss: bool
-    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    averaging: Annotated[float, Field(ge=0, lt=1)] = 0.0
     augmentation: Augmentation | None = None
 
 
@@ -77,12 +76,25 @@ class Registry(Section):
     max_p: Annotated[float, Field(ge=0, le=1)]
 
 
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
+
+
+class Study(Section):
+    """Which recipes study/dvc.yaml compares, over which seeds."""
+
+    seeds: Annotated[list[Seed], Field(min_length=1)]
+    recipes: Annotated[list[str], Field(min_length=1)]
+    differences: list[Annotated[list[str], Field(min_length=2, max_length=2)]]
+    validation_size: Annotated[int, Field(ge=CLASSES, le=TRAIN_SIZE - CLASSES)]
+
+
 class Params(Section):
-    seed: Annotated[int, Field(ge=0, lt=2**32)]
+    seed: Seed
     threads: Annotated[int, Field(ge=1, le=64)]
     device: Device
     data: Data
     registry: Registry
+    study: Study
     recipe: str
     recipes: dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9_]+$")], Recipes]
 
@@ -121,12 +133,29 @@ def load() -> Params:
     try:
         params = Params.model_validate(read())
     except ValidationError as error:
-        raise InputError("\nerror: ".join(_line(detail) for detail in error.errors())) from None
-    if params.recipe not in params.recipes:
-        raise InputError(
-            f"{PATH}: recipe is {_shown(params.recipe)}, expected one of: "
-            f"{', '.join(params.recipes)}"
-        )
+        lines: dict[Any, str] = {}
+        for detail in error.errors():
+            loc = detail["loc"]
+            # What is wrong in a recipe is wrong again in each that takes it over, and said once
+            what = loc[2:] if loc[0] == "recipes" and len(loc) > 3 else loc
+            lines.setdefault((what, detail["msg"], _shown(detail["input"])), _line(detail))
+        raise InputError("\nerror: ".join(lines.values())) from None
+    study = params.study
+    for key, recipe in [("recipe", params.recipe), *(("study.recipes", r) for r in study.recipes)]:
+        if recipe not in params.recipes:
+            raise InputError(
+                f"{PATH}: {key} is {_shown(recipe)}, expected one of: {', '.join(params.recipes)}"
+            )
+    for key, values in ("seeds", study.seeds), ("recipes", study.recipes):
+        doubles = [str(value) for value, count in Counter(values).items() if count > 1]
+        if doubles:
+            raise InputError(f"{PATH}: study.{key} has {', '.join(doubles)} more than once")
+    for recipe in (recipe for pair in study.differences for recipe in pair):
+        if recipe not in study.recipes:
+            raise InputError(
+                f"{PATH}: study.differences has {_shown(recipe)}, expected two of study.recipes: "
+                f"{', '.join(study.recipes)}"
+            )
     data = params.data
     available = TRAIN_SIZE - data.validation_size
     if 0 < data.validation_size < CLASSES:
@@ -171,6 +200,7 @@ def _line(detail: Any) -> str:
 SECTIONS: dict[Any, type[Section]] = {
     "data": Data,
     "registry": Registry,
+    "study": Study,
     "recipes": Recipes,
     "augmentation": Augmentation,
 }

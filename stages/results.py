@@ -1,6 +1,7 @@
 """The truth that the mirror copies: what dvc.yaml, dvc.lock and git say of a stage's results."""
 
 import functools
+import json
 import os
 import subprocess
 import tempfile
@@ -16,6 +17,7 @@ from stages import files, params
 from stages.errors import InputError, StageError
 
 LOCK = "dvc.lock"
+STUDY_LOCK = "study/dvc.lock"
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,21 @@ def declared() -> dict[str, Any]:
     return stages
 
 
+def declaration(stage: str) -> dict[str, Any]:
+    """What dvc.yaml, or study/dvc.yaml, says of one stage; of a cell of the study, filled in."""
+    if stage in declared():
+        found: dict[str, Any] = declared()[stage]
+        return found
+    study = load_yaml(Path("study/dvc.yaml").read_text(encoding="utf-8"))["stages"]
+    name, _, item = stage.partition("@")
+    # `cell@record-mlp-0` is the recipe record, the model mlp and the seed 0
+    values = dict(zip(study[name].get("matrix", {}), item.split("-"), strict=False))
+    text = json.dumps(study[name])
+    for key, value in values.items():
+        text = text.replace(f"${{item.{key}}}", value)
+    return {**json.loads(text), "matrix": values}
+
+
 def _outs_of(declaration: Mapping[str, Any]) -> list[str]:
     """The paths of a stage's outs, metrics among them, as dvc.yaml declares them."""
     entries = [*declaration.get("metrics", []), *declaration["outs"]]
@@ -58,50 +75,52 @@ def _outs_of(declaration: Mapping[str, Any]) -> list[str]:
 
 def of_files(stage: str, with_outs: bool = True) -> Result:
     """The result that lies in the folder, of a stage that has just run or is about to."""
-    declaration = declared()[stage]
+    said = declaration(stage)
     content = params.read()
-    keys = [key for key in declaration["params"] if isinstance(key, str)]
     values: dict[str, Any] = {}
-    for key in keys:
+    for key in (key for key in said["params"] if isinstance(key, str)):
         key = key.replace("${recipe}", content["recipe"])
         value: Any = content
         for part in key.split("."):
             value = value[part]
         values[key] = value
-    return Result(
-        stage=stage,
-        desc=declaration["desc"],
-        params=_flat(values),
-        recipe=values.get("recipe"),
-        outs={path: files.md5(Path(path)) for path in _outs_of(declaration)} if with_outs else {},
-        deps={path: files.md5(Path(path)) for path in declaration["deps"]},
+    return _result(
+        stage,
+        values,
+        outs={path: files.md5(Path(path)) for path in _outs_of(said)} if with_outs else {},
+        deps={path: files.md5(Path(path)) for path in said["deps"]},
     )
 
 
-def of_lock() -> dict[str, Result]:
+def _result(
+    stage: str, values: Mapping[str, Any], outs: dict[str, str], deps: dict[str, str]
+) -> Result:
+    said = declaration(stage)
+    values = {**values, **said.get("matrix", {})}
+    return Result(stage, said["desc"], _flat(values), values.get("recipe"), outs, deps)
+
+
+def of_lock(lock_path: str = LOCK) -> dict[str, Result]:
     """The results in dvc.lock, by stage, in the order in which the stages run."""
     try:
-        lock = load_yaml(Path(LOCK).read_text(encoding="utf-8"))["stages"]
+        lock = load_yaml(Path(lock_path).read_text(encoding="utf-8"))["stages"]
     except OSError:
-        raise StageError(f"there is no {LOCK}: `dvc repro` writes it") from None
-    found = {}
-    for stage, declaration in declared().items():
-        if stage in lock:
-            values = lock[stage].get("params", {}).get(params.PATH.as_posix(), {})
-            found[stage] = Result(
-                stage=stage,
-                desc=declaration["desc"],
-                params=_flat(values),
-                recipe=values.get("recipe"),
-                outs=_md5s(lock[stage].get("outs", [])),
-                deps=_md5s(lock[stage].get("deps", [])),
-            )
-    return found
+        raise StageError(f"there is no {lock_path}: `dvc repro` writes it") from None
+    order = [stage for stage in declared() if stage in lock] if lock_path == LOCK else lock
+    return {
+        stage: _result(
+            stage,
+            lock[stage].get("params", {}).get(params.PATH.as_posix(), {}),
+            outs=_md5s(lock[stage].get("outs", [])),
+            deps=_md5s(lock[stage].get("deps", [])),
+        )
+        for stage in order
+    }
 
 
-def of_lock_if_any() -> dict[str, Result]:
+def of_lock_if_any(lock_path: str = LOCK) -> dict[str, Result]:
     """The results in dvc.lock, none where nothing has been run yet."""
-    return of_lock() if Path(LOCK).is_file() else {}
+    return of_lock(lock_path) if Path(lock_path).is_file() else {}
 
 
 def _flat(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -140,7 +159,7 @@ def provenance() -> dict[str, str]:
     tags = {}
     try:
         outs = [path for declaration in declared().values() for path in _outs_of(declaration)]
-        excluded = [f":(exclude){path}" for path in (LOCK, *outs)]
+        excluded = [f":(exclude){path}" for path in (LOCK, *outs, STUDY_LOCK, "reports/study")]
         status = git("status", "--porcelain", "--", ".", *excluded)
         tags = {"commit": git("rev-parse", "HEAD").strip(), "dirty": str(bool(status)).lower()}
     except StageError:
@@ -163,17 +182,17 @@ def commit_of(rev: str) -> str:
         raise InputError(f"{rev} is not a commit of this repository") from None
 
 
-def lock_of(commit: str) -> str:
-    """dvc.lock as a commit holds it."""
+def lock_of(commit: str, path: str = LOCK) -> str:
+    """dvc.lock, or the study's, as a commit holds it."""
     try:
-        return git("show", f"{commit}:{LOCK}")
+        return git("show", f"{commit}:{path}")
     except StageError:
-        raise InputError(f"commit {commit[:10]} has no {LOCK}") from None
+        raise InputError(f"commit {commit[:10]} has no {path}") from None
 
 
 @dataclass(frozen=True)
 class Holder:
-    """Commits that hold one and the same dvc.lock."""
+    """Commits that hold one and the same dvc.lock, the pipeline's or the study's."""
 
     first: str  # the oldest: the one that brought it
     others: int
@@ -189,10 +208,11 @@ class Holder:
 def holders() -> tuple[Holder, ...]:
     """Every dvc.lock of the history, branches and DVC experiments included; the newest first."""
     commits = git("rev-list", "--all", "--date-order").split()
-    asked = "".join(f"{commit}:{LOCK}\n" for commit in commits)
-    answers = git("cat-file", "--batch-check=%(objectname) %(objecttype)", given=asked)
+    asked = [(commit, lock) for commit in commits for lock in (LOCK, STUDY_LOCK)]
+    names = "".join(f"{commit}:{lock}\n" for commit, lock in asked)
+    answers = git("cat-file", "--batch-check=%(objectname) %(objecttype)", given=names)
     by_lock: dict[str, list[str]] = {}
-    for commit, answer in zip(commits, answers.splitlines(), strict=True):
+    for (commit, _), answer in zip(asked, answers.splitlines(), strict=True):
         if answer.endswith(" blob"):
             by_lock.setdefault(answer.split()[0], []).append(commit)
     found = []
@@ -218,7 +238,7 @@ def checkout(rev: str | None) -> Iterator[Callable[[str, str], None]]:
         remote; it raises StageError naming the command that brings it.
     """
     if rev is None:
-        yield _present
+        yield require
         return
     commit = commit_of(rev)
     lock_of(commit)
@@ -246,8 +266,14 @@ def checkout(rev: str | None) -> Iterator[Callable[[str, str], None]]:
         yield bring
 
 
-def _present(path: str, md5: str) -> None:
-    if not Path(path).exists() or files.md5(Path(path)) != md5:
+def is_here(path: str, md5: str) -> bool:
+    """Whether a path of this folder has this md5."""
+    return Path(path).exists() and files.md5(Path(path)) == md5
+
+
+def require(path: str, md5: str) -> None:
+    """Make sure of it, or raise StageError."""
+    if not is_here(path, md5):
         raise StageError(
             f"{path} is not the one in {LOCK}: `dvc pull {path}` brings it, or `dvc repro` makes it"
         )

@@ -17,6 +17,10 @@ from stages.results import Result
 Say = Callable[[str], None]
 
 
+# Stages that train a network
+TRAINING = ("train_lenet5", "train_mlp", "cell", "validation")
+
+
 def silent(line: str) -> None:
     """For a caller that nobody waits for."""
 
@@ -74,9 +78,10 @@ def log_result(run_id: str, result: Result, say: Say = silent) -> None:
     from mlflow.entities import RunTag
 
     client().log_batch(run_id, tags=[RunTag(key, value) for key, value in result.tags.items()])
-    if result.stage.startswith("train_"):
+    kind = result.stage.partition("@")[0]
+    if kind in TRAINING:
         log_dataset(run_id, "train", "training")
-    elif result.stage == "evaluate":
+    if kind in ("evaluate", "cell"):
         log_dataset(run_id, "test", "evaluation")
     say("ready")
     for path in map(Path, result.outs):
@@ -84,16 +89,21 @@ def log_result(run_id: str, result: Result, say: Say = silent) -> None:
             log_model(run_id, result, path, say)
         elif path.is_dir():
             for file in sorted(path.iterdir()):
-                if file.suffix in (".csv", ".png"):
+                if file.suffix in (".csv", ".json", ".md", ".png"):
                     client().log_artifact(run_id, str(file))
                     say("ready")
         else:
             client().log_artifact(run_id, str(path))
-        if path == files.METRICS:
-            metrics = json.loads(path.read_text(encoding="utf-8"))
-            log_metrics(run_id, params.flatten(metrics))
+        metrics = path / "metrics.json" if result.stage == "report" else path
+        if metrics.name == "metrics.json":
+            found = json.loads(metrics.read_text(encoding="utf-8"))
+            log_metrics(run_id, params.flatten(found))
         elif path == files.DATA_PREPARED:
             log_metrics(run_id, dict(_counts(path / "counts.csv")))
+        elif path.parent == files.CELLS:
+            scores = json.loads((path / "scores.json").read_text(encoding="utf-8"))
+            split = "validation" if kind == "validation" else "test"
+            log_metrics(run_id, {f"{split}_{name}": value for name, value in scores.items()})
         say("ready")
 
 

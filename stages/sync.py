@@ -37,6 +37,33 @@ def sync(experiment_id: str, rev: str | None = None) -> None:
                 for path, md5 in _needed(locked[stage], locked).items():
                     bring(path, md5)
             connect(experiment_id, locked, gate)
+        sync_study(experiment_id, tags)
+
+
+def sync_study(experiment_id: str, tags: dict[str, str]) -> None:
+    """The same for the study, as far as its cells lie here: a clone may do without them."""
+    locked = results.of_lock_if_any(results.STUDY_LOCK)
+    for result in locked.values():
+        needed = dict(result.outs)
+        if result.stage == "report":
+            cells = files.CELLS.as_posix()
+            needed[cells] = result.deps[cells]
+        here = all(results.is_here(path, md5) for path, md5 in needed.items())
+        if here and finished_run(result.outs) is None:
+            write(experiment_id, result, results.of_lock(), tags, results.require)
+            print(f"logged the run of {result.stage} from its results")
+    report = finished_run(locked["report"].outs) if "report" in locked else None
+    if report is not None:
+        group_study(report.info.run_id)
+
+
+def group_study(report_id: str, say: Say = silent) -> None:
+    """Show the study's cells under the run of its newest report."""
+    for stage, result in results.of_lock_if_any(results.STUDY_LOCK).items():
+        run = finished_run(result.outs)
+        if stage != "report" and run and run.data.tags.get("mlflow.parentRunId") != report_id:
+            client().set_tag(run.info.run_id, "mlflow.parentRunId", report_id)
+        say("ready")
 
 
 def write(
@@ -52,8 +79,9 @@ def write(
     run_id = runs.start(experiment_id, result, tags | {"backfilled": "true"})
     try:
         for out in map(Path, result.outs):
-            if out.name.startswith("history_"):
-                columns = files.read_csv(out)
+            history = out / "history.csv" if out.parent == files.CELLS else out
+            if history.name.startswith("history"):
+                columns = files.read_csv(history)
                 for values in zip(*columns.values(), strict=True):
                     runs.log_epoch(run_id, dict(zip(columns, values, strict=True)))
         runs.log_result(run_id, result)

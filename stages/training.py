@@ -3,14 +3,12 @@
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.optim import SGD, AdamW
 from torch.optim.lr_scheduler import ConstantLR, OneCycleLR
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from stages import augmentation, models, scoring
 from stages.errors import StageError
@@ -32,13 +30,7 @@ class State:
     network: models.Network
     optimizer: torch.optim.Optimizer
     scheduler: torch.optim.lr_scheduler.LRScheduler
-    average: AveragedModel | None  # of the weights over the steps, where the recipe says so
     generator: torch.Generator
-
-    @property
-    def scored(self) -> models.Network:
-        """The network that is scored and kept."""
-        return cast(models.Network, self.average.module) if self.average else self.network
 
 
 def train(
@@ -48,8 +40,8 @@ def train(
     generator: torch.Generator,
     on_epoch: Callable[[Row], None],
     on_weights: Callable[[str, models.Network], None],
-) -> models.Network:
-    """Train ``network`` as ``recipe`` says; the trained network, which may be another.
+) -> None:
+    """Train ``network`` as ``recipe`` says.
 
     Args:
         splits: ``train`` is trained on; ``validation`` and ``test``, where there and not empty,
@@ -74,18 +66,17 @@ def train(
         row: Row = {"epoch": epoch}
         order = random_order(len(splits["train"]), generator)
         row |= train_epoch(state, data["train"], order, recipe, epoch, on_weights)
-        on_weights(f"epoch {epoch}", state.scored)
+        on_weights(f"epoch {epoch}", network)
         for name in ("validation", "test"):
             if name in data:
-                outputs = models.outputs(state.scored, data[name].images)
+                outputs = models.outputs(network, data[name].images)
                 row[f"{name}_loss"] = scoring.loss(outputs, data[name].labels)
                 row[f"{name}_accuracy"] = scoring.accuracy(outputs, data[name].labels)
         on_epoch(row)
-    return state.scored
 
 
 def begin(network: models.Network, recipe: Recipe, steps: int, generator: torch.Generator) -> State:
-    """Optimizer, schedule and average of a training of so many steps."""
+    """Optimizer and schedule of a training of so many steps."""
     weights, rate = network.parameters(), recipe.learning_rate
     optimizer: torch.optim.Optimizer
     if recipe.optimizer == "sgd":
@@ -102,11 +93,7 @@ def begin(network: models.Network, recipe: Recipe, steps: int, generator: torch.
         scheduler = OneCycleLR(
             optimizer, rate, steps, pct_start=0.1, anneal_strategy="linear", cycle_momentum=False
         )
-    average = None
-    if recipe.averaging:
-        moving = get_ema_multi_avg_fn(recipe.averaging)  # type: ignore[no-untyped-call]
-        average = AveragedModel(network, multi_avg_fn=moving)
-    return State(network, optimizer, scheduler, average, generator)
+    return State(network, optimizer, scheduler, generator)
 
 
 def train_epoch(
@@ -125,7 +112,7 @@ def train_epoch(
         if recipe.augmentation:
             images = augmentation.distort(images, recipe.augmentation, state.generator)
         outputs = network(models.normalize(images))
-        loss = F.cross_entropy(outputs, labels, label_smoothing=recipe.label_smoothing)
+        loss = F.cross_entropy(outputs, labels)
         loss_value = loss.item()
         if not math.isfinite(loss_value):
             raise StageError(
@@ -136,8 +123,6 @@ def train_epoch(
         loss.backward()  # type: ignore[no-untyped-call]
         state.optimizer.step()
         state.scheduler.step()
-        if state.average:
-            state.average.update_parameters(network)
         if epoch == step == 1:
             on_weights("first batch", network)
         loss_sum += loss_value * len(labels)

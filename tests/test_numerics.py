@@ -20,7 +20,7 @@ recipe = Recipe(epochs=1, batch_size=64, learning_rate=0.05, momentum=0.9, dropo
                 softmax_before_loss=False)
 RECORD = Recipe(epochs=1, batch_size=64, optimizer="adamw", learning_rate=0.01, momentum=0.9,
                 schedule="one_cycle", weight_decay=0.01, dropout=0.1, softmax_before_loss=False,
-                label_smoothing=0.1, averaging=0.5, augmentation=Augmentation(
+                augmentation=Augmentation(
                     rotation=10.0, shift=2.0, scale=0.1, shear=0.1, elastic=1.0))
 generator = numerics.configure(threads=THREADS, seed=1)
 images = torch.randint(0, 256, (256, 32, 32), dtype=torch.uint8).numpy()
@@ -28,8 +28,8 @@ part = Split(images, torch.randint(0, 10, (256,), dtype=torch.uint8).numpy())
 for name in ("lenet5", "mlp"):
     network = models.build(name, recipe)
     for how in (recipe, RECORD):
-        trained = training.train(network, {"train": part}, how, generator, id, lambda *_: None)
-        print(models.fingerprint(trained))
+        training.train(network, {"train": part}, how, generator, id, lambda *_: None)
+        print(models.fingerprint(network))
 """
 
 

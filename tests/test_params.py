@@ -23,7 +23,7 @@ def write(tmp_path, monkeypatch):
             "seed: 0 ",
             "sed: 0 ",
             "seed is missing\nerror: params.yaml: sed is not a setting, "
-            "expected here: seed, threads, device, data, registry, recipe, recipes",
+            "expected here: seed, threads, device, data, registry, study, recipe, recipes",
         ),
         (
             "dropout: 0.0",
@@ -51,6 +51,29 @@ def write(tmp_path, monkeypatch):
         ("validation_size: 0", "validation_size: 60000", "data.validation_size is 60000, expected"),
         ("validation_size: 0", "validation_size: 9", "validation_size is 9, expected 0 or at leas"),
         ("train_limit: 0", "train_limit: 60001", "data.train_limit is 60001, expected less than"),
+        ("seeds: [0, 1,", "seeds: [0, 1, 1,", "study.seeds has 1 more than once"),
+        ("seeds: [0, 1, 2, 3, 4]", "seeds: []", "study.seeds is [], expected at least 1 item"),
+        (
+            "recipes: [published,",
+            "recipes: [publish,",
+            "study.recipes is 'publish', expected one o",
+        ),
+        (
+            "recipes: [published,",
+            "recipes: [documented, published,",
+            "study.recipes has documented more than once",
+        ),
+        (
+            "  - [record, doc",
+            "  - [record, duc",
+            "study.differences has 'ducumented', expected two",
+        ),
+        (
+            "    mlp: *published_mlp",
+            "    other: *published_mlp",
+            "recipes.published_without_softmax.mlp is missing\nerror: params.yaml: "
+            "recipes.published_without_softmax.other is not a setting",
+        ),
         ("seed: 0 ", "seed: 0\nseed: 1 ", 'line 4: found duplicate key "seed"'),
         ("seed: 0 ", "seed: [0 ", "line "),
     ],

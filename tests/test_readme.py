@@ -14,15 +14,15 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 def test_the_tables_are_the_committed_ones():
     shown, reported = {}, {}
-    for name in ("comparison", "benchmarks"):
+    for name in ("comparison", "benchmarks", "study/study"):
         report = f"reports/{name}.md"
         shown[name] = README.split(f"<!-- {report} -->\n")[1].split("<!-- end -->")[0]
         reported[name] = (ROOT / report).read_text(encoding="utf-8")
     assert shown["comparison"] == reported["comparison"]
     assert shown["benchmarks"].startswith("| an epoch of training")
-    assert (
-        shown["benchmarks"] + "\n" in reported["benchmarks"]
-    )  # the whole table: a blank line ends it
+    assert shown["study/study"].startswith("| model | recipe | test accuracy")
+    for name in ("benchmarks", "study/study"):
+        assert shown[name] + "\n" in reported[name]  # the whole table: a blank line ends it
 
 
 def test_the_metrics_diff_is_what_dvc_says_of_the_history():

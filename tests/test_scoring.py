@@ -5,6 +5,7 @@ import pytest
 import torch
 from scipy.special import log_softmax
 from scipy.stats import binom
+from sklearn.calibration import calibration_curve
 from sklearn.metrics import accuracy_score, log_loss
 
 from stages import scoring
@@ -68,4 +69,8 @@ def test_calibration_error_is_the_mean_gap_by_confidence():
     generator = np.random.default_rng(0)
     confidence = generator.uniform(0.1, 1.0, 200_000)
     calibrated = generator.uniform(size=200_000) < confidence
-    assert scoring.calibration_error(scoring.calibration(confidence, calibrated)) < 0.01
+    bins = scoring.calibration(confidence, calibrated)
+    assert scoring.calibration_error(bins) < 0.01
+    shares, means = calibration_curve(calibrated, confidence, n_bins=scoring.CALIBRATION_BINS)
+    assert [part.accuracy for part in bins] == pytest.approx(shares)
+    assert [part.confidence for part in bins] == pytest.approx(means)

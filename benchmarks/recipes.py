@@ -1,0 +1,45 @@
+"""How long a network takes to train, as whole processes: `fast` with each seed, `record` once.
+
+    .venv/bin/python -m benchmarks.recipes
+
+Runs stage cell of study/dvc.yaml in this checkout, without a run in MLflow; what it writes is the
+same.
+"""
+
+import json
+import statistics
+import sys
+
+from benchmarks import ROOT, run, table
+from stages import files, params
+
+
+def cell(recipe: str, model: str, seed: int) -> tuple[float, float]:
+    """Seconds of the whole process, and the test accuracy that it ends with."""
+    command = [sys.executable, "-m", "stages.cell", recipe, model, str(seed)]
+    _, seconds = run(*command, env={"MIRROR": "off"})
+    scores = ROOT / files.CELLS / f"{recipe}-{model}-{seed}" / "scores.json"
+    return seconds, json.loads(scores.read_text(encoding="utf-8"))["accuracy"]
+
+
+def main() -> None:
+    seeds = params.load().study.seeds
+    runs = [
+        ("fast", "lenet5", seeds),
+        ("record", "lenet5", seeds[:1]),
+        ("record", "mlp", seeds[:1]),
+    ]
+    rows = []
+    for recipe, model, wanted in runs:
+        found = [cell(recipe, model, seed) for seed in wanted]
+        seconds, accuracies = zip(*found, strict=True)
+        shown = f"{100 * statistics.mean(accuracies):.2f}"
+        rows.append(
+            [f"{recipe}, {model}", str(len(found)), f"{statistics.mean(seconds):.1f}", shown]
+        )
+        print(*rows[-1], file=sys.stderr)
+    print(table(["recipe and model", "seeds", "mean seconds", "mean test accuracy %"], rows))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,320 @@
+"""Stage report of study/dvc.yaml: what all cells say together, as tables and two figures."""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from stages import figures, files, mnist, params, scoring, study, tracking
+from stages.errors import main_function
+from stages.figures import TITLES
+from stages.params import MODEL_NAMES, ModelName, Params
+from stages.study import OverSeeds, Row
+
+FOLDER = files.REPORTS / "study"
+LOSS_FLOOR = math.log(math.e + 9) - 1
+
+
+def percent(value: float | None, digits: int = 2) -> str:
+    return "" if value is None else f"{100 * value:.{digits}f}"
+
+
+def interval(low: float | None, high: float | None, scale: float, digits: int) -> str:
+    if low is None or high is None:
+        return ""
+    return f"{scale * low:.{digits}f} to {scale * high:.{digits}f}"
+
+
+def spread(value: OverSeeds, scale: float, digits: int) -> str:
+    sd = "" if value.sd is None else f" ± {scale * value.sd:.{digits}f}"
+    return f"{scale * value.mean:.{digits}f}{sd}"
+
+
+def table(header: str, align: str, rows: Iterable[Sequence[str]]) -> list[str]:
+    """Lines of a Markdown table; ``align`` has a letter a column: l, r or c."""
+    marks = {"l": "---", "r": "--:", "c": ":-:"}
+    lines = [f"| {header} |", f"|{'|'.join(marks[letter] for letter in align)}|"]
+    return lines + [f"| {' | '.join(row)} |" for row in rows]
+
+
+# --- the tables ---
+
+
+def result_table(rows: Sequence[Row]) -> list[str]:
+    lines = []
+    for row in rows:
+        accuracy = study.over_seeds([cell.accuracy for cell in row.cells])
+        loss = study.over_seeds([cell.loss for cell in row.cells])
+        clean = row.correct[:, study.kept(row.correct.shape[1])].mean()
+        lines.append(
+            [
+                TITLES[row.model],
+                row.recipe,
+                spread(accuracy, 100, 2),
+                interval(accuracy.low, accuracy.high, 100, 2),
+                spread(loss, 1, 4),
+                interval(loss.low, loss.high, 1, 4),
+                percent(float(clean)),
+            ]
+        )
+    for model in MODEL_NAMES:
+        loss_there, accuracy_there = scoring.PUBLISHED[model]
+        lines.append(
+            [TITLES[model], "published experiment", percent(accuracy_there), "",
+             f"{loss_there:.4f}", "", ""]
+        )  # fmt: skip
+    return table(
+        "model | recipe | test accuracy % | 95 % interval | test loss | 95 % interval "
+        "| accuracy % without 15 labels",
+        "llrcrcr",
+        lines,
+    )
+
+
+def reproduction_table(rows: Sequence[Row]) -> list[str]:
+    lines = []
+    for row in (row for row in rows if row.recipe == "published"):
+        loss_there, accuracy_there = scoring.PUBLISHED[row.model]
+        for name, there, values, scale, digits in (
+            ("accuracy %", accuracy_there, [cell.accuracy for cell in row.cells], 100, 2),
+            ("loss", loss_there, [cell.loss for cell in row.cells], 1, 4),
+        ):
+            found = study.over_seeds(values)
+            lines.append(
+                [
+                    TITLES[row.model],
+                    name,
+                    f"{scale * there:.{digits}f}",
+                    spread(found, scale, digits),
+                    interval(found.low, found.high, scale, digits),
+                    interval(found.next_low, found.next_high, scale, digits),
+                    verdict(there, found, scale, digits),
+                ]
+            )
+    return table(
+        "model | on the test images | published | ours | 95 % interval of the mean "
+        "| 95 % interval of one more run | reproduced",
+        "llrrccl",
+        lines,
+    )
+
+
+def verdict(there: float, found: OverSeeds, scale: float, digits: int) -> str:
+    """Whether a published figure is what one more of our runs might give."""
+    if found.next_low is None or found.next_high is None:
+        return "one seed tells nothing"
+    if found.next_low <= there <= found.next_high:
+        return "yes"
+    edge = found.next_low if there < found.next_low else found.next_high
+    return f"no, {scale * abs(there - edge):.{digits}f} outside"
+
+
+def difference_rows(settings: Params, rows: Sequence[Row]) -> list[tuple[str, study.Difference]]:
+    """LeNet-5 minus MLP of each recipe, then each pair of recipes that params.yaml names."""
+    by_name = {(row.recipe, row.model): row for row in rows}
+    found = [
+        (
+            f"LeNet-5 minus MLP, {recipe}",
+            study.difference(by_name[recipe, "lenet5"], by_name[recipe, "mlp"]),
+        )
+        for recipe in settings.study.recipes
+    ]
+    for first, second in settings.study.differences:
+        for model in MODEL_NAMES:
+            a, b = by_name[first, model], by_name[second, model]
+            found.append((f"{TITLES[model]}, {first} minus {second}", study.difference(a, b)))
+    return found
+
+
+def difference_table(differences: Sequence[tuple[str, study.Difference]]) -> list[str]:
+    lines = [
+        [
+            name,
+            f"{100 * found.seeds.mean:+.2f}",
+            interval(found.seeds.low, found.seeds.high, 100, 2),
+            interval(found.images_low, found.images_high, 100, 2),
+            f"{min(found.p_values):.1g} to {max(found.p_values):.1g}",
+        ]
+        for name, found in differences
+    ]
+    return table(
+        "difference | points | 95 % over seeds | 95 % over images | exact McNemar p of the seeds",
+        "lrccc",
+        lines,
+    )
+
+
+def calibration_table(rows: Sequence[Row]) -> list[str]:
+    lines = []
+    for row in rows:
+        temperature = study.fitted_temperature(row.twin)
+        after = [study.scaled(cell.probabilities, temperature) for cell in row.cells]
+        pairs = [
+            [measure(p, cell.labels) for p, cell in zip(values, row.cells, strict=True)]
+            for measure in (study.calibration_error, study.negative_log_likelihood)
+            for values in ([cell.probabilities for cell in row.cells], after)
+        ]
+        lines.append(
+            [
+                TITLES[row.model],
+                row.recipe,
+                percent(row.twin.accuracy),
+                f"{temperature:.3f}",
+                *(spread(study.over_seeds(values), 1, 4) for values in pairs),
+            ]
+        )
+    return table(
+        "model | recipe | validation accuracy % | temperature | calibration error | after "
+        "| negative log likelihood | after",
+        "llrrrrrr",
+        lines,
+    )
+
+
+def best(settings: Params, rows: Sequence[Row]) -> str:
+    """The recipe with the highest mean accuracy of both models."""
+    return max(
+        settings.study.recipes,
+        key=lambda recipe: np.mean([row.correct.mean() for row in rows if row.recipe == recipe]),
+    )
+
+
+def markdown(settings: Params, rows: Sequence[Row], missed: Sequence[Mapping[str, Any]]) -> str:
+    ambiguous = sum(row["no_majority"] for row in missed)
+
+    def text(lines: Sequence[str]) -> str:
+        return "\n".join(lines)
+
+    return f"""\
+# The study
+
+By `make study`: {len(settings.study.recipes)} recipes, two models, {len(settings.study.seeds)}
+seeds. Each network is scored once on the 10,000 test images.
+
+![Test error of every recipe, model and seed](story.png)
+
+## Results
+
+{text(result_table(rows))}
+
+Mean ± standard deviation over the seeds, and Student's 95 % interval of the mean. The loss is the
+one that the recipe trains with. The last column leaves out the fifteen test images whose label no
+majority of five annotators confirms (Northcutt et al., 2021).
+
+## Is the published result reproduced?
+
+{text(reproduction_table(rows))}
+
+A published figure comes from one run, so it counts as reproduced where it lies in the interval of
+one more run of ours.
+
+LeNet-5's published loss is explained by one line. The network ends in softmax, and the
+cross-entropy applies softmax again; a certain and right answer (1, 0, ..., 0) then costs
+-ln(e / (e + 9)) = ln(e + 9) - 1 = {LOSS_FLOOR:.4f}, and no answer costs less.
+
+## Differences
+
+{text(difference_table(difference_rows(settings, rows)))}
+
+Percentage points of accuracy; each pair of networks has the same seed and sees the same test
+images. *Over seeds* is Student's paired interval: where it leaves out 0, training again would give
+the same sign on these 10,000 images, but it knows no other images. *Over images* is the bootstrap's
+interval of the mean over the seeds, and McNemar's test is made for each seed: where they say so,
+these trained networks would keep the sign on other such images, but neither knows how another
+training would end. A difference holds where both agree. Nothing is corrected for their number.
+
+## Calibration
+
+{text(calibration_table(rows))}
+
+The temperature is fitted on {settings.study.validation_size:,} of the training images by a twin
+that was trained without them (the accuracy here is the twin's, on them), and then applied to the
+networks above, which have seen all. It changes no answer, only how sure it is.
+
+## What both models miss
+
+With the recipe {best(settings, rows)}, {len(missed)} test images are wrong for both models with
+every seed; {ambiguous} of them are among the fifteen without a majority ([missed.csv](missed.csv)).
+
+![The images that both models miss with every seed](missed.png)
+"""
+
+
+# --- what is written ---
+
+
+def story(rows: Sequence[Row]) -> Figure:
+    accuracies: dict[tuple[str, str], list[float]] = {
+        (row.recipe, row.model): [100 * cell.accuracy for cell in row.cells] for row in rows
+    }
+    over = {key: study.over_seeds(values) for key, values in accuracies.items()}
+    intervals: dict[tuple[str, str], tuple[float, float] | None] = {
+        key: None if value.low is None or value.high is None else (value.low, value.high)
+        for key, value in over.items()
+    }
+    published = {model: 100 * accuracy for model, (_, accuracy) in scoring.PUBLISHED.items()}
+    return figures.story(accuracies, intervals, published)
+
+
+def cell_rows(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """One network a row, with the SHA-256 of its weights and outputs."""
+    found = []
+    for row in rows:
+        for cell in [*row.cells, row.twin]:
+            low, high = scoring.accuracy_interval(cell.correct)
+            found.append(
+                {
+                    "recipe": row.recipe,
+                    "model": row.model,
+                    "seed": cell.seed,
+                    "accuracy": cell.accuracy,
+                    "accuracy_low": low,
+                    "accuracy_high": high,
+                    "loss": cell.loss,
+                    "negative_log_likelihood": study.negative_log_likelihood(
+                        cell.probabilities, cell.labels
+                    ),
+                    "calibration_error": study.calibration_error(cell.probabilities, cell.labels),
+                    "weights_sha256": cell.weights_sha256,
+                    "outputs_sha256": cell.outputs_sha256,
+                }
+            )
+    return found
+
+
+def metrics(rows: Sequence[Row]) -> dict[str, Any]:
+    """Mean and standard deviation over the seeds, by recipe and model."""
+    found: dict[str, Any] = {}
+    for row in rows:
+        values: dict[str, float] = {}
+        for name in ("accuracy", "loss"):
+            over = study.over_seeds([getattr(cell, name) for cell in row.cells])
+            values |= {name: over.mean} | ({} if over.sd is None else {f"{name}_sd": over.sd})
+        found.setdefault(row.recipe, {})[row.model] = values
+    return found
+
+
+@main_function
+def main() -> None:
+    settings = params.load()
+    with tracking.run("report"):
+        rows = study.load_rows(settings)
+        recipe = best(settings, rows)
+        pair: dict[ModelName, Row] = {row.model: row for row in rows if row.recipe == recipe}
+        missed = study.missed(pair)
+        images = mnist.load_split(files.DATA_PREPARED, "test").images
+        cells = cell_rows(rows)
+        files.write_csv(FOLDER / "cells.csv", list(cells[0]), (list(c.values()) for c in cells))
+        header = ["index", "label", *MODEL_NAMES, "no_majority"]
+        files.write_csv(FOLDER / "missed.csv", header, (list(row.values()) for row in missed))
+        figures.save(story(rows), FOLDER / "story.png")
+        figures.save(figures.missed(images, missed), FOLDER / "missed.png")
+        files.write_json(FOLDER / "metrics.json", metrics(rows))
+        files.write_text(FOLDER / "study.md", markdown(settings, rows, missed))
+        print("\n".join(result_table(rows)))
+
+
+if __name__ == "__main__":
+    main()

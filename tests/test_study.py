@@ -1,0 +1,269 @@
+"""The study: its statistics against independent computations, and its stages as DVC runs them."""
+
+import csv
+import json
+import shutil
+
+import numpy as np
+import pytest
+from mlflow import MlflowClient
+from ruamel.yaml import YAML
+from scipy.stats import binomtest, norm, ttest_1samp, ttest_rel
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import log_loss
+from test_pipeline import closure
+
+from conftest import ROOT, Clone
+from stages import files, report, study
+from stages.study import Cell, Row
+
+STUDY = YAML(typ="safe").load((ROOT / "study/dvc.yaml").read_text(encoding="utf-8"))["stages"]
+
+
+def made(correct, seed="0") -> Cell:
+    """A cell that answers as ``correct`` says, with probability 0.9."""
+    labels = np.arange(len(correct)) % 10
+    answers = np.where(correct, labels, (labels + 1) % 10)
+    probabilities = np.full((len(correct), 10), 0.1 / 9)
+    probabilities[np.arange(len(correct)), answers] = 0.9
+    return Cell(seed, 0.0, labels.astype(np.uint8), probabilities, "", "")
+
+
+def row(*corrects, model="lenet5") -> Row:
+    return Row("any", model, [made(correct) for correct in corrects], made(corrects[0]))
+
+
+def test_intervals_over_seeds_are_students():
+    values = [0.9947, 0.9951, 0.9949, 0.9952, 0.9945]
+    found = study.over_seeds(values)
+    expected = ttest_1samp(values, 0).confidence_interval(0.95)
+    assert (found.low, found.high) == pytest.approx((expected.low, expected.high))
+    assert found.sd == pytest.approx(np.std(values, ddof=1))
+    assert study.over_seeds([0.5]) == study.OverSeeds(0.5)
+
+
+def test_one_more_run_lies_in_its_interval_95_times_in_100():
+    draws = np.random.default_rng(0).normal(size=(4_000, 6))
+    found = [study.over_seeds(list(draw[:5])) for draw in draws]
+    inside = [f.next_low <= draw[5] <= f.next_high for f, draw in zip(found, draws, strict=True)]
+    assert 0.94 <= np.mean(inside) <= 0.96
+
+
+def test_the_bootstrap_of_a_share_is_the_binomial_and_its_images_are_drawn_whole():
+    correct = np.arange(2_000) < 1_900
+    low, high = study.bootstrap_interval(correct.astype(float))
+    half = norm.ppf(0.975) * (0.95 * 0.05 / 2_000) ** 0.5
+    assert (low, high) == pytest.approx((0.95 - half, 0.95 + half), abs=0.0006)
+    # Five seeds that agree on each image hold no more than one of them
+    assert study.bootstrap_interval(np.stack([correct] * 5).mean(0)) == (low, high)
+    assert study.bootstrap_interval(np.zeros(5)) == (0.0, 0.0)
+
+
+def test_a_difference_is_paired_over_images_and_over_seeds():
+    generator = np.random.default_rng(1)
+    first = [generator.random(3_000) < 0.97 for _ in range(4)]
+    second = [generator.random(3_000) < 0.94 for _ in range(4)]
+    found = study.difference(row(*first), row(*second))
+    means = [[np.mean(correct) for correct in part] for part in (first, second)]
+    expected = ttest_rel(*means).confidence_interval(0.95)
+    assert (found.seeds.low, found.seeds.high) == pytest.approx((expected.low, expected.high))
+    for p, a, b in zip(found.p_values, first, second, strict=True):
+        only = int((a & ~b).sum()), int((~a & b).sum())
+        assert p == pytest.approx(binomtest(only[0], sum(only)).pvalue)
+    assert found.images_low < np.mean(means[0]) - np.mean(means[1]) < found.images_high
+    same = study.difference(row(*first), row(*first))
+    assert same.seeds.mean == same.images_low == same.images_high == 0
+    assert set(same.p_values) == {1.0}
+
+
+def test_the_temperature_undoes_a_known_one_and_is_a_logistic_regressions():
+    generator = np.random.default_rng(0)
+    logits = generator.normal(size=(20_000, 10)) * 2
+    truth = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    labels = (truth.cumsum(1) < generator.random((20_000, 1))).sum(1).astype(np.uint8)
+    sure = study.scaled(truth, 1 / 3)  # three times too sure
+    cell = Cell("0", 0.0, labels, sure, "", "")
+    temperature = study.fitted_temperature(cell)
+    assert temperature == pytest.approx(3, rel=0.03)
+    calibrated = study.scaled(sure, temperature)
+    assert study.calibration_error(sure, labels) > 0.1
+    assert study.calibration_error(calibrated, labels) < 0.01
+    assert (calibrated.argmax(1) == sure.argmax(1)).all()
+    expected = log_loss(labels, calibrated, labels=range(10))
+    assert study.negative_log_likelihood(calibrated, labels) == pytest.approx(expected)
+    # Two classes: the slope of a logistic regression without intercept is 1 / temperature
+    two = Cell(
+        "0",
+        0.0,
+        (labels % 2).astype(np.uint8),
+        truth[:, :2] / truth[:, :2].sum(1, keepdims=True),
+        "",
+        "",
+    )
+    x = np.log(two.probabilities[:, 1:] / two.probabilities[:, :1])
+    x = np.where(generator.random((20_000, 1)) < 0.8, (2.0 * two.labels[:, None] - 1) * abs(x), x)
+    p = 1 / (1 + np.exp(-x))
+    fit = LogisticRegression(C=np.inf, fit_intercept=False, tol=1e-8).fit(x, two.labels)
+    found = study.fitted_temperature(Cell("0", 0.0, two.labels, np.hstack([1 - p, p]), "", ""))
+    assert found == pytest.approx(1 / fit.coef_[0, 0], rel=1e-3)
+
+
+def test_an_image_counts_as_missed_if_every_seed_of_both_models_misses_it():
+    first, second, third = np.ones(5, bool), np.ones(5, bool), np.ones(5, bool)
+    first[[1, 2, 4]] = second[[2, 4]] = third[[2, 3]] = False
+    found = study.missed({"lenet5": row(first, second), "mlp": row(third, model="mlp")})
+    assert [(entry["index"], entry["label"], entry["lenet5"]) for entry in found] == [(2, 2, 3)]
+
+
+def test_the_loss_floor_is_what_a_certain_and_right_answer_costs():
+    certain = np.eye(10)[:1]
+    assert log_loss([0], np.exp(certain) / np.exp(certain).sum(), labels=range(10)) == (
+        pytest.approx(report.LOSS_FLOOR)
+    )
+    assert f"{report.LOSS_FLOOR:.4f}" == "1.4612"
+
+
+@pytest.mark.parametrize("stage", STUDY)
+def test_deps_of_the_study_are_exactly_the_modules_that_its_stages_import(stage):
+    module = STUDY[stage]["cmd"].split()[2].replace(".", "/") + ".py"
+    declared = {dep for dep in STUDY[stage]["deps"] if dep.startswith("stages/")}
+    assert declared == closure(module)
+
+
+def test_the_committed_study_was_made_by_this_code_with_these_settings(clone):
+    """Of its lock nothing may differ here but what a clone without a cache does not have."""
+    status = json.loads(clone.run("dvc", "status", "--json", "study/dvc.yaml").stdout)
+    settings = YAML(typ="safe").load(clone.path / "params.yaml")["study"]
+    cells = 2 * len(settings["recipes"]) * (len(settings["seeds"]) + 1)
+    assert len(status) == cells + 1  # the report
+    for stage, changes in status.items():
+        found = {
+            (path, state)
+            for change in changes
+            for states in change.values()
+            for path, state in states.items()
+        } - {("study/cells", "modified")}  # the report's dependency, without any cell
+        wrong = [item for item in found if item[1] not in ("deleted", "not in cache")]
+        assert not wrong, f"{stage}: {wrong}: run `make study`, and commit what it writes"
+
+
+def test_the_study_has_the_pipelines_own_models():
+    with (ROOT / "reports/study/cells.csv").open(encoding="utf-8", newline="") as file:
+        cells = {(row["recipe"], row["model"], row["seed"]): row for row in csv.DictReader(file)}
+    settings = YAML(typ="safe").load(ROOT / "params.yaml")
+    metrics = json.loads((ROOT / files.METRICS).read_text(encoding="utf-8"))
+    for model in ("lenet5", "mlp"):
+        cell = cells[settings["recipe"], model, str(settings["seed"])]
+        trained = (ROOT / files.weights_path(model)).read_text(encoding="utf-8").splitlines()[-1]
+        assert cell["weights_sha256"] == trained.split(",")[1]
+        assert float(cell["accuracy"]) == metrics[model]["accuracy"]
+
+
+def make_small_study(clone: Clone) -> None:
+    clone.edit("params.yaml", "seeds: [0, 1, 2, 3, 4]", "seeds: [0]")
+    clone.edit("params.yaml", "validation_size: 10000", "validation_size: 100")
+    text = (clone.path / "params.yaml").read_text(encoding="utf-8")
+    content = YAML(typ="safe").load(text)["study"]
+    for recipe in content["recipes"][1:]:
+        if recipe != "documented":
+            text = text.replace(f", {recipe}", "", 1)
+    for pair in content["differences"]:
+        if pair != ["documented", "published"]:
+            text = text.replace(f"  - [{', '.join(pair)}]\n", "", 1)
+    (clone.path / "params.yaml").write_text(text, encoding="utf-8")
+
+
+def cells_of(clone: Clone) -> dict[str, str]:
+    return {
+        path.name: files.md5(path) for path in (clone.path / files.CELLS).iterdir() if path.is_dir()
+    }
+
+
+@pytest.mark.slow
+def test_the_study_computes_only_what_is_missing_and_comes_out_bit_for_bit_again(copy):
+    shutil.rmtree(copy.path / "reports/study", ignore_errors=True)
+    make_small_study(copy)
+    with_mirror = {"MIRROR": "on"}
+    ran = copy.repro("study/dvc.yaml", env=with_mirror)
+    names = [
+        f"{recipe}-{model}" for recipe in ("published", "documented") for model in ("lenet5", "mlp")
+    ]
+    expected = [f"study/dvc.yaml:cell@{name}-0" for name in names]
+    expected += [f"study/dvc.yaml:validation@{name}" for name in names]
+    assert sorted(ran) == sorted([*expected, "study/dvc.yaml:report"])
+    assert copy.repro("study/dvc.yaml") == []
+    assert len(copy.repro()) == 0
+
+    # The pipeline's own model is the cell of its recipe and seed
+    model = copy.path / files.CELLS / "documented-mlp-0" / "model.safetensors"
+    assert files.md5(model) == files.md5(copy.path / files.model_path("mlp"))
+
+    # Each cell has a run, under that of the report
+    client = MlflowClient(f"sqlite:///{copy.path / 'mlflow.db'}")
+    runs = client.search_runs(["1"])
+    [parent] = [run for run in runs if run.data.tags["stage"] == "report"]
+    children = [
+        run for run in runs if run.data.tags.get("mlflow.parentRunId") == parent.info.run_id
+    ]
+    assert sorted(run.data.tags["stage"] for run in children) == sorted(
+        name.removeprefix("study/dvc.yaml:") for name in expected
+    )
+    [cell] = [run for run in children if run.data.tags["stage"] == "cell@published-lenet5-0"]
+    assert cell.data.params["lenet5.softmax_before_loss"] == "True"
+    assert cell.data.tags["recipe"] == "published"
+    scores = json.loads(
+        (copy.path / files.CELLS / "published-lenet5-0/scores.json").read_text(encoding="utf-8")
+    )
+    assert cell.data.metrics["test_accuracy"] == scores["accuracy"]
+    found = copy.run(
+        "make", "find", f"WHAT={cell.info.run_id}", "INSTALLED=params.yaml", check=False
+    )
+    assert "dvc.lock in this folder holds it" in found.stdout
+
+    # A run that is missing is written from the results
+    before = cells_of(copy)
+    (copy.path / "mlflow.db").unlink()
+    said = copy.run("python", "-m", "stages.tracking", "sync").stdout
+    assert said.count("logged the run of cell@") == 4
+    assert "logged the run of report" in said
+
+    # A cell that is run again is the same, to the bit
+    report_before = files.md5(copy.path / "reports/study")
+    shutil.rmtree(copy.path / files.CELLS / "documented-lenet5-0")
+    again = copy.run("python", "-m", "stages.report", check=False)
+    assert again.returncode == 1
+    assert (
+        "1 of the study's 8 cells are missing (documented-lenet5-0): `make study`" in again.stderr
+    )
+    target = "study/dvc.yaml:cell@documented-lenet5-0"
+    copy.run("dvc", "repro", "--single-item", "--no-run-cache", "--force", target)
+    assert cells_of(copy) == before
+
+    # A further seed costs its own cells and the report
+    copy.edit("params.yaml", "seeds: [0]", "seeds: [0, 7]")
+    ran = copy.repro("study/dvc.yaml")
+    expected = [f"study/dvc.yaml:cell@{name}-7" for name in names]
+    assert sorted(ran) == sorted([*expected, "study/dvc.yaml:report"])
+    assert before.items() <= cells_of(copy).items()
+    copy.edit("params.yaml", "seeds: [0, 7]", "seeds: [0]")
+    gone = copy.run("python", "-m", "stages.report", check=False)
+    assert "no longer has study/cells/documented-lenet5-7" in gone.stderr
+    for name in names:
+        shutil.rmtree(copy.path / files.CELLS / f"{name}-7")
+    copy.repro("study/dvc.yaml")
+    assert files.md5(copy.path / "reports/study") == report_before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        ((), "usage: python -m stages.cell RECIPE MODEL SEED|validation"),
+        (("best", "mlp", "0"), "recipe is best, expected one of: published, "),
+        (("record", "resnet", "0"), "model is resnet, expected one of: lenet5, mlp"),
+        (("record", "mlp", "-1"), "seed is -1, expected a number from 0 to 4294967295"),
+    ],
+)
+def test_a_cell_that_params_yaml_does_not_have_is_refused(small_run, arguments, line):
+    result = small_run.run("python", "-m", "stages.cell", *arguments, check=False)
+    assert result.returncode == 2
+    assert result.stderr.startswith(f"error: {line}")
