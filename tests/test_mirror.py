@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
-from conftest import Clone, free_port, make_clone, missing, mlflow_server
+from conftest import Clone, free_port, lenet5_first, make_clone, missing, mlflow_server
 from stages import files
 
 STAGES = ["prepare", "train_lenet5", "train_mlp", "evaluate", "plot"]
@@ -42,7 +42,7 @@ def runs_of(client: MlflowClient) -> list:
 def stages_of(client: MlflowClient, status: str = "FINISHED") -> list[str]:
     """The stages of the finished runs, in the order in which they were written."""
     found = [run for run in runs_of(client) if run.info.status == status]
-    return [run.data.tags["stage"] for run in reversed(found)]
+    return lenet5_first([run.data.tags["stage"] for run in reversed(found)])
 
 
 def sync(clone: Clone, *arguments: str, **options):
