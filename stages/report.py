@@ -17,8 +17,8 @@ FOLDER = files.REPORTS / "study"
 LOSS_FLOOR = math.log(math.e + 9) - 1
 
 
-def percent(value: float | None, digits: int = 2) -> str:
-    return "" if value is None else f"{100 * value:.{digits}f}"
+def percent(value: float) -> str:
+    return f"{100 * value:.2f}"
 
 
 def interval(low: float | None, high: float | None, scale: float, digits: int) -> str:
@@ -45,8 +45,7 @@ def table(header: str, align: str, rows: Iterable[Sequence[str]]) -> list[str]:
 def result_table(rows: Sequence[Row]) -> list[str]:
     lines = []
     for row in rows:
-        accuracy = study.over_seeds([cell.accuracy for cell in row.cells])
-        loss = study.over_seeds([cell.loss for cell in row.cells])
+        accuracy, loss = row.accuracy, row.loss
         clean = row.correct[:, study.kept(row.correct.shape[1])].mean()
         lines.append(
             [
@@ -77,11 +76,10 @@ def reproduction_table(rows: Sequence[Row]) -> list[str]:
     lines = []
     for row in (row for row in rows if row.recipe == "published"):
         loss_there, accuracy_there = scoring.PUBLISHED[row.model]
-        for name, there, values, scale, digits in (
-            ("accuracy %", accuracy_there, [cell.accuracy for cell in row.cells], 100, 2),
-            ("loss", loss_there, [cell.loss for cell in row.cells], 1, 4),
+        for name, there, found, scale, digits in (
+            ("accuracy %", accuracy_there, row.accuracy, 100, 2),
+            ("loss", loss_there, row.loss, 1, 4),
         ):
-            found = study.over_seeds(values)
             lines.append(
                 [
                     TITLES[row.model],
@@ -181,7 +179,9 @@ def best(settings: Params, rows: Sequence[Row]) -> str:
     )
 
 
-def markdown(settings: Params, rows: Sequence[Row], missed: Sequence[Mapping[str, Any]]) -> str:
+def markdown(
+    settings: Params, rows: Sequence[Row], recipe: str, missed: Sequence[Mapping[str, Any]]
+) -> str:
     ambiguous = sum(row["no_majority"] for row in missed)
 
     def text(lines: Sequence[str]) -> str:
@@ -235,7 +235,7 @@ networks above, which have seen all. It changes no answer, only how sure it is.
 
 ## What both models miss
 
-With the recipe {best(settings, rows)}, {len(missed)} test images are wrong for both models with
+With the recipe {recipe}, {len(missed)} test images are wrong for both models with
 every seed; {ambiguous} of them are among the fifteen without a majority ([missed.csv](missed.csv)).
 
 ![The images that both models miss with every seed](missed.png)
@@ -289,8 +289,7 @@ def metrics(rows: Sequence[Row]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for row in rows:
         values: dict[str, float] = {}
-        for name in ("accuracy", "loss"):
-            over = study.over_seeds([getattr(cell, name) for cell in row.cells])
+        for name, over in ("accuracy", row.accuracy), ("loss", row.loss):
             values |= {name: over.mean} | ({} if over.sd is None else {f"{name}_sd": over.sd})
         found.setdefault(row.recipe, {})[row.model] = values
     return found
@@ -312,7 +311,7 @@ def main() -> None:
         figures.save(story(rows), FOLDER / "story.png")
         figures.save(figures.missed(images, missed), FOLDER / "missed.png")
         files.write_json(FOLDER / "metrics.json", metrics(rows))
-        files.write_text(FOLDER / "study.md", markdown(settings, rows, missed))
+        files.write_text(FOLDER / "study.md", markdown(settings, rows, recipe, missed))
         print("\n".join(result_table(rows)))
 
 

@@ -65,6 +65,14 @@ class Row:
         """Of each seed, each image: (S, N)."""
         return np.stack([cell.correct for cell in self.cells])
 
+    @property
+    def accuracy(self) -> "OverSeeds":
+        return over_seeds([cell.accuracy for cell in self.cells])
+
+    @property
+    def loss(self) -> "OverSeeds":
+        return over_seeds([cell.loss for cell in self.cells])
+
 
 def folder(recipe: str, model: str, seed: int | str) -> Path:
     return files.CELLS / f"{recipe}-{model}-{seed}"
@@ -201,23 +209,28 @@ def bootstrap_interval(values: Floats) -> tuple[float, float]:
 # --- calibration ---
 
 
+def logarithms(probabilities: Floats) -> Floats:
+    """Finite also where a probability is too small for a float64."""
+    result: Floats = np.log(np.maximum(probabilities, np.finfo(np.float64).tiny))
+    return result
+
+
 def negative_log_likelihood(probabilities: Floats, labels: NDArray[np.uint8]) -> float:
     """Mean over images, in nats, whatever the network was trained with."""
     of_label = probabilities[np.arange(len(labels)), labels]
-    return float(-np.log(np.maximum(of_label, np.finfo(np.float64).tiny)).mean())
+    return float(-logarithms(of_label).mean())
 
 
 def scaled(probabilities: Floats, temperature: float) -> Floats:
     """The probabilities after their logits are divided by a temperature."""
-    logs = np.log(np.maximum(probabilities, np.finfo(np.float64).tiny))
-    result: Floats = softmax(logs / temperature, axis=1)
+    result: Floats = softmax(logarithms(probabilities) / temperature, axis=1)
     return result
 
 
 def fitted_temperature(cell: Cell) -> float:
     """The temperature with the least negative log likelihood on the images that score ``cell``
     (C. Guo et al., "On calibration of modern neural networks", ICML 2017)."""
-    logs = np.log(np.maximum(cell.probabilities, np.finfo(np.float64).tiny))
+    logs = logarithms(cell.probabilities)
     chosen = np.arange(len(cell.labels)), cell.labels
 
     def loss(log_temperature: float) -> float:

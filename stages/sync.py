@@ -42,7 +42,7 @@ def sync(experiment_id: str, rev: str | None = None) -> None:
 
 def sync_study(experiment_id: str, tags: dict[str, str]) -> None:
     """The same for the study, as far as its cells lie here: a clone may do without them."""
-    locked = results.of_lock_if_any(results.STUDY_LOCK)
+    locked, pipeline = results.of_lock_if_any(results.STUDY_LOCK), results.of_lock()
     for result in locked.values():
         needed = dict(result.outs)
         if result.stage == "report":
@@ -50,7 +50,7 @@ def sync_study(experiment_id: str, tags: dict[str, str]) -> None:
             needed[cells] = result.deps[cells]
         here = all(results.is_here(path, md5) for path, md5 in needed.items())
         if here and finished_run(result.outs) is None:
-            write(experiment_id, result, results.of_lock(), tags, results.require)
+            write(experiment_id, result, pipeline, tags, results.require)
             print(f"logged the run of {result.stage} from its results")
     report = finished_run(locked["report"].outs) if "report" in locked else None
     if report is not None:
