@@ -8,7 +8,7 @@ INSTALLED := .venv/.installed
 
 help:
 	@echo "make repro   run the pipeline, as far as it is not up to date, and show the comparison"
-	@echo "make study   compare the recipes over several seeds (hours; resumes where it was stopped)"
+	@echo "make study   compare the recipes over several seeds (what is committed is not run again)"
 	@echo "make verify  compute the committed results anew and compare, to the bit"
 	@echo "make test    run the tests"
 	@echo "make lint    ruff and mypy"
@@ -39,7 +39,7 @@ repro: $(INSTALLED)
 study: $(INSTALLED)
 	@python -m stages.params
 	dvc repro study/dvc.yaml
-	@python -m stages.tracking sync || true
+	@python -m stages.tracking sync-study || true
 	@echo
 	@cat reports/study/study.md
 
@@ -57,6 +57,7 @@ bench: $(INSTALLED)
 
 sync: $(INSTALLED)
 	@python -m stages.tracking sync $(REV)
+	@$(if $(REV),,python -m stages.tracking sync-study)
 
 find: $(INSTALLED)
 	@python -m stages.tracking find '$(WHAT)'

@@ -19,7 +19,7 @@ def cell(recipe: str, model: str, seed: int) -> tuple[float, float]:
     command = [sys.executable, "-m", "stages.cell", recipe, model, str(seed)]
     _, seconds = run(*command, env={"MIRROR": "off"})
     scores = ROOT / files.CELLS / f"{recipe}-{model}-{seed}" / "scores.json"
-    return seconds, json.loads(scores.read_text(encoding="utf-8"))["accuracy"]
+    return seconds, json.loads(scores.read_text(encoding="utf-8"))["test_accuracy"]
 
 
 def main() -> None:

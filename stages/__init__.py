@@ -1,4 +1,4 @@
-"""The pipeline: four stage scripts (prepare, train, evaluate, plot) and one module a concept."""
+"""The pipeline and the study: one script a stage, and one module a concept."""
 
 import importlib.util
 import sys

@@ -20,6 +20,7 @@ METRICS = REPORTS / "metrics.json"
 OUTPUTS = REPORTS / "outputs.csv"  # SHA-256 of what the models say of the test images
 FIGURES = REPORTS / "figures"
 CELLS = Path("study/cells")
+VALIDATION = "validation"  # in the place of a cell's seed: trained without the validation images
 
 SIGNIFICANT_DIGITS = 6
 
@@ -45,6 +46,11 @@ def weights_path(model: str) -> Path:
 
 def confusion_path(model: str) -> Path:
     return REPORTS / f"confusion_{model}.csv"
+
+
+def cell_path(recipe: str, model: str, seed: int | str) -> Path:
+    """Folder of one cell of the study."""
+    return CELLS / f"{recipe}-{model}-{seed}"
 
 
 def rounded(value: Any) -> Any:

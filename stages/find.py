@@ -124,19 +124,18 @@ def find_commit(rev: str) -> None:
         if not finished:
             print(f"  {stage:14}no run: `make sync REV={commit[:10]}` writes it")
     with contextlib.suppress(InputError):  # a commit from before the study
-        found += find_study(
-            results.load_yaml(results.lock_of(commit, results.STUDY_LOCK))["stages"]
-        )
+        found += find_study(commit)
     if not found:
         raise StageError(f"no run in {store.uri()} has the results of commit {commit[:10]}")
 
 
-def find_study(stages: Mapping[str, Any]) -> int:
+def find_study(commit: str) -> int:
     """Print the run of the study's report, which stands over those of its cells; how many exist."""
+    stages = results.load_yaml(results.lock_of(commit, results.STUDY_LOCK))["stages"]
     known = {stage: _finished(locked) for stage, locked in stages.items()}
     cells = [bool(found) for stage, found in known.items() if "@" in stage]
     report = [store.address(run=run) for run in known.get("report", [])[:1]]
-    told = "" if all(cells) else ": `make study` writes them where their cells can be had"
+    told = "" if all(cells) else f": `git checkout {commit[:10]} && make sync` writes them"
     print(f"  {'study':14}{(report or ['no run'])[0]}")
     print(f"  {'':14}{sum(cells)} of its {len(cells)} cells have runs{told}")
     return sum(cells) + len(report)

@@ -5,7 +5,7 @@ because DVC removes a stage's outs before the stage itself can refuse a setting.
 """
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -18,6 +18,7 @@ from stages.errors import InputError, main_function
 PATH = Path("params.yaml")
 TRAIN_SIZE = 60_000  # images in MNIST's training set
 CLASSES = 10
+SEEDS = 2**32  # how many there are, for NumPy as for PyTorch
 
 ModelName = Literal["lenet5", "mlp"]
 MODEL_NAMES: tuple[ModelName, ...] = ("lenet5", "mlp")
@@ -76,7 +77,7 @@ class Registry(Section):
     max_p: Annotated[float, Field(ge=0, le=1)]
 
 
-Seed = Annotated[int, Field(ge=0, lt=2**32)]
+Seed = Annotated[int, Field(ge=0, lt=SEEDS)]
 
 
 class Study(Section):
@@ -84,8 +85,13 @@ class Study(Section):
 
     seeds: Annotated[list[Seed], Field(min_length=1)]
     recipes: Annotated[list[str], Field(min_length=1)]
+    ablations: list[str]
     differences: list[Annotated[list[str], Field(min_length=2, max_length=2)]]
     validation_size: Annotated[int, Field(ge=CLASSES, le=TRAIN_SIZE - CLASSES)]
+
+    @property
+    def every_recipe(self) -> list[str]:
+        return [*self.recipes, *self.ablations]
 
 
 class Params(Section):
@@ -140,22 +146,7 @@ def load() -> Params:
             what = loc[2:] if loc[0] == "recipes" and len(loc) > 3 else loc
             lines.setdefault((what, detail["msg"], _shown(detail["input"])), _line(detail))
         raise InputError("\nerror: ".join(lines.values())) from None
-    study = params.study
-    for key, recipe in [("recipe", params.recipe), *(("study.recipes", r) for r in study.recipes)]:
-        if recipe not in params.recipes:
-            raise InputError(
-                f"{PATH}: {key} is {_shown(recipe)}, expected one of: {', '.join(params.recipes)}"
-            )
-    for key, values in ("seeds", study.seeds), ("recipes", study.recipes):
-        doubles = [str(value) for value, count in Counter(values).items() if count > 1]
-        if doubles:
-            raise InputError(f"{PATH}: study.{key} has {', '.join(doubles)} more than once")
-    for recipe in (recipe for pair in study.differences for recipe in pair):
-        if recipe not in study.recipes:
-            raise InputError(
-                f"{PATH}: study.differences has {_shown(recipe)}, expected two of study.recipes: "
-                f"{', '.join(study.recipes)}"
-            )
+    _check_study(params)
     data = params.data
     available = TRAIN_SIZE - data.validation_size
     if 0 < data.validation_size < CLASSES:
@@ -169,6 +160,33 @@ def load() -> Params:
             f"data.validation_size takes {data.validation_size} of the {TRAIN_SIZE} images"
         )
     return params
+
+
+def _check_study(params: Params) -> None:
+    study = params.study
+    named = [("study.recipes", study.recipes), ("study.ablations", study.ablations)]
+    for key, recipes in [("recipe", [params.recipe]), *named]:
+        for recipe in recipes:
+            if recipe not in params.recipes:
+                raise InputError(
+                    f"{PATH}: {key} is {_shown(recipe)}, expected one of: "
+                    f"{', '.join(params.recipes)}"
+                )
+    lists: dict[str, Sequence[int | str]] = {
+        "seeds": study.seeds,
+        "recipes": study.recipes,
+        "recipes and study.ablations": study.every_recipe,
+    }
+    for key, values in lists.items():
+        doubles = [str(value) for value, count in Counter(values).items() if count > 1]
+        if doubles:
+            raise InputError(f"{PATH}: study.{key} has {', '.join(doubles)} more than once")
+    for recipe in (recipe for pair in study.differences for recipe in pair):
+        if recipe not in study.every_recipe:
+            raise InputError(
+                f"{PATH}: study.differences has {_shown(recipe)}, expected two of study.recipes "
+                f"and study.ablations: {', '.join(study.every_recipe)}"
+            )
 
 
 def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:

@@ -14,6 +14,13 @@ from stages.params import MODEL_NAMES, ModelName, Params
 from stages.study import OverSeeds, Row
 
 FOLDER = files.REPORTS / "study"
+ALSO_OF_A_CELL = (
+    "test_loss",
+    "test_negative_log_likelihood",
+    "test_calibration_error",
+    "weights_sha256",
+    "outputs_sha256",
+)
 LOSS_FLOOR = math.log(math.e + 9) - 1
 
 
@@ -58,18 +65,21 @@ def result_table(rows: Sequence[Row]) -> list[str]:
                 percent(float(clean)),
             ]
         )
-    for model in MODEL_NAMES:
-        loss_there, accuracy_there = scoring.PUBLISHED[model]
-        lines.append(
-            [TITLES[model], "published experiment", percent(accuracy_there), "",
-             f"{loss_there:.4f}", "", ""]
-        )  # fmt: skip
     return table(
         "model | recipe | test accuracy % | 95 % interval | test loss | 95 % interval "
         "| accuracy % without 15 labels",
         "llrcrcr",
         lines,
     )
+
+
+def published_lines() -> list[str]:
+    """What the published experiment states, for the end of the table above."""
+    return [
+        f"| {TITLES[model]} | published experiment | {percent(scoring.PUBLISHED[model][1])} |  "
+        f"| {scoring.PUBLISHED[model][0]:.4f} |  |  |"
+        for model in MODEL_NAMES
+    ]
 
 
 def reproduction_table(rows: Sequence[Row]) -> list[str]:
@@ -109,8 +119,12 @@ def verdict(there: float, found: OverSeeds, scale: float, digits: int) -> str:
     return f"no, {scale * abs(there - edge):.{digits}f} outside"
 
 
-def difference_rows(settings: Params, rows: Sequence[Row]) -> list[tuple[str, study.Difference]]:
-    """LeNet-5 minus MLP of each recipe, then each pair of recipes that params.yaml names."""
+Differences = list[tuple[str, study.Difference]]
+
+
+def difference_rows(settings: Params, rows: Sequence[Row]) -> tuple[Differences, Differences]:
+    """LeNet-5 minus MLP of each recipe, then each pair of recipes that params.yaml names; and those
+    pairs of which one is an ablation."""
     by_name = {(row.recipe, row.model): row for row in rows}
     found = [
         (
@@ -119,11 +133,14 @@ def difference_rows(settings: Params, rows: Sequence[Row]) -> list[tuple[str, st
         )
         for recipe in settings.study.recipes
     ]
-    for first, second in settings.study.differences:
-        for model in MODEL_NAMES:
-            a, b = by_name[first, model], by_name[second, model]
-            found.append((f"{TITLES[model]}, {first} minus {second}", study.difference(a, b)))
-    return found
+    ablations: Differences = []
+    for model in MODEL_NAMES:
+        for first, second in settings.study.differences:
+            one = study.difference(by_name[first, model], by_name[second, model])
+            is_ablation = {first, second} & set(settings.study.ablations)
+            name = f"{TITLES[model]}, {first} minus {second}"
+            (ablations if is_ablation else found).append((name, one))
+    return found, ablations
 
 
 def difference_table(differences: Sequence[tuple[str, study.Difference]]) -> list[str]:
@@ -146,21 +163,20 @@ def difference_table(differences: Sequence[tuple[str, study.Difference]]) -> lis
 
 def calibration_table(rows: Sequence[Row]) -> list[str]:
     lines = []
-    for row in rows:
-        temperature = study.fitted_temperature(row.twin)
-        after = [study.scaled(cell.probabilities, temperature) for cell in row.cells]
+    for row, twin in ((row, row.twin) for row in rows if row.twin):
+        scores = twin.scores
         pairs = [
-            [measure(p, cell.labels) for p, cell in zip(values, row.cells, strict=True)]
-            for measure in (study.calibration_error, study.negative_log_likelihood)
-            for values in ([cell.probabilities for cell in row.cells], after)
+            scores[f"test_{scaled}{name}"]
+            for name in ("calibration_error", "negative_log_likelihood")
+            for scaled in ("", "scaled_")
         ]
         lines.append(
             [
                 TITLES[row.model],
                 row.recipe,
-                percent(row.twin.accuracy),
-                f"{temperature:.3f}",
-                *(spread(study.over_seeds(values), 1, 4) for values in pairs),
+                percent(scores["validation_accuracy"]),
+                f"{scores['temperature']:.3f}",
+                *(f"{value:.4f}" for value in pairs),
             ]
         )
     return table(
@@ -179,10 +195,31 @@ def best(settings: Params, rows: Sequence[Row]) -> str:
     )
 
 
+def ablation_section(rows: Sequence[Row], differences: Differences) -> str:
+    if not rows:
+        return ""
+    lines = [
+        "## What each ingredient is worth",
+        "",
+        *result_table(rows),
+        "",
+        *difference_table(differences),
+        "",
+        "One ingredient taken away at a time, and nothing tuned anew for what is left.",
+        "",
+        "",
+    ]
+    return "\n".join(lines)
+
+
 def markdown(
     settings: Params, rows: Sequence[Row], recipe: str, missed: Sequence[Mapping[str, Any]]
 ) -> str:
     ambiguous = sum(row["no_majority"] for row in missed)
+
+    differences, ablations = difference_rows(settings, rows)
+    whole = [row for row in rows if row.recipe in settings.study.recipes]
+    lessened = [row for row in rows if row.recipe in settings.study.ablations]
 
     def text(lines: Sequence[str]) -> str:
         return "\n".join(lines)
@@ -190,14 +227,14 @@ def markdown(
     return f"""\
 # The study
 
-By `make study`: {len(settings.study.recipes)} recipes, two models, {len(settings.study.seeds)}
+By `make study`: {len(settings.study.every_recipe)} recipes, two models, {len(settings.study.seeds)}
 seeds. Each network is scored once on the 10,000 test images.
 
 ![Test error of every recipe, model and seed](story.png)
 
 ## Results
 
-{text(result_table(rows))}
+{text(result_table(whole) + published_lines())}
 
 Mean ± standard deviation over the seeds, and Student's 95 % interval of the mean. The loss is the
 one that the recipe trains with. The last column leaves out the fifteen test images whose label no
@@ -216,7 +253,7 @@ cross-entropy applies softmax again; a certain and right answer (1, 0, ..., 0) t
 
 ## Differences
 
-{text(difference_table(difference_rows(settings, rows)))}
+{text(difference_table(differences))}
 
 Percentage points of accuracy; each pair of networks has the same seed and sees the same test
 images. *Over seeds* is Student's paired interval: where it leaves out 0, training again would give
@@ -225,13 +262,13 @@ interval of the mean over the seeds, and McNemar's test is made for each seed: w
 these trained networks would keep the sign on other such images, but neither knows how another
 training would end. A difference holds where both agree. Nothing is corrected for their number.
 
-## Calibration
+{ablation_section(lessened, ablations)}## Calibration
 
 {text(calibration_table(rows))}
 
-The temperature is fitted on {settings.study.validation_size:,} of the training images by a twin
-that was trained without them (the accuracy here is the twin's, on them), and then applied to the
-networks above, which have seen all. It changes no answer, only how sure it is.
+Of one more network a row, with seed {settings.seed}, trained without
+{settings.study.validation_size:,} of the training images. On these a temperature is fitted, by
+which its logits are then divided on the test images: that changes no answer, only how sure it is.
 
 ## What both models miss
 
@@ -247,7 +284,8 @@ every seed; {ambiguous} of them are among the fifteen without a majority ([misse
 
 def story(rows: Sequence[Row]) -> Figure:
     accuracies: dict[tuple[str, str], list[float]] = {
-        (row.recipe, row.model): [100 * cell.accuracy for cell in row.cells] for row in rows
+        (row.recipe, row.model): [100 * cell.scores["test_accuracy"] for cell in row.cells]
+        for row in rows
     }
     over = {key: study.over_seeds(values) for key, values in accuracies.items()}
     intervals: dict[tuple[str, str], tuple[float, float] | None] = {
@@ -262,24 +300,19 @@ def cell_rows(rows: Sequence[Row]) -> list[dict[str, Any]]:
     """One network a row, with the SHA-256 of its weights and outputs."""
     found = []
     for row in rows:
-        for cell in [*row.cells, row.twin]:
+        for cell in [*row.cells, *([row.twin] if row.twin else [])]:
             low, high = scoring.accuracy_interval(cell.correct)
+            scores = cell.scores
             found.append(
                 {
                     "recipe": row.recipe,
                     "model": row.model,
                     "seed": cell.seed,
-                    "accuracy": cell.accuracy,
-                    "accuracy_low": low,
-                    "accuracy_high": high,
-                    "loss": cell.loss,
-                    "negative_log_likelihood": study.negative_log_likelihood(
-                        cell.probabilities, cell.labels
-                    ),
-                    "calibration_error": study.calibration_error(cell.probabilities, cell.labels),
-                    "weights_sha256": cell.weights_sha256,
-                    "outputs_sha256": cell.outputs_sha256,
+                    "test_accuracy": scores["test_accuracy"],
+                    "test_accuracy_low": low,
+                    "test_accuracy_high": high,
                 }
+                | {name: scores[name] for name in ALSO_OF_A_CELL}
             )
     return found
 

@@ -17,8 +17,10 @@ from stages.results import Result
 Say = Callable[[str], None]
 
 
+LARGEST_BATCH = 1_000  # metrics that MLflow takes in one call
+
 # Stages that train a network
-TRAINING = ("train_lenet5", "train_mlp", "cell", "validation")
+TRAINING = ("train_lenet5", "train_mlp", "cell", "ablation", "validation")
 
 
 def silent(line: str) -> None:
@@ -64,6 +66,21 @@ def log_epoch(run_id: str, row: Mapping[str, Any]) -> None:
     log_metrics(run_id, values, step=int(row["epoch"]))
 
 
+def log_history(run_id: str, columns: Mapping[str, Sequence[float]]) -> None:
+    """Log every epoch's metrics, in as few calls as the store allows."""
+    from mlflow.entities import Metric
+
+    now = int(time.time() * 1000)
+    metrics = [
+        Metric(key, value, now, int(epoch))
+        for key, values in columns.items()
+        if key != "epoch"
+        for epoch, value in zip(columns["epoch"], values, strict=True)
+    ]
+    for start in range(0, len(metrics), LARGEST_BATCH):
+        client().log_batch(run_id, metrics=metrics[start : start + LARGEST_BATCH])
+
+
 def log_metrics(to_run: str, values: Mapping[str, float], step: int = 0, **of: Any) -> None:
     """Log metrics in one call; ``of`` names the logged model and the dataset they belong to."""
     from mlflow.entities import Metric
@@ -81,7 +98,7 @@ def log_result(run_id: str, result: Result, say: Say = silent) -> None:
     kind = result.stage.partition("@")[0]
     if kind in TRAINING:
         log_dataset(run_id, "train", "training")
-    if kind in ("evaluate", "cell"):
+    if kind in ("evaluate", "cell", "ablation", "validation"):
         log_dataset(run_id, "test", "evaluation")
     say("ready")
     for path in map(Path, result.outs):
@@ -102,8 +119,8 @@ def log_result(run_id: str, result: Result, say: Say = silent) -> None:
             log_metrics(run_id, dict(_counts(path / "counts.csv")))
         elif path.parent == files.CELLS:
             scores = json.loads((path / "scores.json").read_text(encoding="utf-8"))
-            split = "validation" if kind == "validation" else "test"
-            log_metrics(run_id, {f"{split}_{name}": value for name, value in scores.items()})
+            numbers = {name: value for name, value in scores.items() if not isinstance(value, str)}
+            log_metrics(run_id, numbers)
         say("ready")
 
 

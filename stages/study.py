@@ -4,18 +4,16 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import mode
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors import SafetensorError
-from safetensors.numpy import load
-from scipy.optimize import minimize_scalar
-from scipy.special import log_softmax, softmax
 from scipy.stats import bootstrap, t
 
 from stages import files, scoring
 from stages.errors import StageError
+from stages.files import VALIDATION, cell_path
 from stages.params import MODEL_NAMES, ModelName, Params
 
 Floats = NDArray[np.float64]
@@ -26,39 +24,35 @@ NO_MAJORITY = (
     *(947, 1621, 1901, 2130, 2462, 2597, 2654, 3520),
     *(3558, 5937, 6651, 6783, 8527, 9679, 9729),
 )
-VALIDATION = "validation"
 RESAMPLES = 2_000
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One trained network's answers on the images that score it."""
+    """One trained network: its scores.json, and the test images that it gets wrong."""
 
     seed: str
-    loss: float  # the one it was trained with, on these images
-    labels: NDArray[np.uint8]  # (N,)
-    probabilities: Floats  # (N, 10)
-    weights_sha256: str
-    outputs_sha256: str
+    scores: Mapping[str, Any]
+    labels: Mapping[int, int]  # of those images, by index
+    predicted: Mapping[int, int]
 
     @property
     def correct(self) -> scoring.Bools:
-        result: scoring.Bools = self.probabilities.argmax(1) == self.labels
-        return result
-
-    @property
-    def accuracy(self) -> float:
-        return float(self.correct.mean())
+        """(N,)"""
+        mask = np.ones(self.scores["test_images"], bool)
+        mask[list(self.predicted)] = False
+        return mask
 
 
 @dataclass(frozen=True)
 class Row:
-    """One recipe and model: its seeds, and a twin trained without the validation images."""
+    """One recipe and model: its seeds, and a twin trained without the validation images, which an
+    ablation has not."""
 
     recipe: str
     model: ModelName
     cells: Sequence[Cell]
-    twin: Cell
+    twin: Cell | None
 
     @property
     def correct(self) -> scoring.Bools:
@@ -67,30 +61,27 @@ class Row:
 
     @property
     def accuracy(self) -> "OverSeeds":
-        return over_seeds([cell.accuracy for cell in self.cells])
+        return over_seeds(self.correct.mean(1).tolist())
 
     @property
     def loss(self) -> "OverSeeds":
-        return over_seeds([cell.loss for cell in self.cells])
-
-
-def folder(recipe: str, model: str, seed: int | str) -> Path:
-    return files.CELLS / f"{recipe}-{model}-{seed}"
+        return over_seeds([cell.scores["test_loss"] for cell in self.cells])
 
 
 def load_rows(settings: Params) -> list[Row]:
     """Every row of the study.
 
     Raises:
-        StageError: Cells are missing, or a folder is there that is none; names them.
+        StageError: Cells are missing or damaged, or a folder is there that is none; names them.
     """
-    seeds = [*map(str, settings.study.seeds), VALIDATION]
-    wanted = {
-        folder(recipe, model, seed)
-        for recipe in settings.study.recipes
+    seeds: dict[tuple[str, ModelName], list[str]] = {
+        (recipe, model): list(map(str, settings.study.seeds))
+        for recipe in settings.study.every_recipe
         for model in MODEL_NAMES
-        for seed in seeds
     }
+    for (recipe, _), found in seeds.items():
+        found += [VALIDATION] if recipe in settings.study.recipes else []
+    wanted = {cell_path(*name, seed) for name, found in seeds.items() for seed in found}
     missing = sorted(path.name for path in wanted if not (path / "scores.json").is_file())
     if missing:
         shown = ", ".join(missing[:5]) + (f" and {len(missing) - 5} more" if missing[5:] else "")
@@ -106,38 +97,34 @@ def load_rows(settings: Params) -> list[Row]:
             "recipe and seed there"
         )
     rows = []
-    for recipe in settings.study.recipes:
-        for model in MODEL_NAMES:
-            squashed = getattr(settings.recipes[recipe], model).softmax_before_loss
-            *cells, twin = (load_cell(recipe, model, seed, squashed) for seed in seeds)
-            rows.append(Row(recipe, model, cells, twin))
+    for name, found in seeds.items():
+        cells = {seed: load_cell(*name, seed) for seed in found}
+        twin = cells.pop(VALIDATION, None)
+        rows.append(Row(*name, list(cells.values()), twin))
     return rows
 
 
-def load_cell(recipe: str, model: str, seed: str, squashed: bool) -> Cell:
-    """What stage cell or validation wrote.
-
-    Args:
-        squashed: Whether the outputs are probabilities already.
-    """
-    where = folder(recipe, model, seed)
+def load_cell(recipe: str, model: str, seed: str) -> Cell:
+    """What stage cell or validation wrote."""
+    folder = cell_path(recipe, model, seed)
     try:
-        content = load((where / "outputs.safetensors").read_bytes())
-        scores = json.loads((where / "scores.json").read_text(encoding="utf-8"))
-        outputs, labels, loss = content["outputs"], content["labels"], float(scores["loss"])
-        weights = files.sha256((where / "model.safetensors").read_bytes())
-    except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
+        scores = json.loads((folder / "scores.json").read_text(encoding="utf-8"))
+        columns = files.read_csv(folder / "errors.csv")
+        index, label, predicted = (
+            list(map(int, columns.get(name, []))) for name in ("index", "label", "predicted")
+        )
+        if len(index) != round(scores["test_images"] * (1 - scores["test_accuracy"])):
+            raise ValueError("errors.csv does not have the errors that scores.json counts")
+        cell = Cell(
+            seed,
+            scores,
+            labels=dict(zip(index, label, strict=True)),
+            predicted=dict(zip(index, predicted, strict=True)),
+        )
+    except (OSError, ValueError, KeyError, TypeError) as error:
         reason = " ".join(str(error).split())
-        raise StageError(f"{where} is damaged ({reason}): remove it, and `make study`") from None
-    values = outputs.astype(np.float64)
-    return Cell(
-        seed=seed,
-        loss=loss,
-        labels=labels,
-        probabilities=values if squashed else softmax(values, axis=1),
-        weights_sha256=weights,
-        outputs_sha256=files.sha256(outputs.tobytes()),
-    )
+        raise StageError(f"{folder} is damaged ({reason}): remove it, and `make study`") from None
+    return cell
 
 
 # --- over seeds ---
@@ -206,59 +193,19 @@ def bootstrap_interval(values: Floats) -> tuple[float, float]:
     return float(result.low), float(result.high)
 
 
-# --- calibration ---
-
-
-def logarithms(probabilities: Floats) -> Floats:
-    """Finite also where a probability is too small for a float64."""
-    result: Floats = np.log(np.maximum(probabilities, np.finfo(np.float64).tiny))
-    return result
-
-
-def negative_log_likelihood(probabilities: Floats, labels: NDArray[np.uint8]) -> float:
-    """Mean over images, in nats, whatever the network was trained with."""
-    of_label = probabilities[np.arange(len(labels)), labels]
-    return float(-logarithms(of_label).mean())
-
-
-def scaled(probabilities: Floats, temperature: float) -> Floats:
-    """The probabilities after their logits are divided by a temperature."""
-    result: Floats = softmax(logarithms(probabilities) / temperature, axis=1)
-    return result
-
-
-def fitted_temperature(cell: Cell) -> float:
-    """The temperature with the least negative log likelihood on the images that score ``cell``
-    (C. Guo et al., "On calibration of modern neural networks", ICML 2017)."""
-    logs = logarithms(cell.probabilities)
-    chosen = np.arange(len(cell.labels)), cell.labels
-
-    def loss(log_temperature: float) -> float:
-        return float(-log_softmax(logs / np.exp(log_temperature), axis=1)[chosen].mean())
-
-    found = minimize_scalar(loss, bounds=(np.log(0.02), np.log(50)), method="bounded")
-    return float(np.exp(found.x))
-
-
-def calibration_error(probabilities: Floats, labels: NDArray[np.uint8]) -> float:
-    correct = probabilities.argmax(1) == labels
-    return scoring.calibration_error(scoring.calibration(probabilities.max(1), correct))
+# --- images ---
 
 
 def missed(rows: Mapping[ModelName, Row]) -> list[dict[str, Any]]:
-    """The test images that each seed of both models gets wrong, by index."""
-    wrong = {model: (~row.correct).all(0) for model, row in rows.items()}
-    every = np.logical_and.reduce(list(wrong.values()))
-    labels = rows["lenet5"].cells[0].labels
+    """The test images that each seed of both models gets wrong, by index, with the class that most
+    seeds of each model take them for."""
+    wrong = [~row.correct for row in rows.values()]
     found = []
-    for index in np.flatnonzero(every).tolist():
-        means = {
-            model: np.mean([cell.probabilities[index] for cell in row.cells], 0)
-            for model, row in rows.items()
-        }
-        row: dict[str, int] = {"index": index, "label": int(labels[index])}
-        row |= {model: int(mean.argmax()) for model, mean in means.items()}
-        found.append(row | {"no_majority": int(index in NO_MAJORITY)})
+    for index in np.flatnonzero(np.concatenate(wrong).all(0)).tolist():
+        entry: dict[str, int] = {"index": index, "label": rows["lenet5"].cells[0].labels[index]}
+        for model, row in rows.items():
+            entry[model] = mode(cell.predicted[index] for cell in row.cells)
+        found.append(entry | {"no_majority": int(index in NO_MAJORITY)})
     return found
 
 

@@ -37,12 +37,12 @@ def sync(experiment_id: str, rev: str | None = None) -> None:
                 for path, md5 in _needed(locked[stage], locked).items():
                     bring(path, md5)
             connect(experiment_id, locked, gate)
-        sync_study(experiment_id, tags)
 
 
-def sync_study(experiment_id: str, tags: dict[str, str]) -> None:
-    """The same for the study, as far as its cells lie here: a clone may do without them."""
+def sync_study(experiment_id: str) -> None:
+    """The same for every cell of the study in this folder, and its report."""
     locked, pipeline = results.of_lock_if_any(results.STUDY_LOCK), results.of_lock()
+    tags = results.provenance()
     for result in locked.values():
         needed = dict(result.outs)
         if result.stage == "report":
@@ -81,9 +81,7 @@ def write(
         for out in map(Path, result.outs):
             history = out / "history.csv" if out.parent == files.CELLS else out
             if history.name.startswith("history"):
-                columns = files.read_csv(history)
-                for values in zip(*columns.values(), strict=True):
-                    runs.log_epoch(run_id, dict(zip(columns, values, strict=True)))
+                runs.log_history(run_id, files.read_csv(history))
         runs.log_result(run_id, result)
     except BaseException:
         client().set_terminated(run_id, "FAILED")

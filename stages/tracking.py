@@ -6,6 +6,7 @@ stage never waits for while it computes. A tracking server that is down, slow or
 warning and at most PATIENCE seconds. ``MIRROR=off`` in the environment makes no run at all.
 
     python -m stages.tracking sync [REV]    write the runs that MLflow lacks, from the results
+    python -m stages.tracking sync-study    the same for the study's
     python -m stages.tracking find WHAT     from a run, model or model file to its commits, and back
     python -m stages.tracking check MODEL   whether a logged model is what a commit's dvc.lock holds
     python -m stages.tracking view          where the UI shows all runs
@@ -152,7 +153,7 @@ def run(stage: str) -> Iterator[Run]:
     current.close("FINISHED")
 
 
-USAGE = "usage: python -m stages.tracking sync [REV] | find WHAT | check MODEL | view"
+USAGE = "usage: python -m stages.tracking sync [REV] | sync-study | find WHAT | check MODEL | view"
 
 
 @main_function
@@ -161,7 +162,7 @@ def main() -> None:
     # A file is named from where the user stands, everything else from the project's folder
     arguments = [str(Path(item).resolve()) if Path(item).is_file() else item for item in arguments]
     os.chdir(Path(__file__).parents[1])
-    if command not in ("sync", "find", "check", "view") or len(arguments) > 1:
+    if command not in ("sync", "sync-study", "find", "check", "view") or len(arguments) > 1:
         raise InputError(USAGE)
     if command in ("find", "check") and not arguments:
         what = "a run, a model version, a model file or a commit"
@@ -172,6 +173,8 @@ def main() -> None:
         experiment_id = store.open_store()
         if command == "sync":
             sync.sync(experiment_id, *arguments)
+        elif command == "sync-study":
+            sync.sync_study(experiment_id)
         elif command == "find":
             find.find(arguments[0])
         elif command == "check":

@@ -64,6 +64,16 @@ def write(tmp_path, monkeypatch):
             "study.recipes has documented more than once",
         ),
         (
+            "  - record_in_20_epochs\n",
+            "  - fast\n",
+            "study.recipes and study.ablations has fast more than once",
+        ),
+        (
+            "  - record_in_20_epochs\n",
+            "  - record_in_no_time\n",
+            "study.ablations is 'record_in_no_time', expected one of: publ",
+        ),
+        (
             "  - [record, doc",
             "  - [record, duc",
             "study.differences has 'ducumented', expected two",

@@ -3,6 +3,7 @@
 import csv
 import json
 import shutil
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,19 +15,18 @@ from sklearn.metrics import log_loss
 from test_pipeline import closure
 
 from conftest import ROOT, Clone
-from stages import files, report, study
+from stages import calibration, files, report, study
 from stages.study import Cell, Row
 
 STUDY = YAML(typ="safe").load((ROOT / "study/dvc.yaml").read_text(encoding="utf-8"))["stages"]
 
 
 def made(correct, seed="0") -> Cell:
-    """A cell that answers as ``correct`` says, with probability 0.9."""
-    labels = np.arange(len(correct)) % 10
-    answers = np.where(correct, labels, (labels + 1) % 10)
-    probabilities = np.full((len(correct), 10), 0.1 / 9)
-    probabilities[np.arange(len(correct)), answers] = 0.9
-    return Cell(seed, 0.0, labels.astype(np.uint8), probabilities, "", "")
+    """A cell that is right where ``correct`` says so, and takes a digit for the next elsewhere."""
+    wrong = np.flatnonzero(~np.asarray(correct)).tolist()
+    labels = {index: index % 10 for index in wrong}
+    predicted = {index: (label + 1) % 10 for index, label in labels.items()}
+    return Cell(seed, {"test_images": len(correct)}, labels, predicted)
 
 
 def row(*corrects, model="lenet5") -> Row:
@@ -81,30 +81,22 @@ def test_the_temperature_undoes_a_known_one_and_is_a_logistic_regressions():
     logits = generator.normal(size=(20_000, 10)) * 2
     truth = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
     labels = (truth.cumsum(1) < generator.random((20_000, 1))).sum(1).astype(np.uint8)
-    sure = study.scaled(truth, 1 / 3)  # three times too sure
-    cell = Cell("0", 0.0, labels, sure, "", "")
-    temperature = study.fitted_temperature(cell)
+    sure = calibration.scaled(truth, 1 / 3)  # three times too sure
+    temperature = calibration.fitted_temperature(sure, labels)
     assert temperature == pytest.approx(3, rel=0.03)
-    calibrated = study.scaled(sure, temperature)
-    assert study.calibration_error(sure, labels) > 0.1
-    assert study.calibration_error(calibrated, labels) < 0.01
+    calibrated = calibration.scaled(sure, temperature)
+    assert calibration.calibration_error(sure, labels) > 0.1
+    assert calibration.calibration_error(calibrated, labels) < 0.01
     assert (calibrated.argmax(1) == sure.argmax(1)).all()
     expected = log_loss(labels, calibrated, labels=range(10))
-    assert study.negative_log_likelihood(calibrated, labels) == pytest.approx(expected)
+    assert calibration.negative_log_likelihood(calibrated, labels) == pytest.approx(expected)
     # Two classes: the slope of a logistic regression without intercept is 1 / temperature
-    two = Cell(
-        "0",
-        0.0,
-        (labels % 2).astype(np.uint8),
-        truth[:, :2] / truth[:, :2].sum(1, keepdims=True),
-        "",
-        "",
-    )
-    x = np.log(two.probabilities[:, 1:] / two.probabilities[:, :1])
-    x = np.where(generator.random((20_000, 1)) < 0.8, (2.0 * two.labels[:, None] - 1) * abs(x), x)
+    two, labels = truth[:, :2] / truth[:, :2].sum(1, keepdims=True), (labels % 2).astype(np.uint8)
+    x = np.log(two[:, 1:] / two[:, :1])
+    x = np.where(generator.random((20_000, 1)) < 0.8, (2.0 * labels[:, None] - 1) * abs(x), x)
     p = 1 / (1 + np.exp(-x))
-    fit = LogisticRegression(C=np.inf, fit_intercept=False, tol=1e-8).fit(x, two.labels)
-    found = study.fitted_temperature(Cell("0", 0.0, two.labels, np.hstack([1 - p, p]), "", ""))
+    fit = LogisticRegression(C=np.inf, fit_intercept=False, tol=1e-8).fit(x, labels)
+    found = calibration.fitted_temperature(np.hstack([1 - p, p]), labels)
     assert found == pytest.approx(1 / fit.coef_[0, 0], rel=1e-3)
 
 
@@ -131,20 +123,29 @@ def test_deps_of_the_study_are_exactly_the_modules_that_its_stages_import(stage)
 
 
 def test_the_committed_study_was_made_by_this_code_with_these_settings(clone):
-    """Of its lock nothing may differ here but what a clone without a cache does not have."""
+    """A clone has every cell; of all that the study reads it lacks the prepared images only."""
     status = json.loads(clone.run("dvc", "status", "--json", "study/dvc.yaml").stdout)
+    changed = {
+        (stage, path, state)
+        for stage, changes in status.items()
+        for change in changes
+        for states in change.values()
+        for path, state in states.items()
+    }
+    wrong = [change for change in changed if change[1:] != ("data/prepared", "deleted")]
+    assert not wrong, f"{wrong}: run `make study`, and commit what it writes"
     settings = YAML(typ="safe").load(clone.path / "params.yaml")["study"]
-    cells = 2 * len(settings["recipes"]) * (len(settings["seeds"]) + 1)
+    seeds = len(settings["seeds"])
+    cells = 2 * (len(settings["recipes"]) * (seeds + 1) + len(settings["ablations"]) * seeds)
     assert len(status) == cells + 1  # the report
-    for stage, changes in status.items():
-        found = {
-            (path, state)
-            for change in changes
-            for states in change.values()
-            for path, state in states.items()
-        } - {("study/cells", "modified")}  # the report's dependency, without any cell
-        wrong = [item for item in found if item[1] not in ("deleted", "not in cache")]
-        assert not wrong, f"{stage}: {wrong}: run `make study`, and commit what it writes"
+
+
+def test_the_report_comes_out_of_the_committed_cells_bit_for_bit(clone):
+    committed = files.md5(clone.path / "reports/study")
+    shutil.rmtree(clone.path / "reports/study")
+    clone.repro("prepare")
+    clone.run("dvc", "repro", "--single-item", "--force", "study/dvc.yaml:report")
+    assert files.md5(clone.path / "reports/study") == committed
 
 
 def test_the_study_has_the_pipelines_own_models():
@@ -156,21 +157,28 @@ def test_the_study_has_the_pipelines_own_models():
         cell = cells[settings["recipe"], model, str(settings["seed"])]
         trained = (ROOT / files.weights_path(model)).read_text(encoding="utf-8").splitlines()[-1]
         assert cell["weights_sha256"] == trained.split(",")[1]
-        assert float(cell["accuracy"]) == metrics[model]["accuracy"]
+        assert float(cell["test_accuracy"]) == metrics[model]["accuracy"]
 
 
 def make_small_study(clone: Clone) -> None:
-    clone.edit("params.yaml", "seeds: [0, 1, 2, 3, 4]", "seeds: [0]")
-    clone.edit("params.yaml", "validation_size: 10000", "validation_size: 100")
-    text = (clone.path / "params.yaml").read_text(encoding="utf-8")
-    content = YAML(typ="safe").load(text)["study"]
-    for recipe in content["recipes"][1:]:
-        if recipe != "documented":
-            text = text.replace(f", {recipe}", "", 1)
-    for pair in content["differences"]:
-        if pair != ["documented", "published"]:
-            text = text.replace(f"  - [{', '.join(pair)}]\n", "", 1)
-    (clone.path / "params.yaml").write_text(text, encoding="utf-8")
+    """One seed of two recipes and of an ablation."""
+    shutil.rmtree(clone.path / files.CELLS)
+    yaml = YAML()
+    content = yaml.load(clone.path / "params.yaml")
+    content["study"] |= {
+        "seeds": [0],
+        "recipes": ["published", "documented"],
+        "ablations": ["record_in_20_epochs"],
+        "differences": [["documented", "published"], ["documented", "record_in_20_epochs"]],
+        "validation_size": 100,
+    }
+    yaml.dump(content, clone.path / "params.yaml")
+
+
+def scores_of(clone: Clone, cell: str) -> dict[str, Any]:
+    path = clone.path / files.CELLS / cell / "scores.json"
+    scores: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return scores
 
 
 def cells_of(clone: Clone) -> dict[str, str]:
@@ -190,13 +198,16 @@ def test_the_study_computes_only_what_is_missing_and_comes_out_bit_for_bit_again
     ]
     expected = [f"study/dvc.yaml:cell@{name}-0" for name in names]
     expected += [f"study/dvc.yaml:validation@{name}" for name in names]
+    lessened = [f"record_in_20_epochs-{model}" for model in ("lenet5", "mlp")]
+    expected += [f"study/dvc.yaml:ablation@{name}-0" for name in lessened]
     assert sorted(ran) == sorted([*expected, "study/dvc.yaml:report"])
     assert copy.repro("study/dvc.yaml") == []
     assert len(copy.repro()) == 0
 
     # The pipeline's own model is the cell of its recipe and seed
-    model = copy.path / files.CELLS / "documented-mlp-0" / "model.safetensors"
-    assert files.md5(model) == files.md5(copy.path / files.model_path("mlp"))
+    scores = scores_of(copy, "documented-mlp-0")
+    model = (copy.path / files.model_path("mlp")).read_bytes()
+    assert scores["weights_sha256"] == files.sha256(model)
 
     # Each cell has a run, under that of the report
     client = MlflowClient(f"sqlite:///{copy.path / 'mlflow.db'}")
@@ -211,10 +222,8 @@ def test_the_study_computes_only_what_is_missing_and_comes_out_bit_for_bit_again
     [cell] = [run for run in children if run.data.tags["stage"] == "cell@published-lenet5-0"]
     assert cell.data.params["lenet5.softmax_before_loss"] == "True"
     assert cell.data.tags["recipe"] == "published"
-    scores = json.loads(
-        (copy.path / files.CELLS / "published-lenet5-0/scores.json").read_text(encoding="utf-8")
-    )
-    assert cell.data.metrics["test_accuracy"] == scores["accuracy"]
+    scores = scores_of(copy, "published-lenet5-0")
+    assert cell.data.metrics["test_accuracy"] == scores["test_accuracy"]
     found = copy.run(
         "make", "find", f"WHAT={cell.info.run_id}", "INSTALLED=params.yaml", check=False
     )
@@ -223,7 +232,7 @@ def test_the_study_computes_only_what_is_missing_and_comes_out_bit_for_bit_again
     # A run that is missing is written from the results
     before = cells_of(copy)
     (copy.path / "mlflow.db").unlink()
-    said = copy.run("python", "-m", "stages.tracking", "sync").stdout
+    said = copy.run("python", "-m", "stages.tracking", "sync-study").stdout
     assert said.count("logged the run of cell@") == 4
     assert "logged the run of report" in said
 
@@ -233,22 +242,23 @@ def test_the_study_computes_only_what_is_missing_and_comes_out_bit_for_bit_again
     again = copy.run("python", "-m", "stages.report", check=False)
     assert again.returncode == 1
     assert (
-        "1 of the study's 8 cells are missing (documented-lenet5-0): `make study`" in again.stderr
+        "1 of the study's 10 cells are missing (documented-lenet5-0): `make study`" in again.stderr
     )
     target = "study/dvc.yaml:cell@documented-lenet5-0"
     copy.run("dvc", "repro", "--single-item", "--no-run-cache", "--force", target)
     assert cells_of(copy) == before
 
     # A further seed costs its own cells and the report
-    copy.edit("params.yaml", "seeds: [0]", "seeds: [0, 7]")
+    copy.edit("params.yaml", "seeds:\n  - 0\n", "seeds:\n  - 0\n  - 7\n")
     ran = copy.repro("study/dvc.yaml")
     expected = [f"study/dvc.yaml:cell@{name}-7" for name in names]
+    expected += [f"study/dvc.yaml:ablation@{name}-7" for name in lessened]
     assert sorted(ran) == sorted([*expected, "study/dvc.yaml:report"])
     assert before.items() <= cells_of(copy).items()
-    copy.edit("params.yaml", "seeds: [0, 7]", "seeds: [0]")
+    copy.edit("params.yaml", "  - 0\n  - 7\n", "  - 0\n")
     gone = copy.run("python", "-m", "stages.report", check=False)
     assert "no longer has study/cells/documented-lenet5-7" in gone.stderr
-    for name in names:
+    for name in [*names, *lessened]:
         shutil.rmtree(copy.path / files.CELLS / f"{name}-7")
     copy.repro("study/dvc.yaml")
     assert files.md5(copy.path / "reports/study") == report_before
