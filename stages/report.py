@@ -205,7 +205,7 @@ def ablation_section(rows: Sequence[Row], differences: Differences) -> str:
         "",
         *difference_table(differences),
         "",
-        "One ingredient taken away at a time, and nothing tuned anew for what is left.",
+        "One ingredient taken away alone, and nothing tuned anew for what is left.",
         "",
         "",
     ]
