@@ -2,6 +2,8 @@
 PYTHON ?= python3
 # DVC runs `python -m stages...`: the project's own python has to be the first one in PATH
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
+# DVC cannot name this folder in a locale without UTF-8, if the name has other letters than ASCII's
+export PYTHONUTF8 := 1
 INSTALLED := .venv/.installed
 
 .PHONY: help install repro study verify test lint bench sync find check serve ui
@@ -28,7 +30,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@touch $(INSTALLED)
 
 repro: $(INSTALLED)
-	@python -m stages.params
+	@python -m stages.preflight
 	dvc repro
 	@python -m stages.tracking sync || true
 	@echo
@@ -37,7 +39,7 @@ repro: $(INSTALLED)
 	@echo "Figures: reports/figures   Metrics: .venv/bin/dvc metrics show   Runs: make ui"
 
 study: $(INSTALLED)
-	@python -m stages.params
+	@python -m stages.preflight
 	dvc repro study/dvc.yaml
 	@python -m stages.tracking sync-study || true
 	@echo

@@ -68,7 +68,7 @@ def pipeline_epoch(name: str) -> float:
     for epoch in (2, 3):
         started = time.perf_counter()
         order = training.random_order(len(splits["train"]), generator)
-        training.train_epoch(state, data["train"], order, recipe, epoch, print)
+        training.train_epoch(state, data["train"], order, recipe, epoch)
         outputs = models.outputs(network, data["test"].images)
         scoring.loss(outputs, data["test"].labels)
         scoring.accuracy(outputs, data["test"].labels)

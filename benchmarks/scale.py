@@ -67,7 +67,7 @@ def train(name: str, folder: str) -> None:
         data, order = sets[number]
         rows = order[stretch % len(order)]
         started = time.perf_counter()
-        training.train_epoch(state, data, rows, recipe, 2, print)
+        training.train_epoch(state, data, rows, recipe, 2)
         return (time.perf_counter() - started) / len(rows)
 
     per_image(1, 0)

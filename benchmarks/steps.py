@@ -52,7 +52,7 @@ def epoch(step: int, profiled: bool) -> float:
 
     def run(number: int) -> None:
         order = training.random_order(len(data.labels), generator)
-        training.train_epoch(state, data, order, recipe, number, print)
+        training.train_epoch(state, data, order, recipe, number)
 
     run(2)
     started = time.perf_counter()

@@ -4,7 +4,9 @@ import importlib.util
 import sys
 
 from stages import numerics
-from stages.errors import InputError
+from stages.errors import InputError, on_uncaught
+
+sys.excepthook = on_uncaught
 
 if importlib.util.find_spec("torch") is None:
     sys.exit(

@@ -9,16 +9,15 @@ the weights stand for the weights, which the same command computes again.
 """
 
 import sys
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from scipy.special import softmax
 
-from stages import calibration, files, mnist, models, numerics, params, scoring, tracking
+from stages import alone, calibration, files, mnist, models, numerics, params, tracking
 from stages.calibration import Floats, Labels
 from stages.errors import InputError, main_function
 from stages.files import VALIDATION
+from stages.models import Answers
 from stages.params import SEEDS, Device, ModelName, Params
 from stages.train import fit, model_name
 
@@ -39,56 +38,42 @@ def parse(arguments: list[str], settings: Params) -> tuple[str, ModelName, str]:
     return recipe, model_name([name]), seed
 
 
-@dataclass(frozen=True)
-class Answers:
-    """What a network says of a split."""
-
-    outputs_sha256: str  # of the outputs (N, 10) as float32, row by row
-    loss: float  # the one it was trained with
-    probabilities: Floats  # (N, 10)
-    labels: Labels  # (N,)
-
-    def scores(self, split: str) -> dict[str, Any]:
-        predicted = self.probabilities.argmax(1)
-        return {
-            f"{split}_images": len(self.labels),
-            f"{split}_accuracy": float((predicted == self.labels).mean()),
-            f"{split}_loss": self.loss,
-        } | confidence(split, self.probabilities, self.labels)
-
-
-def answers(network: models.Network, split: mnist.Split, device: Device) -> Answers:
-    examples = models.examples(split, device)
-    outputs = models.outputs(network, examples.images)
-    values = outputs.cpu().numpy()
-    return Answers(
-        outputs_sha256=files.sha256(values.tobytes()),
-        loss=scoring.loss(outputs, examples.labels),
-        probabilities=as_probabilities(values.astype(np.float64), network.softmax_before_loss),
-        labels=split.labels,
-    )
+def score(
+    network: models.Network, test: mnist.Split, validation: mnist.Split | None, device: Device
+) -> tuple[Answers, dict[str, Any]]:
+    """The answers on the test images, and what scores.json says."""
+    scores: dict[str, Any] = {}
+    of_test = models.answers(network, test, device)
+    if validation:
+        found = models.answers(network, validation, device)
+        temperature = calibration.fitted_temperature(found.probabilities, found.labels)
+        scaled = calibration.scaled(of_test.probabilities, temperature)
+        scores = split_scores("validation", found) | {"temperature": temperature}
+        scores |= confidence_scores("test_scaled", scaled, of_test.labels)
+    scores |= split_scores("test", of_test)
+    weights = {"weights_sha256": models.fingerprint(network)}
+    return of_test, scores | weights | {"outputs_sha256": of_test.outputs_sha256}
 
 
-def as_probabilities(outputs: Floats, softmax_before_loss: bool) -> Floats:
-    result: Floats = outputs if softmax_before_loss else softmax(outputs, axis=1)
-    return result
-
-
-def confidence(name: str, probabilities: Floats, labels: Labels) -> dict[str, float]:
+def split_scores(split: str, answers: Answers) -> dict[str, Any]:
     return {
-        f"{name}_negative_log_likelihood": calibration.negative_log_likelihood(
-            probabilities, labels
-        ),
-        f"{name}_calibration_error": calibration.calibration_error(probabilities, labels),
-    }
+        f"{split}_images": len(answers.labels),
+        f"{split}_accuracy": float(answers.correct.mean()),
+        f"{split}_loss": answers.loss,
+    } | confidence_scores(split, answers.probabilities, answers.labels)
 
 
-def error_rows(found: Answers) -> list[list[int]]:
+def confidence_scores(name: str, probabilities: Floats, labels: Labels) -> dict[str, float]:
+    likelihood = calibration.negative_log_likelihood(probabilities, labels)
+    error = calibration.calibration_error(probabilities, labels)
+    return {f"{name}_negative_log_likelihood": likelihood, f"{name}_calibration_error": error}
+
+
+def error_rows(answers: Answers) -> list[list[int]]:
     """Index, label and predicted class of each image that the network gets wrong."""
-    predicted = found.probabilities.argmax(1)
     return [
-        [index, int(found.labels[index]), int(predicted[index])]
-        for index in np.flatnonzero(predicted != found.labels).tolist()
+        [index, int(answers.labels[index]), int(answers.predicted[index])]
+        for index in np.flatnonzero(~answers.correct).tolist()
     ]
 
 
@@ -98,41 +83,26 @@ def main() -> None:
     recipe_name, name, seed = parse(sys.argv[1:], settings)
     recipe = getattr(settings.recipes[recipe_name], name)
     folder = files.cell_path(recipe_name, name, seed)
-    is_twin = seed == VALIDATION
     kind = "ablation" if recipe_name in settings.study.ablations else "cell"
-    stage = f"validation@{recipe_name}-{name}" if is_twin else f"{kind}@{folder.name}"
-    with tracking.run(stage) as run:
+    stage = f"{kind}@{folder.name}"
+    if seed == VALIDATION:
+        stage = f"validation@{recipe_name}-{name}"
+    with alone.holding(stage), tracking.run(stage) as run:
         train, test = (mnist.load_split(files.DATA_PREPARED, part) for part in ("train", "test"))
-        if is_twin:
+        validation = None
+        if seed == VALIDATION:
             size = settings.study.validation_size
             stay, drawn = mnist.hold_out(train.labels, size, settings.seed)
             validation = mnist.Split(train.images[drawn], train.labels[drawn])
             train = mnist.Split(train.images[stay], train.labels[stay])
-        number = settings.seed if is_twin else int(seed)
+        number = settings.seed if validation else int(seed)
         generator = numerics.configure(settings.threads, number, settings.device)
-        network, history, _ = fit(name, {"train": train}, recipe, settings.device, generator, run)
-        scores: dict[str, Any] = {}
-        if is_twin:
-            of_validation = answers(network, validation, settings.device)
-            temperature = calibration.fitted_temperature(
-                of_validation.probabilities, of_validation.labels
-            )
-            scores = of_validation.scores("validation") | {"temperature": temperature}
-        of_test = answers(network, test, settings.device)
-        scores |= of_test.scores("test")
-        if is_twin:
-            scaled = calibration.scaled(of_test.probabilities, temperature)
-            scores |= confidence("test_scaled", scaled, of_test.labels)
-        scores |= {
-            "weights_sha256": models.fingerprint(network),
-            "outputs_sha256": of_test.outputs_sha256,
-        }
-        files.write_csv(
-            folder / "history.csv", list(history[0]), (list(row.values()) for row in history)
-        )
-        header = ["index", "label", "predicted"]
-        files.write_csv(folder / "errors.csv", header, error_rows(of_test))
-        files.write_json(folder / "scores.json", scores)
+        with fit(stage, name, {"train": train}, recipe, settings.device, generator, run) as state:
+            of_test, scores = score(state.network, test, validation, settings.device)
+            files.write_rows(folder / "history.csv", state.history)
+            header = ["index", "label", "predicted"]
+            files.write_csv(folder / "errors.csv", header, error_rows(of_test))
+            files.write_json(folder / "scores.json", scores)
         print(f"{folder.name}: test accuracy {scores['test_accuracy']:.2%}")
 
 

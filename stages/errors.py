@@ -3,6 +3,7 @@
 import functools
 import sys
 from collections.abc import Callable
+from types import TracebackType
 
 
 class StageError(Exception):
@@ -29,3 +30,15 @@ def main_function(main: Callable[[], None]) -> Callable[[], None]:
             sys.exit(error.exit_code)
 
     return wrapped
+
+
+def on_uncaught(
+    kind: type[BaseException], error: BaseException, traceback: TracebackType | None
+) -> None:
+    """For sys.excepthook: Ctrl-C is no mistake of the code, wherever it comes."""
+    if issubclass(kind, KeyboardInterrupt):
+        print(
+            f"error: {str(error) or 'interrupted'}; `dvc repro` goes on from here", file=sys.stderr
+        )
+    else:
+        sys.__excepthook__(kind, error, traceback)

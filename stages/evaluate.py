@@ -1,76 +1,52 @@
 """Stage evaluate: both models on the 10,000 test images, side by side."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 
-from stages import files, mnist, models, numerics, params, scoring, tracking
+from stages import alone, files, mnist, models, numerics, params, scoring, tracking
 from stages.errors import main_function
+from stages.models import Answers
 from stages.params import MODEL_NAMES, Params
 
 DIGITS = range(mnist.CLASSES)
 TITLES = {"lenet5": "LeNet-5", "mlp": "MLP"}
 
 
-@dataclass(frozen=True)
-class Prediction:
-    """One model's answers on the test images; arrays of N."""
-
-    outputs_sha256: str  # of the outputs (N, 10) as float32, row by row
-    loss: float
-    predicted: np.ndarray[Any, np.dtype[np.int64]]
-    confidence: np.ndarray[Any, np.dtype[np.float64]]  # probability of the predicted class
-    correct: scoring.Bools
-
-
-def predict(network: models.Network, test: mnist.Split) -> Prediction:
-    examples = models.examples(test)
-    labels = examples.labels
-    outputs = models.outputs(network, examples.images)
-    confidence, predicted = models.probabilities(network, outputs.double()).max(1)
-    return Prediction(
-        outputs_sha256=files.sha256(outputs.numpy().tobytes()),
-        loss=scoring.loss(outputs, labels),
-        predicted=predicted.numpy(),
-        confidence=confidence.numpy(),
-        correct=(predicted == labels).numpy(),
-    )
-
-
-def model_metrics(prediction: Prediction) -> dict[str, Any]:
+def model_metrics(answers: Answers) -> dict[str, Any]:
     """What metrics.json says of one model; fractions, and loss in nats."""
-    low, high = scoring.accuracy_interval(prediction.correct)
-    bins = scoring.calibration(prediction.confidence, prediction.correct)
+    low, high = scoring.accuracy_interval(answers.correct)
+    bins = scoring.calibration(answers.confidence, answers.correct)
     return {
-        "accuracy": float(prediction.correct.mean()),
+        "accuracy": float(answers.correct.mean()),
         "accuracy_low": low,
         "accuracy_high": high,
         "calibration_error": scoring.calibration_error(bins),
-        "errors": int((~prediction.correct).sum()),
-        "loss": prediction.loss,
+        "errors": int((~answers.correct).sum()),
+        "loss": answers.loss,
     }
 
 
-def write_predictions(name: str, labels: list[int], prediction: Prediction) -> None:
-    columns = (prediction.predicted.tolist(), prediction.confidence.tolist())
+def write_predictions(name: str, labels: list[int], answers: Answers) -> None:
+    columns = (answers.predicted.tolist(), answers.confidence.tolist())
     rows = zip(range(len(labels)), labels, *columns, strict=True)
     header = ["index", "actual", "predicted", "confidence"]
     files.write_csv(files.predictions_path(name), header, rows)
 
 
-def write_confusion(name: str, labels: list[int], prediction: Prediction) -> None:
-    matrix = confusion_matrix(labels, prediction.predicted, labels=DIGITS).tolist()
+def write_confusion(name: str, labels: list[int], answers: Answers) -> None:
+    matrix = confusion_matrix(labels, answers.predicted, labels=DIGITS).tolist()
     rows = ([digit, *counts] for digit, counts in zip(DIGITS, matrix, strict=True))
     header = ["actual", *(f"predicted_{digit}" for digit in DIGITS)]
     files.write_csv(files.confusion_path(name), header, rows)
 
 
-def class_rows(name: str, labels: list[int], prediction: Prediction) -> list[list[Any]]:
+def class_rows(name: str, labels: list[int], answers: Answers) -> list[list[Any]]:
     """Model, digit, precision, recall, F1 and images of each digit."""
     columns = precision_recall_fscore_support(
-        labels, prediction.predicted, labels=DIGITS, zero_division=0.0
+        labels, answers.predicted, labels=DIGITS, zero_division=0.0
     )
     return [
         [name, digit, *row]
@@ -124,36 +100,30 @@ def comparison_markdown(rows: list[dict[str, Any]], difference: scoring.PairedDi
 @main_function
 def main() -> None:
     settings = params.load()
-    with tracking.run("evaluate"):
+    with alone.holding("evaluate"), tracking.run("evaluate"):
         numerics.configure(settings.threads, settings.seed)
         test = mnist.load_split(files.DATA_PREPARED, "test")
-        predictions = {}
+        answers = {}
         for name in MODEL_NAMES:
             network = models.load_model(name, settings.of_model(name), files.model_path(name))
-            predictions[name] = predict(network, test)
-        difference = scoring.paired_difference(
-            predictions["lenet5"].correct, predictions["mlp"].correct
-        )
-        metrics: dict[str, Any] = {name: model_metrics(predictions[name]) for name in MODEL_NAMES}
+            answers[name] = models.answers(network, test)
+        difference = scoring.paired_difference(answers["lenet5"].correct, answers["mlp"].correct)
+        metrics: dict[str, Any] = {name: model_metrics(answers[name]) for name in MODEL_NAMES}
         rows = comparison_rows(settings, metrics)
         labels: list[int] = test.labels.tolist()
         for name in MODEL_NAMES:
-            write_predictions(name, labels, predictions[name])
-            write_confusion(name, labels, predictions[name])
+            write_predictions(name, labels, answers[name])
+            write_confusion(name, labels, answers[name])
         files.write_csv(
             files.REPORTS / "per_class.csv",
             ["model", "digit", "precision", "recall", "f1", "images"],
-            (row for name in MODEL_NAMES for row in class_rows(name, labels, predictions[name])),
+            (row for name in MODEL_NAMES for row in class_rows(name, labels, answers[name])),
         )
-        files.write_csv(
-            files.REPORTS / "comparison.csv",
-            list(rows[0]),
-            ([row.get(column, "") for column in rows[0]] for row in rows),
-        )
+        files.write_rows(files.REPORTS / "comparison.csv", rows)
         files.write_csv(
             files.OUTPUTS,
             ["model", "sha256"],
-            ([name, predictions[name].outputs_sha256] for name in MODEL_NAMES),
+            ([name, answers[name].outputs_sha256] for name in MODEL_NAMES),
         )
         markdown = comparison_markdown(rows, difference)
         files.write_text(files.REPORTS / "comparison.md", markdown)

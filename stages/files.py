@@ -5,9 +5,12 @@ import hashlib
 import io
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from stages.errors import StageError
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -20,6 +23,7 @@ METRICS = REPORTS / "metrics.json"
 OUTPUTS = REPORTS / "outputs.csv"  # SHA-256 of what the models say of the test images
 FIGURES = REPORTS / "figures"
 CELLS = Path("study/cells")
+LOCKS = ("dvc.lock", "study/dvc.lock")
 VALIDATION = "validation"  # in the place of a cell's seed: trained without the validation images
 
 SIGNIFICANT_DIGITS = 6
@@ -64,15 +68,36 @@ def rounded(value: Any) -> Any:
     return value
 
 
-def write_bytes(path: Path, content: bytes) -> None:
-    """Write beside ``path``, then rename: a reader sees the old file or the new one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+@contextmanager
+def writing(what: Path) -> Iterator[None]:
+    """Turn the reason why ``what`` cannot be written into a StageError."""
     try:
-        temporary.write_bytes(content)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+        yield
+    except OSError as error:
+        raise StageError(
+            f"{what} cannot be written ({error.strerror}); once that is mended, `dvc repro` goes "
+            "on from here"
+        ) from None
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write beside ``path``, then rename: a reader sees the old file or the new one, also after a
+    power cut. What a killed process leaves beside it is overwritten by the next.
+
+    Raises:
+        StageError: It cannot be written, because the disk is full or the folder read-only.
+    """
+    temporary = path.with_name(f".{path.name}.tmp")
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with temporary.open("wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -97,6 +122,12 @@ def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) 
     writer.writerow(header)
     writer.writerows([rounded(value) for value in row] for row in rows)
     write_text(path, buffer.getvalue())
+
+
+def write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """A CSV file with the columns of the first row; what another row lacks is left empty."""
+    header = list(rows[0])
+    write_csv(path, header, ([row.get(name, "") for name in header] for row in rows))
 
 
 def read_csv(path: Path) -> dict[str, list[float]]:

@@ -6,16 +6,19 @@ document recognition", Proc. IEEE 86 (1998), with plain average pooling and a li
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import safetensors
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from stages import files
+from stages import files, scoring
 from stages.errors import InputError
 from stages.mnist import INPUT_SIDE, Split
 from stages.params import ModelName, Recipe
@@ -188,6 +191,43 @@ def outputs(network: Network, images: Tensor) -> Tensor:
 def probabilities(network: Network, network_outputs: Tensor) -> Tensor:
     """The probabilities (N, 10) that outputs (N, 10) of ``network`` stand for."""
     return network_outputs if network.softmax_before_loss else network_outputs.softmax(1)
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What a network says of a split; arrays of N unless said otherwise."""
+
+    outputs_sha256: str  # of the outputs (N, 10) as float32, row by row
+    loss: float  # the one that it was trained with
+    probabilities: NDArray[np.float64]  # (N, 10)
+    labels: NDArray[np.uint8]
+
+    @cached_property
+    def predicted(self) -> NDArray[np.int64]:
+        found: NDArray[np.int64] = self.probabilities.argmax(1)
+        return found
+
+    @cached_property
+    def confidence(self) -> NDArray[np.float64]:
+        """Probability of the predicted class."""
+        found: NDArray[np.float64] = self.probabilities.max(1)
+        return found
+
+    @cached_property
+    def correct(self) -> scoring.Bools:
+        found: scoring.Bools = self.predicted == self.labels
+        return found
+
+
+def answers(network: Network, part: Split, device: str = "cpu") -> Answers:
+    data = examples(part, device)
+    found = outputs(network, data.images)
+    return Answers(
+        outputs_sha256=files.sha256(found.cpu().numpy().tobytes()),
+        loss=scoring.loss(found, data.labels),
+        probabilities=probabilities(network, found.cpu().double()).numpy(),
+        labels=part.labels,
+    )
 
 
 def to_bytes(network: Network) -> bytes:

@@ -1,9 +1,6 @@
-"""params.yaml as one frozen object, checked whole before anything is computed.
+"""params.yaml as one frozen object, checked whole before anything is computed."""
 
-``python -m stages.params`` checks the file and does nothing else; ``make repro`` runs it first,
-because DVC removes a stage's outs before the stage itself can refuse a setting.
-"""
-
+import reprlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
-from stages.errors import InputError, main_function
+from stages.errors import InputError
 
 PATH = Path("params.yaml")
 TRAIN_SIZE = 60_000  # images in MNIST's training set
@@ -237,14 +234,8 @@ def _keys(section: type[Section]) -> str:
 
 
 def _shown(value: Any) -> str:
-    text = repr(value)
+    # Not repr: a few lines of YAML with aliases can stand for a list too long for any memory
+    short = reprlib.Repr()
+    short.maxlevel, short.maxstring, short.maxlong, short.maxother = 3, 80, 80, 80
+    text = short.repr(value)
     return text if len(text) <= 60 else text[:57] + "..."
-
-
-@main_function
-def main() -> None:
-    load()
-
-
-if __name__ == "__main__":
-    main()

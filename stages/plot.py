@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from stages import figures, files, mnist, params, scoring, tracking
+from stages import alone, figures, files, mnist, params, scoring, tracking
 from stages.errors import InputError, main_function
 from stages.params import MODEL_NAMES
 
@@ -23,7 +23,7 @@ def read(path: Path, stage: str) -> dict[str, list[float]]:
 @main_function
 def main() -> None:
     settings = params.load()
-    with tracking.run("plot"):
+    with alone.holding("plot"), tracking.run("plot"):
         histories: dict[str, figures.History] = {
             name: read(files.history_path(name), f"train_{name}") for name in MODEL_NAMES
         }

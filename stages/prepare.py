@@ -3,7 +3,7 @@
 import numpy as np
 from PIL import Image
 
-from stages import files, mnist, params, sources, tracking
+from stages import alone, files, mnist, params, sources, tracking
 from stages.errors import main_function
 from stages.mnist import CLASSES, SIDE, SPLITS, Split
 
@@ -32,7 +32,7 @@ def contact_sheet(part: Split) -> Image.Image:
 @main_function
 def main() -> None:
     settings = params.load()
-    with tracking.run("prepare"):
+    with alone.holding("prepare"), tracking.run("prepare"):
         content = sources.fetch(settings.data.sources, files.DATA_RAW)
         splits = mnist.split(
             content, settings.data.validation_size, settings.data.train_limit, settings.seed

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from stages import figures, files, mnist, params, scoring, study, tracking
+from stages import alone, figures, files, mnist, params, scoring, study, tracking
 from stages.errors import main_function
 from stages.figures import TITLES
 from stages.params import MODEL_NAMES, ModelName, Params
@@ -331,14 +331,14 @@ def metrics(rows: Sequence[Row]) -> dict[str, Any]:
 @main_function
 def main() -> None:
     settings = params.load()
-    with tracking.run("report"):
+    with alone.holding("report"), tracking.run("report"):
         rows = study.load_rows(settings)
         recipe = best(settings, rows)
         pair: dict[ModelName, Row] = {row.model: row for row in rows if row.recipe == recipe}
         missed = study.missed(pair)
         images = mnist.load_split(files.DATA_PREPARED, "test").images
         cells = cell_rows(rows)
-        files.write_csv(FOLDER / "cells.csv", list(cells[0]), (list(c.values()) for c in cells))
+        files.write_rows(FOLDER / "cells.csv", cells)
         header = ["index", "label", *MODEL_NAMES, "no_majority"]
         files.write_csv(FOLDER / "missed.csv", header, (list(row.values()) for row in missed))
         figures.save(story(rows), FOLDER / "story.png")

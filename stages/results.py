@@ -16,8 +16,7 @@ from ruamel.yaml import YAML
 from stages import files, params
 from stages.errors import InputError, StageError
 
-LOCK = "dvc.lock"
-STUDY_LOCK = "study/dvc.lock"
+LOCK, STUDY_LOCK = files.LOCKS
 
 
 @dataclass(frozen=True)

@@ -129,10 +129,10 @@ def define_missing_operators() -> None:
             )
 
 
-def from_mirrors(mirrors: Iterable[str]) -> dict[IdxFile, bytes]:
+def from_mirrors(mirrors: Iterable[str], wanted: Iterable[IdxFile] = FILES) -> dict[IdxFile, bytes]:
     """Each file from the first of ``mirrors`` that has it right."""
     content: dict[IdxFile, bytes] = {}
-    for file in FILES:
+    for file in wanted:
         reasons = []
         for mirror in mirrors:
             url = f"{mirror}{file.name}.gz"

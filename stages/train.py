@@ -1,12 +1,14 @@
 """Stages train_lenet5 and train_mlp: ``python -m stages.train lenet5|mlp``."""
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
-from stages import files, mnist, models, numerics, params, tracking, training
+from stages import alone, files, mnist, models, numerics, params, tracking, training
+from stages.checkpoint import Checkpoint, key
 from stages.errors import InputError, main_function
 from stages.params import MODEL_NAMES, Device, ModelName, Recipe
 
@@ -23,35 +25,43 @@ def model_name(arguments: list[str]) -> ModelName:
     )
 
 
+@contextmanager
 def fit(
+    stage: str,
     name: ModelName,
     splits: Mapping[str, mnist.Split],
     recipe: Recipe,
     device: Device,
     generator: "Generator",
     run: tracking.Run,
-) -> tuple[models.Network, list[training.Row], list[tuple[str, str]]]:
-    """Train a new network, showing each epoch here and in ``run``.
+) -> Iterator[training.State]:
+    """Train a new network, showing each epoch here and in ``run``, and give its last state.
 
-    Returns:
-        The network, each epoch's numbers, and the fingerprint of the weights at each moment.
+    A training of the same stage that was stopped is gone on with from its last finished epoch, as
+    long as the body has not written what it makes of it.
     """
     network = models.build(name, recipe).to(device)
-    history: list[training.Row] = []
-    weights: list[tuple[str, str]] = []
-    with tqdm(total=recipe.epochs, desc=name, unit="epoch", disable=None) as progress:
+    steps = training.total_steps(recipe, len(splits["train"]))
+    state = training.begin(network, recipe, steps, generator)
+    checkpoint = Checkpoint(stage, key(state, splits, recipe))
+    checkpoint.restore(state)
+    if state.history:
+        print(f"{stage} goes on after epoch {len(state.history)} of {recipe.epochs}", flush=True)
+    for row in state.history:
+        run.log_epoch(row)
+    with tqdm(
+        total=recipe.epochs, initial=len(state.history), desc=name, unit="epoch", disable=None
+    ) as progress:
 
-        def on_epoch(row: training.Row) -> None:
-            history.append(files.rounded(row))
-            run.log_epoch(history[-1])
+        def on_epoch(state: training.State) -> None:
+            checkpoint.save(state)
+            run.log_epoch(state.history[-1])
             progress.update()
-            progress.write(epoch_line(history[-1], recipe.epochs))
+            progress.write(epoch_line(state.history[-1], recipe.epochs))
 
-        def on_weights(moment: str, network: models.Network) -> None:
-            weights.append((moment, models.fingerprint(network)))
-
-        training.train(network, splits, recipe, generator, on_epoch, on_weights)
-    return network, history, weights
+        training.train(state, splits, recipe, on_epoch)
+    yield state
+    checkpoint.remove()
 
 
 def epoch_line(row: dict[str, Any], epochs: int) -> str:
@@ -67,17 +77,15 @@ def epoch_line(row: dict[str, Any], epochs: int) -> str:
 def main() -> None:
     name = model_name(sys.argv[1:])
     settings = params.load()
-    with tracking.run(f"train_{name}") as run:
+    stage = f"train_{name}"
+    with alone.holding(stage), tracking.run(stage) as run:
         splits = {part: mnist.load_split(files.DATA_PREPARED, part) for part in mnist.SPLITS}
         generator = numerics.configure(settings.threads, settings.seed, settings.device)
-        network, history, weights = fit(
-            name, splits, settings.of_model(name), settings.device, generator, run
-        )
-        files.write_csv(
-            files.history_path(name), list(history[0]), (list(row.values()) for row in history)
-        )
-        files.write_csv(files.weights_path(name), ["weights", "sha256"], weights)
-        models.save_model(network, files.model_path(name))
+        recipe = settings.of_model(name)
+        with fit(stage, name, splits, recipe, settings.device, generator, run) as state:
+            files.write_rows(files.history_path(name), state.history)
+            files.write_csv(files.weights_path(name), ["weights", "sha256"], state.weights)
+            models.save_model(state.network, files.model_path(name))
 
 
 if __name__ == "__main__":

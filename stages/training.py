@@ -2,7 +2,8 @@
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -10,7 +11,7 @@ from torch import Tensor
 from torch.optim import SGD, AdamW
 from torch.optim.lr_scheduler import ConstantLR, OneCycleLR
 
-from stages import augmentation, models, scoring
+from stages import augmentation, files, models, scoring
 from stages.errors import StageError
 from stages.mnist import Split
 from stages.params import Recipe
@@ -25,54 +26,82 @@ WHOLE, POOL, CHUNK = 2**16, 2**14, 2**7
 
 @dataclass
 class State:
-    """All that a training changes as it goes."""
+    """All that a training changes as it goes, and what it has recorded."""
 
     network: models.Network
     optimizer: torch.optim.Optimizer
     scheduler: torch.optim.lr_scheduler.LRScheduler
-    generator: torch.Generator
+    generator: torch.Generator  # of the order of the images and their distortions
+    history: list[Row] = field(default_factory=list)  # a row a finished epoch
+    weights: list[tuple[str, str]] = field(default_factory=list)  # moments and fingerprints
+
+    def record_weights(self, moment: str) -> None:
+        self.weights.append((moment, models.fingerprint(self.network)))
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "network": self.network.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scheduler": self.scheduler.state_dict(),
+            "generator": self.generator.get_state(),
+            "global generator": torch.get_rng_state(),  # of dropout
+            "GPU generators": torch.cuda.get_rng_state_all(),
+            "history": self.history,
+            "weights": self.weights,
+        }
+
+    def load_state_dict(self, saved: Mapping[str, Any]) -> None:
+        self.network.load_state_dict(saved["network"])
+        self.optimizer.load_state_dict(saved["optimizer"])
+        self.scheduler.load_state_dict(saved["scheduler"])
+        self.generator.set_state(saved["generator"])
+        torch.set_rng_state(saved["global generator"])
+        torch.cuda.set_rng_state_all(saved["GPU generators"])
+        self.history, self.weights = saved["history"], saved["weights"]
 
 
 def train(
-    network: models.Network,
+    state: State,
     splits: Mapping[str, Split],
     recipe: Recipe,
-    generator: torch.Generator,
-    on_epoch: Callable[[Row], None],
-    on_weights: Callable[[str, models.Network], None],
+    on_epoch: Callable[[State], None],
 ) -> None:
-    """Train ``network`` as ``recipe`` says.
+    """Train ``state.network`` as ``recipe`` says, from wherever ``state`` is.
+
+    ``state.history`` gets, for every epoch, its number from 1 and the loss and accuracy on each
+    split. Those on ``train`` are the mean over the epoch's own steps, each before its update, with
+    dropout and distortions as trained; the others are taken at the epoch's end. ``state.weights``
+    gets a fingerprint of the initial weights, those after the first batch, and after each epoch.
 
     Args:
         splits: ``train`` is trained on; ``validation`` and ``test``, where there and not empty,
             are scored.
-        generator: Draws the order of the training images and their distortions.
-        on_epoch: Is given, after every epoch, its number from 1 and the loss and accuracy on each
-            split. Those on ``train`` are the mean over the epoch's own steps, each before its
-            update, with dropout and distortions as trained; the others are taken at the epoch's
-            end.
-        on_weights: Is given a network when it has new weights to take a fingerprint of: the
-            initial ones, those after the first batch, and those after each epoch.
+        on_epoch: Is called after every epoch.
 
     Raises:
         StageError: The loss is no longer finite; names the epoch and the step.
     """
+    network = state.network
     device = str(next(network.parameters()).device)
     data = {name: models.examples(part, device) for name, part in splits.items() if len(part)}
-    steps = recipe.epochs * -(-len(splits["train"]) // recipe.batch_size)
-    state = begin(network, recipe, steps, generator)
-    on_weights("initial", network)
-    for epoch in range(1, recipe.epochs + 1):
+    if not state.history:
+        state.record_weights("initial")
+    for epoch in range(len(state.history) + 1, recipe.epochs + 1):
         row: Row = {"epoch": epoch}
-        order = random_order(len(splits["train"]), generator)
-        row |= train_epoch(state, data["train"], order, recipe, epoch, on_weights)
-        on_weights(f"epoch {epoch}", network)
+        order = random_order(len(splits["train"]), state.generator)
+        row |= train_epoch(state, data["train"], order, recipe, epoch)
+        state.record_weights(f"epoch {epoch}")
         for name in ("validation", "test"):
             if name in data:
                 outputs = models.outputs(network, data[name].images)
                 row[f"{name}_loss"] = scoring.loss(outputs, data[name].labels)
                 row[f"{name}_accuracy"] = scoring.accuracy(outputs, data[name].labels)
-        on_epoch(row)
+        state.history.append(files.rounded(row))
+        on_epoch(state)
+
+
+def total_steps(recipe: Recipe, images: int) -> int:
+    return recipe.epochs * -(-images // recipe.batch_size)
 
 
 def begin(network: models.Network, recipe: Recipe, steps: int, generator: torch.Generator) -> State:
@@ -102,7 +131,6 @@ def train_epoch(
     order: Tensor,
     recipe: Recipe,
     epoch: int,
-    on_weights: Callable[[str, models.Network], None],
 ) -> Row:
     """One pass over ``data`` in ``order`` (N,); the mean loss and accuracy of its steps."""
     network, device = state.network, data.labels.device
@@ -124,7 +152,7 @@ def train_epoch(
         state.optimizer.step()
         state.scheduler.step()
         if epoch == step == 1:
-            on_weights("first batch", network)
+            state.record_weights("first batch")
         loss_sum += loss_value * len(labels)
         correct += (outputs.argmax(1) == labels).sum()
         if len(data.labels) > WHOLE and step % (POOL // recipe.batch_size or 1) == 0:

@@ -1,7 +1,8 @@
 """Does this machine compute what is committed? ``python -m stages.verify``
 
-Clones the last commit into a scratch folder, runs the whole pipeline there without any cache, and
-compares every out with dvc.lock, and with the file that lies here.
+Looks for damage that DVC does not look for in what is stored here and in the remote. Then clones
+the last commit into a scratch folder, runs the whole pipeline there without any cache, and compares
+every out with dvc.lock, and with the file that lies here.
 """
 
 import csv
@@ -14,11 +15,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from stages import files, results
+from stages import damage, files, results
 from stages.errors import StageError, main_function
 from stages.params import MODEL_NAMES
 
-LOCK = Path("dvc.lock")
+LOCK = Path(results.LOCK)
 
 
 @dataclass(frozen=True)
@@ -133,6 +134,9 @@ def fingerprints(text: str) -> dict[str, str]:
 
 @main_function
 def main() -> None:
+    stored = damage.in_stores(locked(Path()))
+    for found in stored:
+        print(found)
     dirty = run(["git", "status", "--porcelain"], Path()).strip()
     if dirty:
         print("note: the last commit is verified; what is changed since is not\n" + dirty)
@@ -147,11 +151,16 @@ def main() -> None:
         wrong = [out for out in outs if out.verdict == "DIFFERS"]
         damaged = [out for out in outs if out.verdict == "the file here differs"]
         for out in damaged:
-            print(f"{out.path} in this folder is not the committed one (stage {out.stage})")
+            print(
+                f"{out.path} in this folder is not the committed one (stage {out.stage}): "
+                f"`{damage.cure(out.path)}`"
+            )
         if wrong:
             print(origin(scratch, [out.path for out in wrong]))
     if wrong or damaged:
         raise StageError(f"{len(wrong) + len(damaged)} of {len(outs)} outs differ")
+    if stored:
+        raise StageError(f"{len(stored)} stored objects are damaged, see above")
     print(f"all {len(outs)} outs are the committed ones, to the bit")
 
 

@@ -110,6 +110,14 @@ def lenet5_first(ran: list[str]) -> list[str]:
     return ran
 
 
+def flip_bit(path: Path) -> None:
+    """One in the middle of a file, read-only or not."""
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.chmod(0o644)
+    path.write_bytes(content)
+
+
 @dataclass
 class Clone:
     """A checkout of the working tree as it stands, of which nothing has been run."""

@@ -1,5 +1,6 @@
 """Only MNIST's own bytes pass, from whichever source, and the splits are what they say."""
 
+import contextlib
 import functools
 import gzip
 import http.server
@@ -108,6 +109,50 @@ def test_a_mirror_with_a_wrong_file_is_passed_over_for_the_next(raw, tmp_path, s
     (bad / f"{FILES[0].name}.gz").unlink()
     with pytest.raises(sources.SourceFailed, match=r"404.*refused"):
         sources.from_mirrors([serve(bad), "http://127.0.0.1:9/"])
+
+
+HOSTILE = {
+    "truncated": (lambda packed: packed[: len(packed) // 2], "is cut"),
+    "with a flipped bit": (
+        lambda packed: damaged(packed, len(packed) - 6, packed[-6] ^ 1),
+        "is not readable as gzip",
+    ),
+    "with garbage behind it": (lambda packed: packed + b"garbage", "has 7 bytes behind its end"),
+    "a bomb": (lambda packed: gzip.compress(bytes(300_000_000), 1), "unpacks to more than 10,008"),
+    "with a hostile header": (
+        lambda packed: gzip.compress(b"\0\0\x08\x01\xff\xff\xff\xff" + bytes(10_000)),
+        "has the IDX header 00 00 08 01 ff ff ff ff",
+    ),
+    "another file": (lambda packed: gzip.compress(TEST_LABELS.header + bytes(10_000)), "SHA-256"),
+}
+
+
+@pytest.mark.parametrize("kind", HOSTILE)
+def test_a_download_that_is_not_the_file_is_refused_with_the_reason(raw, tmp_path, serve, kind):
+    damage, reason = HOSTILE[kind]
+    packed = gzip.compress(raw[TEST_LABELS])
+    (tmp_path / f"{TEST_LABELS.name}.gz").write_bytes(damage(packed))
+    with pytest.raises(sources.SourceFailed, match=reason):
+        sources.from_mirrors([serve(tmp_path)], [TEST_LABELS])
+    (tmp_path / f"{TEST_LABELS.name}.gz").write_bytes(packed)
+    expected = {TEST_LABELS: raw[TEST_LABELS]}
+    assert sources.from_mirrors([serve(tmp_path)], [TEST_LABELS]) == expected
+
+
+def test_a_download_that_does_not_end_is_given_up():
+    class Handler(QuietHandler):
+        def do_GET(self):
+            self.send_response(200)
+            self.end_headers()
+            with contextlib.suppress(OSError):
+                while True:
+                    self.wfile.write(bytes(100_000))
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        with pytest.raises(sources.SourceFailed, match="sends more than 16,777,216 bytes"):
+            sources.download(f"http://127.0.0.1:{server.server_port}/a.gz")
+        server.shutdown()
 
 
 def test_torchvision_can_be_imported_and_names_its_mirrors():

@@ -122,22 +122,21 @@ def test_a_saved_model_comes_back_and_a_damaged_one_is_named_with_its_cure(name,
         models.load_model(name, RECIPE, path)
 
 
-def trained(name, splits, recipe=RECIPE, seed=0):
+def begun(name, recipe, size=2_000, seed=0):
     generator = numerics.configure(threads=2, seed=seed)
-    network = models.build(name, recipe)
-    history = []
-    moments = []
-    fingerprints = []
+    steps = training.total_steps(recipe, size)
+    return training.begin(models.build(name, recipe), recipe, steps, generator)
 
-    def on_weights(moment, network):
-        moments.append(moment)
-        fingerprints.append(models.fingerprint(network))
 
-    training.train(network, splits, recipe, generator, history.append, on_weights)
-    assert models.fingerprint(network) == fingerprints[-1]
-    expected = [f"epoch {epoch}" for epoch in range(1, recipe.epochs + 1)]
-    assert moments == ["initial", "first batch", *expected]
-    return [p.detach().clone() for p in network.parameters()], history
+def trained(name, splits, recipe=RECIPE, seed=0):
+    state = begun(name, recipe, len(splits["train"]), seed)
+    epochs = []
+    training.train(state, splits, recipe, lambda state: epochs.append(len(state.history)))
+    assert epochs == list(range(1, recipe.epochs + 1))
+    moments, fingerprints = zip(*state.weights, strict=True)
+    assert models.fingerprint(state.network) == fingerprints[-1]
+    assert list(moments) == ["initial", "first batch", *(f"epoch {epoch}" for epoch in epochs)]
+    return [p.detach().clone() for p in state.network.parameters()], state.history
 
 
 @pytest.mark.parametrize("name", params.MODEL_NAMES)
@@ -162,7 +161,7 @@ def test_the_learning_rate_rises_over_a_tenth_of_the_steps_and_falls_to_0(resize
     rates = []
     for step in range(40):
         order = torch.arange(100 * (step % 20), 100 * (step % 20) + 100)
-        training.train_epoch(state, data, order, recipe, 2, print)
+        training.train_epoch(state, data, order, recipe, 2)
         rates.append(state.scheduler.get_last_lr()[0])
     assert max(rates) == pytest.approx(recipe.learning_rate)
     assert rates.index(max(rates)) == 2

@@ -28,7 +28,8 @@ part = Split(images, torch.randint(0, 10, (256,), dtype=torch.uint8).numpy())
 for name in ("lenet5", "mlp"):
     network = models.build(name, recipe)
     for how in (recipe, RECORD):
-        training.train(network, {"train": part}, how, generator, id, lambda *_: None)
+        state = training.begin(network, how, training.total_steps(how, 256), generator)
+        training.train(state, {"train": part}, how, id)
         print(models.fingerprint(network))
 """
 

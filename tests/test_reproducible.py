@@ -13,7 +13,7 @@ from mlflow import MlflowClient
 from ruamel.yaml import YAML
 from test_pipeline import PIPELINE, STAGES
 
-from conftest import Clone, make_clone, qemu
+from conftest import Clone, flip_bit, make_clone, qemu
 from stages import files
 
 
@@ -85,13 +85,6 @@ def test_an_emulated_intel_haswell_computes_the_same_bytes(raw, tmp_path):
     expected = run_stages(native)
     assert run_stages(emulated, *emulator) == expected
     assert len(expected) > 20
-
-
-def flip_bit(path) -> None:
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 1
-    path.chmod(0o644)
-    path.write_bytes(content)
 
 
 @pytest.mark.slow

@@ -1,0 +1,325 @@
+"""What is killed, cut, flipped, filled up or run twice: nothing is lost, the bytes are the same.
+
+Each fault is injected for real. What DVC alone does about it is asserted too, where that is what
+the protection is for.
+"""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+from test_pipeline import STAGES
+
+from conftest import ROOT, Clone, flip_bit, make_clone, missing
+from stages import alone, files
+
+pytestmark = pytest.mark.slow
+TRAINER = alone.FOLDER / "train_mlp.pt"
+
+
+def namespace(*flags: str) -> list[str]:
+    """The command that runs another in namespaces of its own."""
+    command = ["unshare", "--map-root-user", *flags]
+    if subprocess.run([*command, "true"], capture_output=True).returncode:
+        missing("unshare may not make namespaces here")
+    return command
+
+
+def make_long(clone: Clone) -> None:
+    """A training of the MLP that goes on until something happens to it, or for half a minute."""
+    clone.edit("params.yaml", "epochs: 2", "epochs: 3000", count=-1)
+
+
+def start_training(clone: Clone, *command: str) -> subprocess.Popen[str]:
+    """Start a training and wait until it has finished some epochs."""
+    process = clone.start(*(command or ("dvc", "repro", "train_mlp")))
+    until(lambda: (clone.path / TRAINER).exists() or process.poll() is not None)
+    time.sleep(0.3)
+    assert process.poll() is None, process.communicate()
+    return process
+
+
+def until(condition, seconds: float = 30) -> None:
+    started = time.monotonic()
+    while not condition():
+        assert time.monotonic() < started + seconds, "it does not happen"
+        time.sleep(0.02)
+
+
+def trainers(clone: Clone) -> list[psutil.Process]:
+    """The processes that train in a clone."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if "stages.train" in process.cmdline() and Path(process.cwd()) == clone.path:
+                found.append(process)
+        except psutil.Error:
+            pass
+    return found
+
+
+def finish(clone: Clone) -> str:
+    """Let the long training go on, by an end that comes sooner; what it says."""
+    clone.edit("params.yaml", "epochs: 3000", "epochs: 2", count=-1)
+    return clone.run("dvc", "repro").stdout
+
+
+def assert_whole(clone: Clone, expected: dict[str, str]) -> None:
+    """All outs are there, as they were, and nothing else lies beside them."""
+    assert clone.outs() == expected
+    assert clone.run("git", "status", "--porcelain", "--", "models", "reports", "data").stdout == ""
+
+
+# --- killed ---
+
+
+@pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+def test_a_training_whose_process_group_is_killed_goes_on_where_it_was(copy, sent):
+    copy.commit("small")
+    copy.edit("params.yaml", "epochs: 2", "epochs: 60", count=-1)
+    process = start_training(copy)
+    os.killpg(process.pid, sent)
+    _, errors = process.communicate()
+    assert process.returncode != 0
+    assert "Traceback" not in errors
+    if sent == signal.SIGINT:
+        assert "error: interrupted; `dvc repro` goes on from here" in errors
+    assert not (copy.path / files.model_path("mlp")).exists()  # DVC removes it first
+
+    again = copy.run("dvc", "repro", "train_mlp").stdout
+    assert "train_mlp goes on after epoch " in again
+    assert not (copy.path / TRAINER).exists()
+    interrupted = files.md5(copy.path / files.model_path("mlp"))
+    copy.run("dvc", "repro", "--force", "--no-run-cache", "--single-item", "train_mlp")
+    assert files.md5(copy.path / files.model_path("mlp")) == interrupted
+
+
+def test_a_checkpoint_of_another_setting_or_other_code_is_not_gone_on_with(copy):
+    expected = copy.outs()
+    make_long(copy)
+    process = start_training(copy)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    with (copy.path / "stages/models.py").open("a", encoding="utf-8") as file:
+        file.write("# changed\n")
+    process = copy.start("python", "-u", "-m", "stages.train", "mlp")
+    first = process.stdout.readline()
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    assert first.startswith("epoch    1/3000")
+    assert "goes on" not in finish(copy)
+    assert copy.outs() == expected
+
+
+@pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGTERM])
+def test_a_trainer_ends_soon_after_its_dvc_and_the_next_dvc_repro_waits_for_that(copy, sent):
+    expected = copy.outs()
+    make_long(copy)
+    process = start_training(copy)
+    [left] = trainers(copy)
+    os.kill(process.pid, sent)
+    process.wait()
+    assert left.is_running()  # what DVC alone leaves behind
+    assert "Running stage 'train_mlp'" in finish(copy)
+    assert copy.outs() == expected
+    assert not left.is_running()
+
+
+# --- twice at once ---
+
+
+def test_a_second_trainer_of_a_stage_is_refused_in_one_line(copy):
+    make_long(copy)
+    process = start_training(copy)
+    direct = copy.run("python", "-m", "stages.train", "mlp", check=False)
+    assert direct.returncode == 1
+    assert direct.stderr == (
+        "error: train_mlp already runs in this folder, started by another command: wait for it\n"
+    )
+    # DVC refuses by itself, as long as it can see the other's process
+    assert "is busy" in copy.run("dvc", "repro", "train_mlp", check=False).stderr
+    apart = copy.run(*namespace("--pid", "--fork", "--mount-proc"), "dvc", "repro", "train_mlp",
+                     check=False)  # fmt: skip
+    assert "had been killed. Auto removed it" in apart.stderr
+    assert "error: train_mlp already runs in this folder" in apart.stderr
+    assert process.poll() is None
+    assert len(trainers(copy)) == 1
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+
+
+# --- torn ---
+
+
+@pytest.mark.parametrize("content", ["", '{"write": {"'])
+def test_a_torn_rwlock_stops_every_dvc_command_and_make_repro_removes_it(copy, content):
+    path = copy.path / ".dvc/tmp/rwlock"
+    path.write_text(content, encoding="utf-8")
+    assert "JSON structure is corrupted" in copy.run("dvc", "repro", check=False).stderr
+    said = copy.run("make", "repro", "INSTALLED=params.yaml").stdout
+    assert ".dvc/tmp/rwlock could not be read; it is removed" in said
+    assert "up to date" in said
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.6, 0.95])
+@pytest.mark.parametrize("kept", [True, False])
+def test_a_torn_dvc_lock_is_taken_back(copy, share, kept):
+    copy.commit("small")
+    path = copy.path / "dvc.lock"
+    content = path.read_bytes()
+    if not kept:
+        shutil.rmtree(copy.path / alone.FOLDER)
+    path.write_bytes(content[: int(share * len(content))])
+    if not share:  # what DVC leaves when it is killed between emptying and writing it
+        refused = copy.run("dvc", "repro", check=False)
+        assert "'./dvc.lock' validation failed" in refused.stderr
+    said = copy.run("python", "-m", "stages.preflight").stdout
+    origin = "from before its last stage began" if kept else "of the last commit"
+    assert said == f"dvc.lock could not be read; it is the one {origin} now\n"
+    # What the copy from before the last stage lacks, that stage is run for again
+    copy.run("dvc", "repro")
+    assert path.read_bytes() == content
+
+
+# --- damaged ---
+
+
+def cures(text: str) -> list[str]:
+    """The commands that a report gives."""
+    return [line.split("`")[1] for line in text.splitlines() if "`" in line]
+
+
+def test_a_flipped_bit_in_the_cache_or_in_a_remote_is_found_and_the_cure_works(copy, tmp_path):
+    copy.commit("small")
+    copy.run("dvc", "remote", "add", "--default", "--local", "store", str(tmp_path / "a store"))
+    copy.run("dvc", "push")
+    assert copy.repro() == []
+    for store in (copy.path / ".dvc/cache", tmp_path / "a store"):
+        objects = [path for path in (store / "files/md5").rglob("*") if path.is_file()]
+        assert len(objects) == 10  # of prepared five and its listing, two models, two predictions
+        for path in sorted(objects, key=lambda path: path.suffix):  # the listing last
+            if path.suffix == ".dir":
+                # DVC says that all is well
+                assert "up to date" in copy.run("dvc", "repro").stdout
+            flip_bit(path)
+            path.chmod(0o444)
+        found = copy.run("python", "-m", "stages.damage", check=False)
+        assert found.returncode == 1
+        for stage in ("prepare", "train_lenet5", "train_mlp", "evaluate"):
+            assert f"of stage {stage})" in found.stderr
+        while found.returncode:  # a damaged listing hides what it lists
+            for command in cures(found.stderr):
+                copy.run("sh", "-c", command)
+            found = copy.run("python", "-m", "stages.damage", check=False)
+        assert found.stderr == ""
+
+
+def test_an_out_edited_with_its_time_restored_is_found_with_the_command_that_brings_it_back(copy):
+    copy.commit("small")
+    path = copy.path / files.model_path("mlp")
+    assert copy.repro() == []
+    before, times = path.read_bytes(), path.stat()
+    flip_bit(path)
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert "up to date" in copy.run("dvc", "repro").stdout  # DVC looks at size and time
+    found = copy.run("python", "-m", "stages.damage", check=False)
+    assert found.returncode == 1
+    assert "models/mlp.safetensors of stage train_mlp" in found.stderr
+    [cure] = cures(found.stderr)
+    copy.run("sh", "-c", cure)
+    assert path.read_bytes() == before
+
+
+def test_a_flipped_bit_in_data_raw_is_named_and_the_next_source_taken(copy):
+    expected = copy.outs()
+    flip_bit(copy.path / files.DATA_RAW / "t10k-images-idx3-ubyte")
+    said = copy.run("dvc", "repro", "--force", "--no-run-cache", "--single-item", "prepare").stdout
+    assert "t10k-images-idx3-ubyte has SHA-256" in said
+    assert copy.outs() == expected
+
+
+# --- a disk that is full or read-only ---
+
+
+def test_a_full_disk_leaves_no_half_written_out(copy):
+    expected = copy.outs()
+    full = "mount -t tmpfs -o size=64k none models"
+    command = (
+        f"{full} && dvc repro --force --no-run-cache train_mlp; code=$?; ls models; exit $code"
+    )
+    result = copy.run(*namespace("--mount"), "sh", "-c", command, check=False)
+    assert result.returncode != 0
+    assert "models/mlp.safetensors cannot be written (No space left on device)" in result.stderr
+    assert "Traceback" not in result.stderr
+    assert "safetensors" not in result.stdout.splitlines()[-1]
+    copy.run("dvc", "repro")
+    assert copy.outs() == expected
+
+
+def test_a_file_size_limit_leaves_no_half_written_out(copy):
+    expected = copy.outs()
+    limit = 500  # kibibytes: less than a prepared split has
+    command = f"ulimit -f {limit}; dvc repro --force --no-run-cache --single-item prepare"
+    result = copy.run("bash", "-c", command, check=False)
+    assert result.returncode != 0
+    assert "cannot be written (File too large)" in result.stderr
+    assert "Traceback" not in result.stderr
+    assert not list((copy.path / files.DATA_PREPARED).glob(".*tmp"))
+    copy.run("dvc", "repro")
+    assert copy.outs() == expected
+
+
+def test_a_read_only_checkout_is_refused_in_one_line(copy):
+    expected = copy.outs()
+    readonly = 'mount --bind . . && mount -o remount,ro,bind . && cd "$PWD" && '
+    result = copy.run(*namespace("--mount"), "sh", "-c", f"{readonly} python -m stages.train mlp",
+                      check=False)  # fmt: skip
+    assert result.returncode == 1
+    assert "cannot be written (Read-only file system)" in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+    by_dvc = copy.run(*namespace("--mount"), "sh", "-c", f"{readonly} dvc repro --force train_mlp",
+                      check=False)  # fmt: skip
+    assert by_dvc.returncode != 0
+    assert copy.outs() == expected
+
+
+# --- surroundings ---
+
+
+def test_any_path_and_the_c_locale_without_utf8_give_the_same_outs(small_run, raw, tmp_path):
+    clone = make_clone(tmp_path / 'it\'s "mine" $HOME 漢字 ünï')
+    clone.make_small()
+    surroundings = {"LC_ALL": "C", "LANG": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    # DVC alone cannot: it needs UTF-8 for such a path, which the Makefile switches on
+    assert "can't encode" in clone.run("dvc", "repro", env=surroundings, check=False).stderr
+    said = clone.run("make", "repro", "INSTALLED=params.yaml", env=surroundings).stdout
+    assert said.count("Running stage") == len(STAGES)
+    assert clone.outs() == small_run.outs()
+
+
+def test_a_clock_that_was_set_back_hides_no_edit(copy):
+    for path in copy.path.rglob("*"):
+        if path.is_file() and ".dvc" not in path.parts:
+            os.utime(path, (1_000_000_000, 1_000_000_000))
+    assert copy.repro() == []
+    path = copy.path / "stages/figures.py"
+    copy.edit("stages/figures.py", "MISTAKES_SHOWN = 15", "MISTAKES_SHOWN = 14")
+    os.utime(path, (900_000_000, 900_000_000))
+    assert copy.repro() == ["plot"]
+
+
+# --- bytes from outside ---
+
+
+def test_arbitrary_bytes_lead_to_our_errors_only_in_less_than_500_mb(copy):
+    fuzz = [sys.executable, str(ROOT / "tests/fuzz.py"), os.environ.get("EXAMPLES", "100")]
+    said = copy.run(*fuzz, env={"PYTHONPATH": str(copy.path)}).stdout
+    *_, last = said.splitlines()
+    assert said.count("examples") == 6
+    assert int(last.split()[-2]) < 500
