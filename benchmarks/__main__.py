@@ -5,14 +5,13 @@ import platform
 from importlib.metadata import version
 from pathlib import Path
 
-from benchmarks import ROOT, checkpoints, epoch, pipeline, scale, steps
+from benchmarks import ROOT, epoch, pipeline, scale, steps
 
 TITLES = {
     epoch: "An epoch, and what it is compared with",
     steps: "What made it faster",
     pipeline: "Each stage",
     scale: "More data",
-    checkpoints: "What it costs that a killed training can go on",
 }
 
 

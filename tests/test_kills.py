@@ -37,7 +37,8 @@ def stopped(clone: Clone, sent: signal.Signals, moment: float) -> bool:
         os.killpg(process.pid, sent)
     _, errors = process.communicate()
     if sent == signal.SIGINT:
-        assert "Traceback" not in errors
+        # An interpreter that is just starting, and `dvc` itself, show one of their own
+        assert "/stages/" not in errors
     return running
 
 
