@@ -10,7 +10,7 @@ and pushed, as if it were whole.
 
 import json
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from stages.errors import StageError, main_function
 
 REMOVE = "python -m stages.damage remove"
 
-Outs = Mapping[tuple[str, str], str]  # the md5 of each out, by stage and path
+Outs = dict[tuple[str, str], str]  # the md5 of each out, by stage and path
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,26 @@ class Damage:
 
     def __str__(self) -> str:
         return f"{self.place} is damaged ({self.out} of stage {self.stage}): `{self.cure}`"
+
+
+def locked(folder: Path) -> Outs:
+    """Every out in the dvc.lock of ``folder``.
+
+    Raises:
+        StageError: There is none, or it is not readable.
+    """
+    try:
+        lock = results.load_yaml((folder / results.LOCK).read_text(encoding="utf-8"))
+        return {
+            (stage, out["path"]): out["md5"]
+            for stage, entry in lock["stages"].items()
+            for out in entry["outs"]
+        }
+    except Exception as error:
+        reason = " ".join(str(error).split())
+        raise StageError(
+            f"{results.LOCK} cannot be read ({reason}): `git checkout {results.LOCK}`"
+        ) from None
 
 
 def in_folder(outs: Outs) -> list[Damage]:
@@ -100,11 +120,7 @@ def _damaged(store: Any, md5: str) -> Iterator[str]:
 
 @main_function
 def main() -> None:
-    outs = {
-        (stage, out): md5
-        for stage, result in results.of_lock().items()
-        for out, md5 in result.outs.items()
-    }
+    outs = locked(Path())
     stored = in_stores(outs)
     if sys.argv[1:] == ["remove"]:
         for damage in {damage.place: damage for damage in stored}.values():

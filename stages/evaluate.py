@@ -29,24 +29,25 @@ def model_metrics(answers: Answers) -> dict[str, Any]:
     }
 
 
-def write_predictions(name: str, labels: list[int], answers: Answers) -> None:
+def write_predictions(name: str, answers: Answers) -> None:
+    labels: list[int] = answers.labels.tolist()
     columns = (answers.predicted.tolist(), answers.confidence.tolist())
     rows = zip(range(len(labels)), labels, *columns, strict=True)
     header = ["index", "actual", "predicted", "confidence"]
     files.write_csv(files.predictions_path(name), header, rows)
 
 
-def write_confusion(name: str, labels: list[int], answers: Answers) -> None:
-    matrix = confusion_matrix(labels, answers.predicted, labels=DIGITS).tolist()
+def write_confusion(name: str, answers: Answers) -> None:
+    matrix = confusion_matrix(answers.labels, answers.predicted, labels=DIGITS).tolist()
     rows = ([digit, *counts] for digit, counts in zip(DIGITS, matrix, strict=True))
     header = ["actual", *(f"predicted_{digit}" for digit in DIGITS)]
     files.write_csv(files.confusion_path(name), header, rows)
 
 
-def class_rows(name: str, labels: list[int], answers: Answers) -> list[list[Any]]:
+def class_rows(name: str, answers: Answers) -> list[list[Any]]:
     """Model, digit, precision, recall, F1 and images of each digit."""
     columns = precision_recall_fscore_support(
-        labels, answers.predicted, labels=DIGITS, zero_division=0.0
+        answers.labels, answers.predicted, labels=DIGITS, zero_division=0.0
     )
     return [
         [name, digit, *row]
@@ -110,14 +111,13 @@ def main() -> None:
         difference = scoring.paired_difference(answers["lenet5"].correct, answers["mlp"].correct)
         metrics: dict[str, Any] = {name: model_metrics(answers[name]) for name in MODEL_NAMES}
         rows = comparison_rows(settings, metrics)
-        labels: list[int] = test.labels.tolist()
         for name in MODEL_NAMES:
-            write_predictions(name, labels, answers[name])
-            write_confusion(name, labels, answers[name])
+            write_predictions(name, answers[name])
+            write_confusion(name, answers[name])
         files.write_csv(
             files.REPORTS / "per_class.csv",
             ["model", "digit", "precision", "recall", "f1", "images"],
-            (row for name in MODEL_NAMES for row in class_rows(name, labels, answers[name])),
+            (row for name in MODEL_NAMES for row in class_rows(name, answers[name])),
         )
         files.write_rows(files.REPORTS / "comparison.csv", rows)
         files.write_csv(

@@ -15,11 +15,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from stages import damage, files, results
+from stages import damage, files
 from stages.errors import StageError, main_function
 from stages.params import MODEL_NAMES
-
-LOCK = Path(results.LOCK)
 
 
 @dataclass(frozen=True)
@@ -41,24 +39,6 @@ class Out:
         return "same"
 
 
-def locked(folder: Path) -> dict[tuple[str, str], str]:
-    """The md5 of every out in the dvc.lock of ``folder``, by stage and path.
-
-    Raises:
-        StageError: There is none, or it is not readable.
-    """
-    try:
-        lock = results.load_yaml((folder / LOCK).read_text(encoding="utf-8"))
-        return {
-            (stage, out["path"]): out["md5"]
-            for stage, entry in lock["stages"].items()
-            for out in entry["outs"]
-        }
-    except Exception as error:
-        reason = " ".join(str(error).split())
-        raise StageError(f"{LOCK} cannot be read ({reason}): `git checkout {LOCK}`") from None
-
-
 def run(command: Sequence[str], folder: Path) -> str:
     """What a command prints; its own output goes on to the terminal when it fails."""
     result = subprocess.run(
@@ -73,7 +53,7 @@ def run(command: Sequence[str], folder: Path) -> str:
 def reproduce(scratch: Path) -> tuple[dict[tuple[str, str], str], dict[tuple[str, str], str]]:
     """Clone the last commit to ``scratch`` and run it; the committed and the computed md5s."""
     run(["git", "clone", "--quiet", "--no-hardlinks", ".", str(scratch)], Path())
-    committed = locked(scratch)
+    committed = damage.locked(scratch)
     if files.DATA_RAW.is_dir():  # they are checked like downloaded ones
         shutil.copytree(files.DATA_RAW, scratch / files.DATA_RAW)
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
@@ -92,7 +72,7 @@ def reproduce(scratch: Path) -> tuple[dict[tuple[str, str], str], dict[tuple[str
             print(line.strip(), flush=True)
     if process.wait() != 0:
         raise StageError("`dvc repro` failed in the scratch clone, see above")
-    return committed, locked(scratch)
+    return committed, damage.locked(scratch)
 
 
 def here(path: str) -> str | None:
@@ -134,7 +114,7 @@ def fingerprints(text: str) -> dict[str, str]:
 
 @main_function
 def main() -> None:
-    stored = damage.in_stores(locked(Path()))
+    stored = damage.in_stores(damage.locked(Path()))
     for found in stored:
         print(found)
     dirty = run(["git", "status", "--porcelain"], Path()).strip()

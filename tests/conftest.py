@@ -110,6 +110,16 @@ def lenet5_first(ran: list[str]) -> list[str]:
     return ran
 
 
+def wait_for(condition, seconds: float = 60):
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        with contextlib.suppress(Exception):
+            if found := condition():
+                return found
+        time.sleep(0.2)
+    raise AssertionError(f"not true after {seconds} s")
+
+
 def flip_bit(path: Path) -> None:
     """One in the middle of a file, read-only or not."""
     content = bytearray(path.read_bytes())

@@ -19,7 +19,7 @@ class Stop(Exception):
     pass
 
 
-def fit(name, splits, recipe, stop_after=None, seed=0):
+def fit(name, splits, recipe, stop_after=None, seed=0, threads=2):
     """What a training ends with, and the epochs that it showed."""
     shown = []
 
@@ -28,7 +28,7 @@ def fit(name, splits, recipe, stop_after=None, seed=0):
         if row["epoch"] == stop_after:
             raise Stop
 
-    generator = numerics.configure(threads=2, seed=seed)
+    generator = numerics.configure(threads, seed)
     run = SimpleNamespace(log_epoch=log_epoch)
     with train.fit("a stage", name, splits, recipe, "cpu", generator, run) as state:
         return state.history, state.weights, models.fingerprint(state.network), shown
@@ -38,7 +38,6 @@ def fit(name, splits, recipe, stop_after=None, seed=0):
 def folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     alone.FOLDER.mkdir(parents=True)
-    return tmp_path
 
 
 @pytest.mark.parametrize("name", params.MODEL_NAMES)
@@ -57,13 +56,14 @@ def test_stopped_after_each_epoch_it_comes_to_the_same_bytes(name, recipe, resiz
     assert not list(alone.FOLDER.glob("*.pt"))
 
 
-def test_another_setting_seed_image_or_thread_begins_anew(resized, monkeypatch, capsys):
+def test_another_setting_seed_image_or_thread_begins_anew(resized, capsys):
     recipe = RECIPES["record"]
     other_labels = {**resized, "test": type(resized["test"])(
         resized["test"].images, (resized["test"].labels + 1) % 10)}  # fmt: skip
     for change in (
         {"recipe": recipe.model_copy(update={"weight_decay": 0.02})},
         {"seed": 1},
+        {"threads": 1},
         {"splits": other_labels},
         {"name": "lenet5"},
     ):
@@ -81,7 +81,7 @@ def test_another_setting_seed_image_or_thread_begins_anew(resized, monkeypatch, 
 def test_a_damaged_checkpoint_is_named_and_ignored(resized, capsys):
     recipe = RECIPES["sgd with dropout"]
     expected = fit("mlp", resized, recipe)
-    [path] = [alone.FOLDER / "a stage.pt"]
+    path = alone.FOLDER / "a stage.pt"
     for damage in (flip_bit, lambda path: path.write_bytes(path.read_bytes()[:-1]),
                    lambda path: path.write_bytes(b"")):  # fmt: skip
         with pytest.raises(Stop):

@@ -16,7 +16,7 @@ import psutil
 import pytest
 from test_pipeline import STAGES
 
-from conftest import ROOT, Clone, flip_bit, make_clone, missing
+from conftest import ROOT, Clone, flip_bit, make_clone, missing, wait_for
 from stages import alone, files
 
 pytestmark = pytest.mark.slow
@@ -39,17 +39,10 @@ def make_long(clone: Clone) -> None:
 def start_training(clone: Clone, *command: str) -> subprocess.Popen[str]:
     """Start a training and wait until it has finished some epochs."""
     process = clone.start(*(command or ("dvc", "repro", "train_mlp")))
-    until(lambda: (clone.path / TRAINER).exists() or process.poll() is not None)
+    wait_for(lambda: (clone.path / TRAINER).exists() or process.poll() is not None)
     time.sleep(0.3)
     assert process.poll() is None, process.communicate()
     return process
-
-
-def until(condition, seconds: float = 30) -> None:
-    started = time.monotonic()
-    while not condition():
-        assert time.monotonic() < started + seconds, "it does not happen"
-        time.sleep(0.02)
 
 
 def trainers(clone: Clone) -> list[psutil.Process]:
@@ -68,12 +61,6 @@ def finish(clone: Clone) -> str:
     """Let the long training go on, by an end that comes sooner; what it says."""
     clone.edit("params.yaml", "epochs: 3000", "epochs: 2", count=-1)
     return clone.run("dvc", "repro").stdout
-
-
-def assert_whole(clone: Clone, expected: dict[str, str]) -> None:
-    """All outs are there, as they were, and nothing else lies beside them."""
-    assert clone.outs() == expected
-    assert clone.run("git", "status", "--porcelain", "--", "models", "reports", "data").stdout == ""
 
 
 # --- killed ---

@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
-from conftest import Clone, free_port, lenet5_first, make_clone, missing, mlflow_server
+from conftest import Clone, free_port, lenet5_first, make_clone, missing, mlflow_server, wait_for
 from stages import files
 
 STAGES = ["prepare", "train_lenet5", "train_mlp", "evaluate", "plot"]
@@ -51,16 +51,6 @@ def sync(clone: Clone, *arguments: str, **options):
 
 def find(clone: Clone, what: str, **options) -> str:
     return clone.run("python", "-m", "stages.tracking", "find", what, **options).stdout
-
-
-def wait_for(condition, seconds: float = 60):
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        with contextlib.suppress(Exception):
-            if found := condition():
-                return found
-        time.sleep(0.2)
-    raise AssertionError(f"not true after {seconds} s")
 
 
 def make_long(clone: Clone) -> None:
