@@ -33,9 +33,3 @@ def child(module: str, *arguments: str, unpinned: bool = False) -> str:
     """What ``python -m benchmarks.MODULE child ARGUMENTS`` prints."""
     command = [sys.executable, "-m", f"benchmarks.{module}", "child", *arguments]
     return run(*command, env={"UNPINNED": "1" if unpinned else "0"})[0]
-
-
-def table(header: list[str], rows: list[list[str]]) -> str:
-    """Markdown, with every column but the first aligned to the right."""
-    marks = ["---", *["--:"] * (len(header) - 1)]
-    return "\n".join("| " + " | ".join(row) + " |" for row in [header, marks, *rows]) + "\n"

@@ -16,7 +16,8 @@ from contextlib import chdir
 from pathlib import Path
 from types import SimpleNamespace
 
-from benchmarks import child, table
+from benchmarks import child
+from stages.tables import table
 
 EPOCHS = {"lenet5": 5, "mlp": 20}
 
@@ -89,7 +90,7 @@ def measure(rounds: int = 8) -> str:
                 f"{statistics.median(shares):.2%}",
             ]
         )
-    return table(["a training", "with / without", "range", "time in checkpoints"], rows)
+    return table("a training | with / without | range | time in checkpoints", "lrrr", rows)
 
 
 if __name__ == "__main__":

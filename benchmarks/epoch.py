@@ -22,7 +22,8 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from benchmarks import child, table
+from benchmarks import child
+from stages.tables import table
 
 WAYS = {
     "pipeline": "this pipeline",
@@ -189,13 +190,13 @@ def measure(rounds: int = 3) -> str:
     limit = flop / unpinned
     rows.append(["matrix product alone, unpinned", f"{limit:.2f}", "", ""])
     ratio = statistics.median(a / (flop / b) for a, b in zip(ours[0], speeds[True], strict=True))
-    header = ["an epoch of training and its test scores", "LeNet-5 s", "MLP s", "both, ours = 1"]
+    header = "an epoch of training and its test scores | LeNet-5 s | MLP s | both, ours = 1"
     note = (
         f"LeNet-5's epoch takes {ratio:.1f} times its {flop / 1e9:.1f} GFLOP at the speed of "
         f"a float32 matrix product ({unpinned / 1e9:.0f} GFLOP/s unpinned, {pinned / 1e9:.0f} "
         f"under the pins). Medians of {rounds}.\n"
     )
-    return f"{table(header, rows)}\n{note}"
+    return f"{table(header, 'lrrr', rows)}\n\n{note}"
 
 
 def main(arguments: list[str]) -> None:

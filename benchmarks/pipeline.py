@@ -17,7 +17,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from benchmarks import run, table
+from benchmarks import run
+from stages.tables import table
 
 STAGES = {
     "prepare": ["prepare"],
@@ -91,9 +92,11 @@ def measure() -> str:
             loops += seconds["compute"] if name.startswith("train_") else 0
     _, forced = run("dvc", "repro", "--force")
     idle = statistics.median(run("dvc", "repro")[1] for _ in range(5))
-    header = ["stage", "seconds", *PARTS, "peak MB"]
-    return table(header, rows) + (
-        f"\n`dvc repro --force` takes {forced:.1f} s: {forced / loops:.2f} times the two training "
+    header = " | ".join(["stage", "seconds", *PARTS, "peak MB"])
+    shown = table(header, "lr" + "r" * len(PARTS) + "r", rows)
+    return (
+        f"{shown}\n\n"
+        f"`dvc repro --force` takes {forced:.1f} s: {forced / loops:.2f} times the two training "
         f"loops ({loops:.1f} s). `dvc repro` with nothing to do takes {idle:.2f} s (median of 5).\n"
     )
 

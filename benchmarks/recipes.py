@@ -10,8 +10,9 @@ import json
 import statistics
 import sys
 
-from benchmarks import ROOT, run, table
+from benchmarks import ROOT, run
 from stages import files, params
+from stages.tables import table
 
 
 def cell(recipe: str, model: str, seed: int) -> tuple[float, float]:
@@ -38,7 +39,7 @@ def main() -> None:
             [f"{recipe}, {model}", str(len(found)), f"{statistics.mean(seconds):.1f}", shown]
         )
         print(*rows[-1], file=sys.stderr)
-    print(table(["recipe and model", "seeds", "mean seconds", "mean test accuracy %"], rows))
+    print(table("recipe and model | seeds | mean seconds | mean test accuracy %", "lrrr", rows))
 
 
 if __name__ == "__main__":

@@ -15,7 +15,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from benchmarks import child, table
+from benchmarks import child
+from stages.tables import table
 
 SIZES = (60_000, 600_000, 6_000_000)
 STRETCHES = 10
@@ -87,8 +88,8 @@ def measure(*sizes: int) -> str:
                 row = [f"{title}, {size:,}", f"{1e6 * seconds:.1f}", f"{ratio:.2f}"]
                 rows.append([*row, f"{memory:.0f}"])
                 print(*rows[-1], file=sys.stderr)
-    header = ["training images", "µs an image", "60,000 = 1", "peak resident MB"]
-    return table(header, rows) + f"\nMedians of {STRETCHES}.\n"
+    header = "training images | µs an image | 60,000 = 1 | peak resident MB"
+    return table(header, "lrrr", rows) + f"\n\nMedians of {STRETCHES}.\n"
 
 
 def main(arguments: list[str]) -> None:

@@ -7,7 +7,8 @@ import statistics
 import sys
 import time
 
-from benchmarks import child, table
+from benchmarks import child
+from stages.tables import table
 
 STEPS = [
     "images as tensors in memory; tanh, average pooling and convolutions as PyTorch has them",
@@ -82,12 +83,12 @@ def measure(rounds: int = 3) -> str:
         rows.append([STEPS[number], medians[number - 1], medians[number], f"{ratio:.2f}"])
     *profile, _ = child("steps", str(len(STEPS) - 1), "profile").splitlines()
     parts = [line.rsplit(" ", 1) for line in profile]
+    shares = [[f"`{key}`", f"{float(share):.1%}"] for key, share in parts]
+    header = "a training epoch of LeNet-5, under the pins | before s | after s | ratio"
     return (
-        table(["a training epoch of LeNet-5, under the pins", "before s", "after s", "ratio"], rows)
-        + f"\nMedians of {rounds}. Where the time goes now (PyTorch's profiler, self time):\n\n"
-        + table(
-            ["operation", "share"], [[f"`{key}`", f"{float(share):.1%}"] for key, share in parts]
-        )
+        f"{table(header, 'lrrr', rows)}\n\n"
+        f"Medians of {rounds}. Where the time goes now (PyTorch's profiler, self time):\n\n"
+        f"{table('operation | share', 'lr', shares)}\n"
     )
 
 

@@ -10,9 +10,9 @@ from stages import alone, files, mnist, models, numerics, params, scoring, track
 from stages.errors import main_function
 from stages.models import Answers
 from stages.params import MODEL_NAMES, Params
+from stages.tables import TITLES, table
 
 DIGITS = range(mnist.CLASSES)
-TITLES = {"lenet5": "LeNet-5", "mlp": "MLP"}
 
 
 def model_metrics(answers: Answers) -> dict[str, Any]:
@@ -73,29 +73,27 @@ def comparison_rows(settings: Params, metrics: dict[str, Any]) -> list[dict[str,
 
 
 def comparison_markdown(rows: list[dict[str, Any]], difference: scoring.PairedDifference) -> str:
-    lines = [
-        "| model | source | parameters | test loss | test accuracy | 95 % interval "
-        "| calibration error |",
-        "|---|---|--:|--:|--:|:-:|--:|",
-    ]
+    lines = []
     for row in rows:
         interval = error = ""
         if "accuracy_low" in row:
             interval = f"{row['accuracy_low']:.2%} to {row['accuracy_high']:.2%}"
             error = f"{row['calibration_error']:.4f}"
-        lines.append(
-            f"| {TITLES[row['model']]} | {row['source']} | {row['parameters']:,} "
-            f"| {row['loss']:.4f} | {row['accuracy']:.2%} | {interval} | {error} |"
-        )
+        scores = [f"{row['loss']:.4f}", f"{row['accuracy']:.2%}", interval, error]
+        lines.append([TITLES[row["model"]], row["source"], f"{row['parameters']:,}", *scores])
+    shown = table(
+        "model | source | parameters | test loss | test accuracy | 95 % interval "
+        "| calibration error",
+        "llrrrcr",
+        lines,
+    )
     points = [100 * value for value in (difference.accuracy, difference.low, difference.high)]
-    lines += [
-        "",
-        f"LeNet-5 minus MLP on the same images: {points[0]:+.2f} percentage points "
+    return (
+        f"{shown}\n\nLeNet-5 minus MLP on the same images: {points[0]:+.2f} percentage points "
         f"(95 % interval {points[1]:+.2f} to {points[2]:+.2f}; "
         f"exact McNemar p = {difference.mcnemar_p:.2g}). LeNet-5 alone is right on "
-        f"{difference.only_first} images, the MLP alone on {difference.only_second}.",
-    ]
-    return "\n".join(lines) + "\n"
+        f"{difference.only_first} images, the MLP alone on {difference.only_second}.\n"
+    )
 
 
 @main_function

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from stages import files
 from stages.scoring import CalibrationBin
+from stages.tables import TITLES
 
 History = Mapping[str, Sequence[float]]
 
@@ -21,7 +22,6 @@ History = Mapping[str, Sequence[float]]
 COLORS = {"lenet5": "#0072B2", "mlp": "#D55E00"}
 DASHES = {"lenet5": "-", "mlp": (0, (5, 2))}
 MARKERS = {"lenet5": "o", "mlp": "s"}
-TITLES = {"lenet5": "LeNet-5", "mlp": "MLP"}
 SPLIT_TITLES = {"train": "train (mean over the epoch)", "validation": "validation", "test": "test"}
 AXIS_LABELS = {"loss": "cross-entropy loss (nats)", "accuracy": "accuracy (%)"}
 STYLE: Any = {

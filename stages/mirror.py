@@ -129,7 +129,8 @@ def finish(experiment_id: str, run_id: str, result: Result, say: Say) -> None:
     say("ready")
     if result.stage not in results.declared():
         if result.stage == "report":
-            sync.group_study(run_id, say)
+            known = sync.study_runs(results.of_lock_if_any(results.STUDY_LOCK))
+            sync.group_study(run_id, known, say)
         return
     # dvc.lock does not have this stage's results before the stage has ended
     locked = results.of_lock_if_any()

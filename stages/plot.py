@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from stages import alone, figures, files, mnist, params, scoring, tracking
 from stages.errors import InputError, main_function
 from stages.params import MODEL_NAMES
+from stages.tables import TITLES
 
 
 def read(path: Path, stage: str) -> dict[str, list[float]]:
@@ -28,7 +29,7 @@ def main() -> None:
             name: read(files.history_path(name), f"train_{name}") for name in MODEL_NAMES
         }
         for name, history in histories.items():
-            title = f"{figures.TITLES[name]}, recipe {settings.recipe}"
+            title = f"{TITLES[name]}, recipe {settings.recipe}"
             figures.save(
                 figures.curves({name: history}, title), files.FIGURES / f"curves_{name}.png"
             )

@@ -1,7 +1,7 @@
 """Stage report of study/dvc.yaml: what all cells say together, as tables and two figures."""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -9,9 +9,9 @@ from matplotlib.figure import Figure
 
 from stages import alone, figures, files, mnist, params, scoring, study, tracking
 from stages.errors import main_function
-from stages.figures import TITLES
 from stages.params import MODEL_NAMES, ModelName, Params
 from stages.study import OverSeeds, Row
+from stages.tables import TITLES, interval, percent, table
 
 FOLDER = files.REPORTS / "study"
 ALSO_OF_A_CELL = (
@@ -24,32 +24,15 @@ ALSO_OF_A_CELL = (
 LOSS_FLOOR = math.log(math.e + 9) - 1
 
 
-def percent(value: float) -> str:
-    return f"{100 * value:.2f}"
-
-
-def interval(low: float | None, high: float | None, scale: float, digits: int) -> str:
-    if low is None or high is None:
-        return ""
-    return f"{scale * low:.{digits}f} to {scale * high:.{digits}f}"
-
-
 def spread(value: OverSeeds, scale: float, digits: int) -> str:
     sd = "" if value.sd is None else f" ± {scale * value.sd:.{digits}f}"
     return f"{scale * value.mean:.{digits}f}{sd}"
 
 
-def table(header: str, align: str, rows: Iterable[Sequence[str]]) -> list[str]:
-    """Lines of a Markdown table; ``align`` has a letter a column: l, r or c."""
-    marks = {"l": "---", "r": "--:", "c": ":-:"}
-    lines = [f"| {header} |", f"|{'|'.join(marks[letter] for letter in align)}|"]
-    return lines + [f"| {' | '.join(row)} |" for row in rows]
-
-
 # --- the tables ---
 
 
-def result_table(rows: Sequence[Row], further: Sequence[list[str]] = ()) -> list[str]:
+def result_table(rows: Sequence[Row], further: Sequence[list[str]] = ()) -> str:
     """A line a row, then those of ``further``."""
     lines = []
     for row in rows:
@@ -83,7 +66,7 @@ def published_lines() -> list[list[str]]:
     ]
 
 
-def reproduction_table(rows: Sequence[Row]) -> list[str]:
+def reproduction_table(rows: Sequence[Row]) -> str:
     lines = []
     for row in (row for row in rows if row.recipe == "published"):
         loss_there, accuracy_there = scoring.PUBLISHED[row.model]
@@ -144,7 +127,7 @@ def difference_rows(settings: Params, rows: Sequence[Row]) -> tuple[Differences,
     return found, ablations
 
 
-def difference_table(differences: Sequence[tuple[str, study.Difference]]) -> list[str]:
+def difference_table(differences: Sequence[tuple[str, study.Difference]]) -> str:
     lines = [
         [
             name,
@@ -162,7 +145,7 @@ def difference_table(differences: Sequence[tuple[str, study.Difference]]) -> lis
     )
 
 
-def calibration_table(rows: Sequence[Row]) -> list[str]:
+def calibration_table(rows: Sequence[Row]) -> str:
     lines = []
     for row, twin in ((row, row.twin) for row in rows if row.twin):
         scores = twin.scores
@@ -196,35 +179,48 @@ def best(settings: Params, rows: Sequence[Row]) -> str:
     )
 
 
+def reproduction_section(rows: Sequence[Row]) -> str:
+    if not any(row.recipe == "published" for row in rows):
+        return ""
+    return f"""\
+## Is the published result reproduced?
+
+{reproduction_table(rows)}
+
+A published figure comes from one run, so it counts as reproduced where it lies in the interval of
+one more run of ours.
+
+LeNet-5's published loss is explained by one line. The network ends in softmax, and the
+cross-entropy applies softmax again; a certain and right answer (1, 0, ..., 0) then costs
+-ln(e / (e + 9)) = ln(e + 9) - 1 = {LOSS_FLOOR:.4f}, and no answer costs less. The recipe
+published_without_softmax leaves that call out and nothing else. The published code also constructs
+a dropout of 0.5 that it never applies; documented is published_without_softmax with it applied.
+
+"""
+
+
 def ablation_section(rows: Sequence[Row], differences: Differences) -> str:
     if not rows:
         return ""
-    lines = [
-        "## What each ingredient is worth",
-        "",
-        *result_table(rows),
-        "",
-        *difference_table(differences),
-        "",
-        "One ingredient taken away alone, and nothing tuned anew for what is left.",
-        "",
-        "",
-    ]
-    return "\n".join(lines)
+    return f"""\
+## What each ingredient is worth
+
+{result_table(rows)}
+
+{difference_table(differences)}
+
+One ingredient taken away alone, and nothing tuned anew for what is left.
+
+"""
 
 
 def markdown(
     settings: Params, rows: Sequence[Row], recipe: str, missed: Sequence[Mapping[str, Any]]
 ) -> str:
     ambiguous = sum(row["no_majority"] for row in missed)
-
     differences, ablations = difference_rows(settings, rows)
     whole = [row for row in rows if row.recipe in settings.study.recipes]
     lessened = [row for row in rows if row.recipe in settings.study.ablations]
-
-    def text(lines: Sequence[str]) -> str:
-        return "\n".join(lines)
-
     return f"""\
 # The study
 
@@ -235,26 +231,15 @@ seeds. Each network is scored once on the 10,000 test images.
 
 ## Results
 
-{text(result_table(whole, published_lines()))}
+{result_table(whole, published_lines())}
 
 Mean ± standard deviation over the seeds, and Student's 95 % interval of the mean. The loss is the
 one that the recipe trains with. The last column leaves out the fifteen test images whose label no
 majority of five annotators confirms (Northcutt et al., 2021).
 
-## Is the published result reproduced?
+{reproduction_section(rows)}## Differences
 
-{text(reproduction_table(rows))}
-
-A published figure comes from one run, so it counts as reproduced where it lies in the interval of
-one more run of ours.
-
-LeNet-5's published loss is explained by one line. The network ends in softmax, and the
-cross-entropy applies softmax again; a certain and right answer (1, 0, ..., 0) then costs
--ln(e / (e + 9)) = ln(e + 9) - 1 = {LOSS_FLOOR:.4f}, and no answer costs less.
-
-## Differences
-
-{text(difference_table(differences))}
+{difference_table(differences)}
 
 Percentage points of accuracy; each pair of networks has the same seed and sees the same test
 images. *Over seeds* is Student's paired interval: where it leaves out 0, training again would give
@@ -265,7 +250,7 @@ training would end. A difference holds where both agree. Nothing is corrected fo
 
 {ablation_section(lessened, ablations)}## Calibration
 
-{text(calibration_table(rows))}
+{calibration_table(rows)}
 
 Of one more network a row, with seed {settings.seed}, trained without
 {settings.study.validation_size:,} of the training images. On these a temperature is fitted, by
@@ -346,7 +331,7 @@ def main() -> None:
         figures.save(figures.missed(images, missed), FOLDER / "missed.png")
         files.write_json(FOLDER / "metrics.json", metrics(rows))
         files.write_text(FOLDER / "study.md", markdown(settings, rows, recipe, missed))
-        print("\n".join(result_table(rows)))
+        print(result_table(rows))
 
 
 if __name__ == "__main__":

@@ -82,19 +82,17 @@ def load_rows(settings: Params) -> list[Row]:
     for (recipe, _), found in seeds.items():
         found += [VALIDATION] if recipe in settings.study.recipes else []
     wanted = {cell_path(*name, seed) for name, found in seeds.items() for seed in found}
-    missing = sorted(path.name for path in wanted if not (path / "scores.json").is_file())
+    missing = [path for path in wanted if not (path / "scores.json").is_file()]
     if missing:
-        shown = ", ".join(missing[:5]) + (f" and {len(missing) - 5} more" if missing[5:] else "")
         raise StageError(
-            f"{len(missing)} of the study's {len(wanted)} cells are missing ({shown}): `make study`"
-            " computes them"
+            f"{len(missing)} of the study's {len(wanted)} cells are missing ({_named(missing)}): "
+            "`make study` computes them"
         )
-    strangers = sorted(str(path) for path in files.CELLS.iterdir() if path.is_dir())
-    strangers = [path for path in strangers if Path(path) not in wanted]
+    strangers = [path for path in files.CELLS.iterdir() if path.is_dir() and path not in wanted]
     if strangers:
         raise StageError(
-            f"params.yaml's study no longer has {', '.join(strangers)}: remove it, or name its "
-            "recipe and seed there"
+            f"{files.CELLS} has {len(strangers)} folders that the study of params.yaml no longer "
+            f"has ({_named(strangers)}): remove them, or name their recipes and seeds there"
         )
     rows = []
     for name, found in seeds.items():
@@ -102,6 +100,11 @@ def load_rows(settings: Params) -> list[Row]:
         twin = cells.pop(VALIDATION, None)
         rows.append(Row(*name, list(cells.values()), twin))
     return rows
+
+
+def _named(folders: Sequence[Path]) -> str:
+    names = sorted(path.name for path in folders)
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if names[5:] else "")
 
 
 def load_cell(recipe: str, model: str, seed: str) -> Cell:

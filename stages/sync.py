@@ -10,6 +10,7 @@ from stages import files, params, registry, results, runs
 from stages.params import Registry
 from stages.results import Result
 from stages.runs import Say, client, silent
+from stages.tables import table
 
 
 def sync(experiment_id: str, rev: str | None = None) -> None:
@@ -42,28 +43,40 @@ def sync(experiment_id: str, rev: str | None = None) -> None:
 def sync_study(experiment_id: str) -> None:
     """The same for every cell of the study in this folder, and its report."""
     locked, pipeline = results.of_lock_if_any(results.STUDY_LOCK), results.of_lock()
-    tags = results.provenance()
-    for result in locked.values():
+    tags, known = results.provenance(), study_runs(locked)
+    for stage, result in locked.items():
         needed = dict(result.outs)
-        if result.stage == "report":
+        if stage == "report":
             cells = files.CELLS.as_posix()
             needed[cells] = result.deps[cells]
         here = all(results.is_here(path, md5) for path, md5 in needed.items())
-        if here and finished_run(result.outs) is None:
+        if here and stage not in known:
             write(experiment_id, result, pipeline, tags, results.require)
-            print(f"logged the run of {result.stage} from its results")
-    report = finished_run(locked["report"].outs) if "report" in locked else None
-    if report is not None:
-        group_study(report.info.run_id)
+            print(f"logged the run of {stage} from its results")
+    known = study_runs(locked)
+    if "report" in known:
+        group_study(known["report"].info.run_id, known)
 
 
-def group_study(report_id: str, say: Say = silent) -> None:
+def study_runs(locked: dict[str, Result]) -> dict[str, Any]:
+    """The newest finished run of each result of the study, by stage; of all cells in one search."""
+    with_out: dict[tuple[str, str], Any] = {}
+    for run in search("attributes.status = 'FINISHED' and tags.stage LIKE '%@%'"):
+        for tag in run.data.tags.items():
+            with_out.setdefault(tag, run)
+    found = {}
+    for stage, result in locked.items():
+        link, *_ = result.tags.items()  # a cell has one out
+        found[stage] = finished_run(result.outs) if stage == "report" else with_out.get(link)
+    return {stage: run for stage, run in found.items() if run}
+
+
+def group_study(report_id: str, known: dict[str, Any], say: Say = silent) -> None:
     """Show the study's cells under the run of its newest report."""
-    for stage, result in results.of_lock_if_any(results.STUDY_LOCK).items():
-        run = finished_run(result.outs)
-        if stage != "report" and run and run.data.tags.get("mlflow.parentRunId") != report_id:
+    for stage, run in known.items():
+        if stage != "report" and run.data.tags.get("mlflow.parentRunId") != report_id:
             client().set_tag(run.info.run_id, "mlflow.parentRunId", report_id)
-        say("ready")
+            say("ready")
 
 
 def write(
@@ -116,8 +129,12 @@ def runs_with(outs: dict[str, str]) -> list[Any]:
 
 def search(condition: str) -> list[Any]:
     """The runs of all experiments that meet a condition, the newest first."""
-    experiments = [experiment.experiment_id for experiment in client().search_experiments()]
-    return list(client().search_runs(experiments, condition))
+    import mlflow
+
+    runs: list[Any] = mlflow.search_runs(
+        filter_string=condition, search_all_experiments=True, output_format="list"
+    )
+    return runs
 
 
 def end_dead_runs() -> None:
@@ -222,9 +239,11 @@ def group(experiment_id: str, locked: dict[str, Result]) -> None:
 def description(of_stage: dict[str, Any]) -> str:
     """What the parent run says: the comparison, and where the five runs are."""
     comparison = (files.REPORTS / "comparison.md").read_text(encoding="utf-8")
-    lines = [
-        f"| [{stage}](#/experiments/{run.info.experiment_id}/runs/{run.info.run_id}) "
-        f"| {run.data.tags['mlflow.note.content']} |"
+    rows = [
+        [
+            f"[{stage}](#/experiments/{run.info.experiment_id}/runs/{run.info.run_id})",
+            run.data.tags["mlflow.note.content"],
+        ]
         for stage, run in of_stage.items()
     ]
-    return "\n".join([comparison, "| stage | what it does |", "|---|---|", *lines])
+    return f"{comparison}\n{table('stage | what it does', 'll', rows)}"

@@ -257,7 +257,8 @@ def test_the_study_computes_only_what_is_missing_and_comes_out_bit_for_bit_again
     assert before.items() <= cells_of(copy).items()
     copy.edit("params.yaml", "  - 0\n  - 7\n", "  - 0\n")
     gone = copy.run("python", "-m", "stages.report", check=False)
-    assert "no longer has study/cells/documented-lenet5-7" in gone.stderr
+    assert "study/cells has 6 folders that the study of params.yaml no longer has" in gone.stderr
+    assert "(documented-lenet5-7, documented-mlp-7, published-lenet5-7, " in gone.stderr
     for name in [*names, *lessened]:
         shutil.rmtree(copy.path / files.CELLS / f"{name}-7")
     copy.repro("study/dvc.yaml")
