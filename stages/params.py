@@ -114,7 +114,8 @@ def read() -> dict[str, Any]:
         InputError: It is missing or is not YAML.
     """
     try:
-        content = YAML(typ="safe").load(PATH.read_text(encoding="utf-8"))
+        # pure: libyaml, where it is installed, ends the process at lists nested 50,000 deep
+        content = YAML(typ="safe", pure=True).load(PATH.read_text(encoding="utf-8"))
     except OSError as error:
         raise InputError(f"{PATH}: {error.strerror}; run this in the project's folder") from None
     except MarkedYAMLError as error:
