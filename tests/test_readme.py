@@ -25,6 +25,18 @@ def test_the_tables_are_the_committed_ones():
         assert shown[name] + "\n" in reported[name]  # the whole table: a blank line ends it
 
 
+def test_every_figure_of_the_study_in_the_text_is_one_of_its_report():
+    text = README.split("\n## The study\n")[1].split("\n## ")[0]
+    report = (ROOT / "reports/study/study.md").read_text(encoding="utf-8")
+    figures = re.findall(r"\d+\.\d{2,}", text)
+    assert len(figures) > 30
+    reported = set(re.findall(r"\d+\.\d{2,}", report))
+    assert [figure for figure in figures if figure not in reported] == []
+    gains = re.findall(r"^\| [\w-]+, record minus record_\w+ \| \+([\d.]+) ", report, re.M)
+    losses = re.findall(r"^\| [^|]+ \| -([\d.]+) \| -([\d.]+) \|$", text, re.M)
+    assert [loss for model in zip(*losses, strict=True) for loss in model] == gains
+
+
 def test_the_metrics_diff_is_what_dvc_says_of_the_history():
     example = re.search(r"    \$ dvc metrics diff '(.*)' '(.*)'\n((?:    .*\n)+)", README)
     assert example
