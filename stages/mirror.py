@@ -90,7 +90,7 @@ def follow(sent: Iterator[dict[str, Any]], say: Say) -> None:
     stage: str = first["stage"]
     os.environ.clear()
     os.environ.update(first["environment"])
-    experiment_id = store.open_store()
+    experiment_id = store.open_store(study=stage not in results.declared())
     from mlflow.entities import RunTag
     from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
@@ -128,9 +128,6 @@ def finish(experiment_id: str, run_id: str, result: Result, say: Say) -> None:
     client().set_terminated(run_id, "FINISHED")
     say("ready")
     if result.stage not in results.declared():
-        if result.stage == "report":
-            known = sync.study_runs(results.of_lock_if_any(results.STUDY_LOCK))
-            sync.group_study(run_id, known, say)
         return
     # dvc.lock does not have this stage's results before the stage has ended
     locked = results.of_lock_if_any()

@@ -11,6 +11,7 @@ from typing import Any
 from stages.errors import StageError
 
 EXPERIMENT = "mnist"
+STUDY = "-study"  # behind the experiment's name: the UI shows 100 runs, which the study would fill
 DESCRIPTION = (
     "LeNet-5 and a 60-unit MLP on MNIST. A run named `pipeline` stands for one state of `dvc.lock`:"
     " unfold it to see its five stages, open it for the comparison and the figures. The tags"
@@ -18,23 +19,21 @@ DESCRIPTION = (
     " `make find WHAT=RUN_ID` names the commits that hold them."
     " The best model is `mnist@champion` in the model registry."
 )
+STUDY_DESCRIPTION = (
+    "Every recipe, both models, several seeds: `make study`. A run is one training; `report`, the"
+    " last, is what they say together. `validation@...` was trained without the validation images."
+    " `make find WHAT=RUN_ID` names the commits that hold a run's results."
+)
 VIEW = "stages"
-EXPERIMENT_TAGS = {
-    "mlflow.note.content": DESCRIPTION,
-    "mlflow.experimentKind": "custom_model_development",  # the UI opens it for model training
-    # What the address of `make ui` shows: these columns beside the runs
-    f"mlflow.sharedViewState.{VIEW}": json.dumps(
-        {
-            "orderByKey": "attributes.start_time",
-            "orderByAsc": False,
-            "selectedColumns": [
-                *("tags.`stage`", "tags.`recipe`", "tags.`commit`", "tags.`dirty`"),
-                *("metrics.`lenet5.accuracy`", "metrics.`mlp.accuracy`"),
-                *("metrics.`test_accuracy`", "metrics.`test_loss`"),
-            ],
-        }
-    ),
-}
+COLUMNS = (
+    *("tags.`stage`", "tags.`recipe`", "tags.`commit`", "tags.`dirty`"),
+    *("metrics.`lenet5.accuracy`", "metrics.`mlp.accuracy`"),
+    *("metrics.`test_accuracy`", "metrics.`test_loss`"),
+)
+STUDY_COLUMNS = (
+    *("params.`recipe`", "params.`model`", "params.`seed`"),
+    *("metrics.`test_accuracy`", "metrics.`test_loss`", "metrics.`test_calibration_error`"),
+)
 UI = "http://127.0.0.1:5000"  # where `make ui` opens it
 
 # MLflow's codes for what the store does not have
@@ -76,8 +75,23 @@ def apply_settings() -> None:
         os.environ.setdefault(variable, value)
 
 
-def open_store() -> str:
-    """Point MLflow at the store; the id of the experiment, which is made where there is none."""
+def _experiment_tags(study: bool) -> dict[str, str]:
+    # What the addresses of `make ui` show: these columns beside the runs, the study's best first
+    view = {
+        "orderByKey": "metrics.`test_accuracy`" if study else "attributes.start_time",
+        "orderByAsc": False,
+        "selectedColumns": STUDY_COLUMNS if study else COLUMNS,
+    }
+    return {
+        "mlflow.note.content": STUDY_DESCRIPTION if study else DESCRIPTION,
+        "mlflow.experimentKind": "custom_model_development",  # the UI opens it for model training
+        f"mlflow.sharedViewState.{VIEW}": json.dumps(view),
+    }
+
+
+def open_store(study: bool = False) -> str:
+    """Point MLflow at the store; the id of the pipeline's experiment, or of the study's, which is
+    made where there is none."""
     apply_settings()
     import mlflow
     from filelock import FileLock
@@ -87,7 +101,7 @@ def open_store() -> str:
     for noisy in ("mlflow", "alembic"):
         logging.getLogger(noisy).setLevel(logging.CRITICAL)
     mlflow.set_tracking_uri(uri())
-    name = os.environ.get("MLFLOW_EXPERIMENT_NAME") or EXPERIMENT
+    name = (os.environ.get("MLFLOW_EXPERIMENT_NAME") or EXPERIMENT) + (STUDY if study else "")
     location = None if is_remote(uri()) else (root() / "mlartifacts").as_uri()
     # Two processes that create the tables at the same time can break each other's migration
     with FileLock(root() / ".dvc" / "tmp" / "mlflow.lock"):
@@ -95,7 +109,7 @@ def open_store() -> str:
         found = client.get_experiment_by_name(name)
         if found is None:
             try:
-                return client.create_experiment(name, location, EXPERIMENT_TAGS)
+                return client.create_experiment(name, location, _experiment_tags(study))
             except MlflowException:  # another machine was first
                 found = client.get_experiment_by_name(name)
                 if found is None:

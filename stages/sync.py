@@ -43,40 +43,21 @@ def sync(experiment_id: str, rev: str | None = None) -> None:
 def sync_study(experiment_id: str) -> None:
     """The same for every cell of the study in this folder, and its report."""
     locked, pipeline = results.of_lock_if_any(results.STUDY_LOCK), results.of_lock()
-    tags, known = results.provenance(), study_runs(locked)
+    tags = results.provenance()
+    logged: set[tuple[str, str]] = set()
+    for is_one in "LIKE '%@%'", "= 'report'":  # of the cells, of the report
+        for run in search(f"attributes.status = 'FINISHED' and tags.stage {is_one}"):
+            logged |= run.data.tags.items()
     for stage, result in locked.items():
         needed = dict(result.outs)
         if stage == "report":
             cells = files.CELLS.as_posix()
             needed[cells] = result.deps[cells]
         here = all(results.is_here(path, md5) for path, md5 in needed.items())
-        if here and stage not in known:
+        link, *_ = result.tags.items()  # to its one out
+        if here and link not in logged:
             write(experiment_id, result, pipeline, tags, results.require)
             print(f"logged the run of {stage} from its results")
-    known = study_runs(locked)
-    if "report" in known:
-        group_study(known["report"].info.run_id, known)
-
-
-def study_runs(locked: dict[str, Result]) -> dict[str, Any]:
-    """The newest finished run of each result of the study, by stage; of all cells in one search."""
-    with_out: dict[tuple[str, str], Any] = {}
-    for run in search("attributes.status = 'FINISHED' and tags.stage LIKE '%@%'"):
-        for tag in run.data.tags.items():
-            with_out.setdefault(tag, run)
-    found = {}
-    for stage, result in locked.items():
-        link, *_ = result.tags.items()  # a cell has one out
-        found[stage] = finished_run(result.outs) if stage == "report" else with_out.get(link)
-    return {stage: run for stage, run in found.items() if run}
-
-
-def group_study(report_id: str, known: dict[str, Any], say: Say = silent) -> None:
-    """Show the study's cells under the run of its newest report."""
-    for stage, run in known.items():
-        if stage != "report" and run.data.tags.get("mlflow.parentRunId") != report_id:
-            client().set_tag(run.info.run_id, "mlflow.parentRunId", report_id)
-            say("ready")
 
 
 def write(

@@ -15,7 +15,7 @@ from sklearn.metrics import log_loss
 from test_pipeline import closure
 
 from conftest import ROOT, Clone
-from stages import calibration, files, report, study
+from stages import calibration, files, report, store, study
 from stages.study import Cell, Row
 
 STUDY = YAML(typ="safe").load((ROOT / "study/dvc.yaml").read_text(encoding="utf-8"))["stages"]
@@ -209,17 +209,16 @@ def test_the_study_computes_only_what_is_missing_and_comes_out_bit_for_bit_again
     model = (copy.path / files.model_path("mlp")).read_bytes()
     assert scores["weights_sha256"] == files.sha256(model)
 
-    # Each cell has a run, under that of the report
+    # Each cell has a run beside that of the report, and the pipeline's experiment has none of them
     client = MlflowClient(f"sqlite:///{copy.path / 'mlflow.db'}")
-    runs = client.search_runs(["1"])
-    [parent] = [run for run in runs if run.data.tags["stage"] == "report"]
-    children = [
-        run for run in runs if run.data.tags.get("mlflow.parentRunId") == parent.info.run_id
-    ]
-    assert sorted(run.data.tags["stage"] for run in children) == sorted(
-        name.removeprefix("study/dvc.yaml:") for name in expected
+    experiment = client.get_experiment_by_name(store.EXPERIMENT + store.STUDY)
+    runs = client.search_runs([experiment.experiment_id])
+    assert client.get_experiment_by_name(store.EXPERIMENT) is None
+    assert {run.info.status for run in runs} == {"FINISHED"}
+    assert sorted(run.data.tags["stage"] for run in runs) == sorted(
+        name.removeprefix("study/dvc.yaml:") for name in [*expected, "study/dvc.yaml:report"]
     )
-    [cell] = [run for run in children if run.data.tags["stage"] == "cell@published-lenet5-0"]
+    [cell] = [run for run in runs if run.data.tags["stage"] == "cell@published-lenet5-0"]
     assert cell.data.params["lenet5.softmax_before_loss"] == "True"
     assert cell.data.tags["recipe"] == "published"
     scores = scores_of(copy, "published-lenet5-0")
@@ -235,6 +234,7 @@ def test_the_study_computes_only_what_is_missing_and_comes_out_bit_for_bit_again
     said = copy.run("python", "-m", "stages.tracking", "sync-study").stdout
     assert said.count("logged the run of cell@") == 4
     assert "logged the run of report" in said
+    assert copy.run("python", "-m", "stages.tracking", "sync-study").stdout == ""
 
     # A cell that is run again is the same, to the bit
     report_before = files.md5(copy.path / "reports/study")
