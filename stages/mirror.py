@@ -90,7 +90,7 @@ def follow(sent: Iterator[dict[str, Any]], say: Say) -> None:
     stage: str = first["stage"]
     os.environ.clear()
     os.environ.update(first["environment"])
-    experiment_id = store.open_store(study=stage not in results.declared())
+    experiment_id = store.open_store(store.PIPELINE if stage in results.declared() else store.STUDY)
     from mlflow.entities import RunTag
     from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 

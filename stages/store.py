@@ -3,36 +3,65 @@
 import json
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from stages.errors import StageError
 
-EXPERIMENT = "mnist"
-STUDY = "-study"  # behind the experiment's name: the UI shows 100 runs, which the study would fill
-DESCRIPTION = (
-    "LeNet-5 and a 60-unit MLP on MNIST. A run named `pipeline` stands for one state of `dvc.lock`:"
-    " unfold it to see its five stages, open it for the comparison and the figures. The tags"
-    " `out:PATH` and `dep:PATH` of a stage's run are the md5s in `dvc.lock`;"
-    " `make find WHAT=RUN_ID` names the commits that hold them."
-    " The best model is `mnist@champion` in the model registry."
-)
-STUDY_DESCRIPTION = (
-    "Every recipe, both models, several seeds: `make study`. A run is one training; `report`, the"
-    " last, is what they say together. `validation@...` was trained without the validation images."
-    " `make find WHAT=RUN_ID` names the commits that hold a run's results."
-)
 VIEW = "stages"
-COLUMNS = (
-    *("tags.`stage`", "tags.`recipe`", "tags.`commit`", "tags.`dirty`"),
-    *("metrics.`lenet5.accuracy`", "metrics.`mlp.accuracy`"),
-    *("metrics.`test_accuracy`", "metrics.`test_loss`"),
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """What the UI shows of an MLflow experiment at the address that `make ui` prints."""
+
+    suffix: str  # of its name
+    description: str
+    order_by: str  # the highest first
+    columns: Sequence[str]  # beside the runs
+
+    @property
+    def name(self) -> str:
+        return (os.environ.get("MLFLOW_EXPERIMENT_NAME") or "mnist") + self.suffix
+
+    @property
+    def tags(self) -> dict[str, str]:
+        view = {"orderByKey": self.order_by, "orderByAsc": False, "selectedColumns": self.columns}
+        return {
+            "mlflow.note.content": self.description,
+            "mlflow.experimentKind": "custom_model_development",  # opened for model training
+            f"mlflow.sharedViewState.{VIEW}": json.dumps(view),
+        }
+
+
+PIPELINE = Experiment(
+    suffix="",
+    description="LeNet-5 and a 60-unit MLP on MNIST. A run named `pipeline` stands for one state of"
+    " `dvc.lock`: unfold it to see its five stages, open it for the comparison and the figures. The"
+    " tags `out:PATH` and `dep:PATH` of a stage's run are the md5s in `dvc.lock`;"
+    " `make find WHAT=RUN_ID` names the commits that hold them."
+    " The best model is `mnist@champion` in the model registry.",
+    order_by="attributes.start_time",
+    columns=(
+        *("tags.`stage`", "tags.`recipe`", "tags.`commit`", "tags.`dirty`"),
+        *("metrics.`lenet5.accuracy`", "metrics.`mlp.accuracy`"),
+        *("metrics.`test_accuracy`", "metrics.`test_loss`"),
+    ),
 )
-STUDY_COLUMNS = (
-    *("params.`recipe`", "params.`model`", "params.`seed`"),
-    *("metrics.`test_accuracy`", "metrics.`test_loss`", "metrics.`test_calibration_error`"),
+# Apart, because the UI shows 100 runs, which the study would fill
+STUDY = Experiment(
+    suffix="-study",
+    description="Every recipe, both models, several seeds: `make study`. A run is one training;"
+    " `report`, the last, is what they say together. `validation@...` was trained without the"
+    " validation images. `make find WHAT=RUN_ID` names the commits that hold a run's results.",
+    order_by="metrics.`test_accuracy`",
+    columns=(
+        *("params.`recipe`", "params.`model`", "params.`seed`"),
+        *("metrics.`test_accuracy`", "metrics.`test_loss`", "metrics.`test_calibration_error`"),
+    ),
 )
 UI = "http://127.0.0.1:5000"  # where `make ui` opens it
 
@@ -75,23 +104,8 @@ def apply_settings() -> None:
         os.environ.setdefault(variable, value)
 
 
-def _experiment_tags(study: bool) -> dict[str, str]:
-    # What the addresses of `make ui` show: these columns beside the runs, the study's best first
-    view = {
-        "orderByKey": "metrics.`test_accuracy`" if study else "attributes.start_time",
-        "orderByAsc": False,
-        "selectedColumns": STUDY_COLUMNS if study else COLUMNS,
-    }
-    return {
-        "mlflow.note.content": STUDY_DESCRIPTION if study else DESCRIPTION,
-        "mlflow.experimentKind": "custom_model_development",  # the UI opens it for model training
-        f"mlflow.sharedViewState.{VIEW}": json.dumps(view),
-    }
-
-
-def open_store(study: bool = False) -> str:
-    """Point MLflow at the store; the id of the pipeline's experiment, or of the study's, which is
-    made where there is none."""
+def open_store(experiment: Experiment = PIPELINE) -> str:
+    """Point MLflow at the store; the id of the experiment, which is made where there is none."""
     apply_settings()
     import mlflow
     from filelock import FileLock
@@ -101,17 +115,16 @@ def open_store(study: bool = False) -> str:
     for noisy in ("mlflow", "alembic"):
         logging.getLogger(noisy).setLevel(logging.CRITICAL)
     mlflow.set_tracking_uri(uri())
-    name = (os.environ.get("MLFLOW_EXPERIMENT_NAME") or EXPERIMENT) + (STUDY if study else "")
     location = None if is_remote(uri()) else (root() / "mlartifacts").as_uri()
     # Two processes that create the tables at the same time can break each other's migration
     with FileLock(root() / ".dvc" / "tmp" / "mlflow.lock"):
         client = MlflowClient()
-        found = client.get_experiment_by_name(name)
+        found = client.get_experiment_by_name(experiment.name)
         if found is None:
             try:
-                return client.create_experiment(name, location, _experiment_tags(study))
+                return client.create_experiment(experiment.name, location, experiment.tags)
             except MlflowException:  # another machine was first
-                found = client.get_experiment_by_name(name)
+                found = client.get_experiment_by_name(experiment.name)
                 if found is None:
                     raise
     experiment_id: str = found.experiment_id

@@ -170,7 +170,7 @@ def main() -> None:
     from stages import find, store, sync
 
     with store.explained():
-        experiment_id = store.open_store(study=command == "sync-study")
+        experiment_id = store.open_store(store.STUDY if command == "sync-study" else store.PIPELINE)
         if command == "sync":
             sync.sync(experiment_id, *arguments)
         elif command == "sync-study":
@@ -182,7 +182,7 @@ def main() -> None:
                 print(find.check(arguments[0], Path(folder)))
         else:
             print(store.overview(experiment_id))
-            print(f"The study: {store.overview(store.open_store(study=True))}")
+            print(f"The study: {store.overview(store.open_store(store.STUDY))}")
 
 
 if __name__ == "__main__":

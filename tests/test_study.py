@@ -211,9 +211,9 @@ def test_the_study_computes_only_what_is_missing_and_comes_out_bit_for_bit_again
 
     # Each cell has a run beside that of the report, and the pipeline's experiment has none of them
     client = MlflowClient(f"sqlite:///{copy.path / 'mlflow.db'}")
-    experiment = client.get_experiment_by_name(store.EXPERIMENT + store.STUDY)
+    experiment = client.get_experiment_by_name(store.STUDY.name)
     runs = client.search_runs([experiment.experiment_id])
-    assert client.get_experiment_by_name(store.EXPERIMENT) is None
+    assert client.get_experiment_by_name(store.PIPELINE.name) is None
     assert {run.info.status for run in runs} == {"FINISHED"}
     assert sorted(run.data.tags["stage"] for run in runs) == sorted(
         name.removeprefix("study/dvc.yaml:") for name in [*expected, "study/dvc.yaml:report"]

@@ -24,7 +24,7 @@ def client(small_run, monkeypatch) -> MlflowClient:
 
 @pytest.fixture
 def runs(client):
-    experiment = client.get_experiment_by_name(store.EXPERIMENT)
+    experiment = client.get_experiment_by_name(store.PIPELINE.name)
     found = client.search_runs([experiment.experiment_id])
     stages = {run.data.tags["stage"]: run for run in found if run.info.status == "FINISHED"}
     stages.pop("pipeline")
@@ -110,7 +110,7 @@ def test_sync_writes_the_missing_runs_from_the_results_and_then_nothing(
     assert small_run.run("python", "-m", "stages.tracking", "sync").stdout == ""
 
     other = MlflowClient(fresh["MLFLOW_TRACKING_URI"])
-    experiment = other.get_experiment_by_name(store.EXPERIMENT)
+    experiment = other.get_experiment_by_name(store.PIPELINE.name)
     written = {run.data.tags["stage"]: run for run in other.search_runs([experiment.experiment_id])}
     for stage, live in runs.items():
         copied = written[stage]
