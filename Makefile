@@ -17,7 +17,7 @@ help:
 	@echo "make bench   measure what is fast, what it is compared with, and where the time goes"
 	@echo "make sync    write the MLflow runs that are missing, from the results"
 	@echo "make find WHAT=RUN|MODEL|FILE|COMMIT   from a run to its commits, from a commit to its runs"
-	@echo "make ui      browse the runs in MLflow"
+	@echo "make ui      browse the runs in MLflow (PORT=...)"
 	@echo "make check WHAT=MODEL   whether a logged model is, byte by byte, what a commit holds"
 	@echo "make serve   answer images over HTTP with the champion"
 
@@ -32,7 +32,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 repro: $(INSTALLED)
 	@python -m stages.preflight
 	dvc repro
-	@python -m stages.tracking sync || true
+	@[ "$(MIRROR)" = off ] || python -m stages.tracking sync || true
 	@echo
 	@cat reports/comparison.md
 	@echo
@@ -41,7 +41,7 @@ repro: $(INSTALLED)
 study: $(INSTALLED)
 	@python -m stages.preflight
 	dvc repro study/dvc.yaml
-	@python -m stages.tracking sync-study || true
+	@[ "$(MIRROR)" = off ] || python -m stages.tracking sync-study || true
 	@echo
 	@cat reports/study/study.md
 
@@ -69,13 +69,12 @@ check: $(INSTALLED)
 
 # The model is served only if it is, byte by byte, what a commit's dvc.lock holds
 MODEL ?= models:/mnist@champion
-PORT ?= 5001
 serve: $(INSTALLED)
-	@python -m stages.serve '$(MODEL)' $(PORT)
+	@python -m stages.serve '$(MODEL)' $(or $(PORT),5001)
 
+# Without PORT it is 5000, or the first free one after it
 ui: $(INSTALLED)
-	@echo "Open $$(python -m stages.tracking view)"
-	mlflow ui --backend-store-uri "$${MLFLOW_TRACKING_URI:-sqlite:///mlflow.db}"
+	@python -m stages.tracking ui $(PORT)
 
 # Clones the last commit, computes everything anew and compares with dvc.lock (three minutes)
 verify: $(INSTALLED)

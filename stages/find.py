@@ -15,15 +15,21 @@ from stages.errors import InputError, StageError
 from stages.runs import client
 
 
-def find(what: str) -> None:
+def find(what: str, file: Path) -> None:
     """Print what belongs to ``what``: the id of a run or logged model, `models:/NAME/VERSION`,
-    `models:/NAME@ALIAS`, a file of weights, or a commit.
+    `models:/NAME@ALIAS`, a file of weights, or whatever git or DVC takes for a commit.
+
+    Args:
+        file: Where a file of that name would be; a file goes before a commit of the same name.
 
     Raises:
         InputError: It is none of these, or nothing belongs to it.
     """
-    if Path(what).is_file():
-        find_content(f"file {what}", files.md5(Path(what)))
+    if file.is_file():
+        with contextlib.suppress(StageError):
+            commit = results.commit_of(what)[:10]
+            print(f"{what} names a file and a commit; this is the file, `find {commit}` the other")
+        find_content(f"file {what}", files.md5(file))
     elif what.startswith("models:/") or re.fullmatch(r"m-[0-9a-f]{32}", what):
         model = logged_model(what)
         md5 = model.tags.get("md5")
@@ -111,7 +117,7 @@ def find_commit(rev: str) -> None:
         commit = results.commit_of(rev)
     except InputError:
         raise InputError(
-            f"{rev} is no run or model of {store.uri()}, no file and no commit of this repository"
+            f"{rev} is no run or model of {store.name()}, no file and no commit of this repository"
         ) from None
     stages = results.load_yaml(results.lock_of(commit))["stages"]
     print(f"commit {results.git('log', '-1', '--format=%h %cs %s', commit).strip()}")
@@ -126,7 +132,7 @@ def find_commit(rev: str) -> None:
     with contextlib.suppress(InputError):  # a commit from before the study
         found += find_study(commit)
     if not found:
-        raise StageError(f"no run in {store.uri()} has the results of commit {commit[:10]}")
+        raise StageError(f"no run in {store.name()} has the results of commit {commit[:10]}")
 
 
 def find_study(commit: str) -> int:
@@ -177,8 +183,10 @@ def logged_model(what: str) -> Any:
         )
     except (MlflowException, TypeError) as error:
         if getattr(error, "error_code", None) in (None, *store.NOT_THERE):
+            if name == f"{registry.NAME}@{registry.CHAMPION}" and registry.champion() is None:
+                raise StageError(registry.without_champion()) from None
             raise InputError(
-                f"{what} is no model of {store.uri()}: expected models:/{registry.NAME}/VERSION, "
+                f"{what} is no model of {store.name()}: expected models:/{registry.NAME}/VERSION, "
                 f"models:/{registry.NAME}@{registry.CHAMPION} or a model's id"
             ) from None
         raise
@@ -208,6 +216,14 @@ def check(what: str, folder: Path) -> str:
     if not holding:
         raise StageError(f"{what} is refused: its bytes match no {results.LOCK} of this history")
     commit = holding[0].first
+    lost = runs.lost_model_files(model)
+    if lost:
+        outs = [found.outs for found in results.of_lock_if_any().values()]
+        rev = "" if any(held.get(path) == md5 for held in outs) else f" REV={commit[:10]}"
+        raise StageError(
+            f"{what} has lost artifacts in {store.name()} ({', '.join(lost)}): "
+            f"`make sync{rev}` writes them again"
+        )
     logged = Path(download_artifacts(f"models:/{model.model_id}", dst_path=f"{folder}/logged"))
     fresh = folder / "fresh"
     with results.checkout(commit) as bring:

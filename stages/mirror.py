@@ -21,10 +21,11 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from stages import files, params, results, runs, store, sync
+from stages import claims, files, params, results, runs, store, sync
 from stages.results import Result
 from stages.runs import Say, client
 
+CLAIM_PATIENCE = 20.0  # seconds for which a stage waits while another machine syncs
 LINGER = 10.0  # seconds without a stage after which the process ends
 # Imported for all stages that follow, while the first ones have a processor to spare
 STORE = ("mlflow", "mlflow.store.tracking.sqlalchemy_store")
@@ -135,7 +136,8 @@ def finish(experiment_id: str, run_id: str, result: Result, say: Say) -> None:
     if sync.agree(locked) and files.md5(files.METRICS) == locked["evaluate"].outs.get(
         files.METRICS.as_posix()
     ):
-        sync.connect(experiment_id, locked, params.load().registry, say)
+        with claims.held(CLAIM_PATIENCE, say):
+            sync.connect(experiment_id, locked, params.load().registry, say)
 
 
 def main() -> None:

@@ -24,41 +24,119 @@ CHAMPION = "champion"
 def register(result: Result, evaluation: str, gate: Registry) -> None:
     """Register the two models of an evaluation and let them stand for champion, the better first.
 
+    A champion that lost its alias gets it back: which model it is, is also noted in a tag.
+
     Args:
         result: evaluate's; its outs lie in this folder.
         evaluation: The id of its run, which keeps the predictions.
         gate: What a champion needs today, also when the evaluation is an older commit's.
     """
-    from mlflow.exceptions import MlflowException
-
     client = runs.client()
-    try:
-        client.get_registered_model(NAME)
-    except MlflowException:
+    registered = _registered()
+    if registered is None:
         description = "MNIST digits: uint8 images (N, 28, 28) to ten probabilities."
-        client.create_registered_model(NAME, description=description)
+        registered = client.create_registered_model(NAME, description=description)
     correct = {name: correct_answers(files.predictions_path(name)) for name in MODEL_NAMES}
-    for name in sorted(MODEL_NAMES, key=lambda name: -correct[name].sum()):
-        md5 = result.deps[files.model_path(name).as_posix()]
-        version = version_of(md5)
+    versions = {
+        name: _version(name, result.deps[files.model_path(name).as_posix()], evaluation)
+        for name in sorted(MODEL_NAMES, key=lambda name: -correct[name].sum())
+    }
+    noted = registered.tags.get(CHAMPION)
+    if noted and champion() is None and (former := version_of(noted) or _again(noted)):
+        client.set_registered_model_alias(NAME, CHAMPION, former.version)
+        print(f"restored the alias {CHAMPION}: it is version {former.version} of {NAME} again")
+    for name, version in versions.items():
         if version is None:
-            models = runs.find_models(md5)
-            if not models:
-                continue  # its training has no run yet; `make sync` writes that and comes back
-            version = client.create_model_version(
-                NAME,
-                source=f"models:/{models[0].model_id}",
-                run_id=models[0].source_run_id,
-                model_id=models[0].model_id,
-                tags={"model": name, "md5": md5, "evaluation": evaluation},
-            )
-            link = json.dumps([{"name": NAME, "version": version.version}])
-            client.set_logged_model_tags(models[0].model_id, {"mlflow.modelVersions": link})
+            continue  # its training has no run yet; `make sync` writes that and comes back
         moves, reason = judge(version, correct[name], gate)
         if moves:
             client.set_registered_model_alias(NAME, CHAMPION, version.version)
         if reason != version.description:
             client.update_model_version(NAME, version.version, reason)
+    present = champion()
+    if present is not None and present.tags.get("md5", noted) != noted:
+        client.set_registered_model_tag(NAME, CHAMPION, present.tags["md5"])
+
+
+def _version(name: str, md5: str, evaluation: str) -> Any:
+    """The version made from a file of weights, registered where it is not; None without a logged
+    model."""
+    version, models = version_of(md5), runs.find_models(md5)
+    if version is not None or not models:
+        return version
+    client = runs.client()
+    version = client.create_model_version(
+        NAME,
+        source=f"models:/{models[0].model_id}",
+        run_id=models[0].source_run_id,
+        model_id=models[0].model_id,
+        tags={"model": name, "md5": md5, "evaluation": evaluation},
+    )
+    link = json.dumps([{"name": NAME, "version": version.version}])
+    client.set_logged_model_tags(models[0].model_id, {"mlflow.modelVersions": link})
+    return version
+
+
+def _again(md5: str) -> Any:
+    """Register once more the model of an older evaluation, or None where too little is left."""
+    import mlflow
+
+    models = runs.find_models(md5)
+    if not models:
+        return None
+    evaluations: Any = mlflow.search_runs(
+        filter_string=f"tags.`dep:{models[0].tags['file']}` = '{md5}' and tags.stage = 'evaluate'"
+        " and attributes.status = 'FINISHED'",
+        search_all_experiments=True,
+        output_format="list",
+    )
+    if not evaluations:
+        return None
+    version = _version(models[0].name, md5, evaluations[0].info.run_id)
+    runs.client().update_model_version(NAME, version.version, "champion: registered once more")
+    return version
+
+
+def is_behind(result: Result) -> bool:
+    """Whether the registry lacks a model of an evaluation, or the alias of its champion."""
+    registered = _registered()
+    if registered is None:
+        return True
+    md5s = [result.deps[files.model_path(name).as_posix()] for name in MODEL_NAMES]
+    if any(version_of(md5) is None for md5 in md5s):
+        return True
+    noted = registered.tags.get(CHAMPION)
+    if not noted or champion() is not None:
+        return False
+    return bool(version_of(noted) or runs.find_models(noted))
+
+
+def _registered() -> Any:
+    """The registered model, or None."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return runs.client().get_registered_model(NAME)
+    except MlflowException as error:
+        if error.error_code in store.NOT_THERE:
+            return None
+        raise
+
+
+def without_champion() -> str:
+    """Why there is no champion, and what to do."""
+    versions = runs.client().search_model_versions(f"name = '{NAME}'")
+    if not versions:
+        return f"no model is registered in {store.name()} yet: `make repro` does that"
+    registered = _registered()
+    if registered is not None and version_of(registered.tags.get(CHAMPION, "none")):
+        return f"{NAME} has lost its alias {CHAMPION}: `make sync` restores it"
+    ordered = sorted(versions, key=lambda version: int(version.version))
+    reasons = "; ".join(
+        f"version {version.version} ({version.tags.get('model')}): {version.description}"
+        for version in ordered[-len(MODEL_NAMES) :]
+    )
+    return f"{NAME} has no {CHAMPION} in {store.name()}: {reasons}"
 
 
 def version_of(md5: str) -> Any:

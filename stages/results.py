@@ -3,6 +3,7 @@
 import functools
 import json
 import os
+import re
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
@@ -135,20 +136,27 @@ def _md5s(entries: list[dict[str, Any]]) -> dict[str, str]:
 # --- git ---
 
 
+class GitError(StageError):
+    """git refuses; its reason, which is empty where it was asked to be quiet."""
+
+
 def git(*arguments: str, given: str | None = None) -> str:
     """What git prints.
 
     Raises:
-        StageError: git fails, or this is no git repository.
+        GitError: git fails, is not there, or this is no git repository.
     """
     try:
         result = subprocess.run(
             ["git", *arguments], input=given, capture_output=True, text=True, encoding="utf-8"
         )
+    except FileNotFoundError:
+        raise GitError("there is no git in PATH: install it") from None
     except OSError as error:
-        raise StageError(f"git: {error.strerror}") from None
+        raise GitError(f"git: {error.strerror}") from None
     if result.returncode:
-        raise StageError(f"git {arguments[0]}: {' '.join(result.stderr.split())}")
+        reason = " ".join(result.stderr.split())
+        raise GitError(reason and f"git {arguments[0]}: {reason}")
     return result.stdout
 
 
@@ -168,17 +176,34 @@ def provenance() -> dict[str, str]:
 
 
 def commit_of(rev: str) -> str:
-    """The full hash of a commit.
+    """The full hash of a commit, by any name that git has for it, or of a DVC experiment.
 
     Raises:
         InputError: There is no such commit.
+        GitError: git cannot tell.
     """
+    for name in (rev, *_experiments(rev)):
+        try:
+            return git(
+                "rev-parse", "--verify", "--quiet", "--end-of-options", f"{name}^{{commit}}"
+            ).strip()
+        except GitError as error:
+            if str(error):
+                raise
+    raise InputError(f"{rev} is not a commit of this repository")
+
+
+def _experiments(name: str) -> list[str]:
+    """The references of the DVC experiments of this name, the one on the checked out commit
+    first."""
+    if not re.fullmatch(r"[\w.-]+", name):
+        return []
+    refs = git("for-each-ref", "--format=%(refname)", f"refs/exps/*/*/{name}").split()
     try:
-        return git(
-            "rev-parse", "--verify", "--quiet", "--end-of-options", f"{rev}^{{commit}}"
-        ).strip()
-    except StageError:
-        raise InputError(f"{rev} is not a commit of this repository") from None
+        head = git("rev-parse", "--verify", "--quiet", "HEAD").strip()
+    except GitError:  # nothing is committed yet
+        head = ""
+    return sorted(refs, key=lambda ref: ref.replace("/", "").find(head) < 0)
 
 
 def lock_of(commit: str, path: str = LOCK) -> str:

@@ -1,7 +1,11 @@
 """How one stage's results become one MLflow run, with its model and its data."""
 
+import contextlib
+import functools
 import getpass
+import hashlib
 import json
+import shutil
 import socket
 import tempfile
 import time
@@ -18,6 +22,9 @@ Say = Callable[[str], None]
 
 
 LARGEST_BATCH = 1_000  # metrics that MLflow takes in one call
+
+# The files of a logged model that it cannot be loaded or checked without
+MODEL_FILES = ("MLmodel", "data/model.pt2", "requirements.txt")
 
 # Stages that train a network
 TRAINING = ("train_lenet5", "train_mlp", "cell", "ablation", "validation")
@@ -101,16 +108,10 @@ def log_result(run_id: str, result: Result, say: Say = silent) -> None:
     if kind in ("evaluate", "cell", "ablation", "validation"):
         log_dataset(run_id, "test", "evaluation")
     say("ready")
-    for path in map(Path, result.outs):
+    for out, path in zip(result.outs, map(Path, result.outs), strict=True):
         if path.suffix == ".safetensors":
             log_model(run_id, result, path, say)
-        elif path.is_dir():
-            for file in sorted(path.iterdir()):
-                if file.suffix in (".csv", ".json", ".md", ".png"):
-                    client().log_artifact(run_id, str(file))
-                    say("ready")
-        else:
-            client().log_artifact(run_id, str(path))
+        log_files(run_id, artifacts_of(out), say)
         metrics = path / "metrics.json" if result.stage == "report" else path
         if metrics.name == "metrics.json":
             found = json.loads(metrics.read_text(encoding="utf-8"))
@@ -121,7 +122,56 @@ def log_result(run_id: str, result: Result, say: Say = silent) -> None:
             scores = json.loads((path / "scores.json").read_text(encoding="utf-8"))
             numbers = {name: value for name, value in scores.items() if not isinstance(value, str)}
             log_metrics(run_id, numbers)
+        elif path == files.FIGURES:
+            log_metrics(run_id, _last_epochs(result))
         say("ready")
+
+
+def artifacts_of(out: str) -> list[Path]:
+    """The files of an out, which lies in this folder, that its run keeps beside the models."""
+    path = Path(out)
+    if path.is_dir():
+        return [
+            file for file in sorted(path.iterdir())
+            if file.suffix in (".csv", ".json", ".md", ".png")
+        ]  # fmt: skip
+    return [] if path.suffix == ".safetensors" else [path]
+
+
+def log_files(run_id: str, paths: Sequence[Path], say: Say = silent) -> None:
+    """Copy files into a run."""
+    with tempfile.TemporaryDirectory() as scratch:
+        for path in paths:
+            # MLflow takes no link that leads out of a folder, as DVC's into its cache do
+            copied = Path(scratch) / path.name
+            shutil.copyfile(path, copied)
+            client().log_artifact(run_id, str(copied))
+            copied.unlink()
+            say("ready")
+
+
+def lost_files(run_id: str, out: str, md5: str) -> bool:
+    """Whether a run lacks files of one of its outs, as far as that shows without the out."""
+    path = Path(out)
+    if path.suffix == ".safetensors":
+        return False
+    kept = {file.path: file.file_size for file in client().list_artifacts(run_id)}
+    if path.exists():
+        differ = any(kept.get(file.name) != file.stat().st_size for file in artifacts_of(out))
+        return differ and files.md5(path) == md5
+    return path.name not in kept if path.suffix else not kept
+
+
+def _last_epochs(result: Result) -> dict[str, float]:
+    """The numbers at the right end of plot's curves: each model's test loss and accuracy."""
+    return {
+        f"{name}.{key}": columns[key][-1]
+        for name in MODEL_NAMES
+        if files.history_path(name).as_posix() in result.deps
+        for columns in [files.read_csv(files.history_path(name))]
+        for key in ("test_accuracy", "test_loss")
+        if columns.get(key)
+    }
 
 
 def _counts(path: Path) -> Iterator[tuple[str, float]]:
@@ -137,12 +187,42 @@ def _user() -> str:
         return "unknown"
 
 
+@functools.cache
+def machine() -> str:
+    """This host's name and, because two may have the same name, more that tells it from others."""
+    told = []
+    for path in (Path("/etc/machine-id"), Path("/proc/self/ns/pid")):  # containers count apart
+        with contextlib.suppress(OSError):
+            told.append(str(path.readlink()) if path.is_symlink() else path.read_text())
+    return f"{socket.gethostname()}-{hashlib.sha256(''.join(told).encode()).hexdigest()[:8]}"
+
+
 def this_process() -> str:
-    """Host, process and the moment it started: enough to see later that it is gone."""
+    """Machine, process and the moment it started: enough to see later that it is gone."""
     import psutil
 
     process = psutil.Process()
-    return f"{socket.gethostname()} {process.pid} {process.create_time():.0f}"
+    return f"{machine()} {process.pid} {process.create_time():.0f}"
+
+
+def is_over(process: str) -> bool:
+    """Whether a process is one of this machine that has ended; as :func:`this_process` says it."""
+    import psutil
+
+    host, _, rest = process.partition(" ")
+    if host != machine():
+        return False
+    pid, _, started = rest.partition(" ")
+    try:
+        return not abs(psutil.Process(int(pid)).create_time() - float(started)) < 2
+    except (psutil.Error, ValueError):
+        return True
+
+
+def end_copy(run_id: str) -> None:
+    """End a run that was written from results as FINISHED, without an end: it would give the
+    time that the copying took as the stage's own."""
+    client().update_run(run_id, status="FINISHED")
 
 
 # --- models and data ---
@@ -198,15 +278,38 @@ def log_model(run_id: str, result: Result, path: Path, say: Say = silent) -> Non
         params={key: str(value) for key, value in result.params.items()},
         model_type="classifier",
     )
+    try:
+        log_model_files(model, path, say)
+        client().finalize_logged_model(model.model_id, "READY")
+    except BaseException:
+        with contextlib.suppress(Exception):  # the first failure is the one to tell
+            client().delete_logged_model(model.model_id)
+        raise
+    last_epoch = int(result.params[f"{name}.epochs"])
+    client().log_outputs(run_id, [LoggedModelOutput(model.model_id, step=last_epoch)])
+
+
+def log_model_files(model: Any, path: Path, say: Say = silent) -> None:
+    """Write the files of a logged model, made from a file of weights."""
     with tempfile.TemporaryDirectory() as scratch:
         say("local")
         folder = Path(scratch) / "model"
-        export(path, folder, run_id=run_id, model_id=model.model_id)
+        export(path, folder, run_id=model.source_run_id, model_id=model.model_id)
         say("ready")
         client().log_model_artifacts(model.model_id, str(folder))
-    client().finalize_logged_model(model.model_id, "READY")
-    last_epoch = int(result.params[f"{name}.epochs"])
-    client().log_outputs(run_id, [LoggedModelOutput(model.model_id, step=last_epoch)])
+
+
+def lost_model_files(model: Any) -> list[str]:
+    """The files that a logged model should have and that are not in the store, or are empty."""
+    weights = f"extra_files/{Path(model.tags['file']).name}"
+    folders = ("data", "extra_files")
+    kept = {
+        file.path
+        for folder in (None, *folders)
+        for file in client().list_logged_model_artifacts(model.model_id, folder)
+        if file.file_size
+    }
+    return sorted({*MODEL_FILES, weights} - kept)
 
 
 def export(
@@ -255,15 +358,40 @@ def requirements(*libraries: str) -> list[str]:
 
 def find_models(md5: str) -> Sequence[Any]:
     """The logged models that were made from the file with this md5, the newest first."""
+    ready = [model for model in _models_of(md5) if str(model.status) == "READY"]
+    return sorted(ready, key=lambda model: model.creation_timestamp, reverse=True)
+
+
+def drop_unfinished(md5: str) -> None:
+    """Delete the logged models of a file of weights whose writing ended before they were whole."""
+    for model in _models_of(md5):
+        if str(model.status) != "READY":
+            if model.source_run_id and _status(model.source_run_id) == "RUNNING":
+                continue
+            client().delete_logged_model(model.model_id)
+
+
+def _models_of(md5: str) -> list[Any]:
     from mlflow.entities import ViewType
 
     experiments = client().search_experiments(view_type=ViewType.ACTIVE_ONLY)
-    found = client().search_logged_models(
+    found: list[Any] = client().search_logged_models(
         [experiment.experiment_id for experiment in experiments],
         filter_string=f"tags.md5 = '{md5}'",
     )
-    ready = [model for model in found if str(model.status) == "READY"]
-    return sorted(ready, key=lambda model: model.creation_timestamp, reverse=True)
+    return found
+
+
+def _status(run_id: str) -> str:
+    from mlflow.exceptions import MlflowException
+
+    try:
+        status: str = client().get_run(run_id).info.status
+    except MlflowException as error:
+        if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+            return "gone"
+        raise
+    return status
 
 
 def score_models(result: Result) -> None:

@@ -72,7 +72,7 @@ def main() -> None:
     os.chdir(Path(__file__).parents[1])
     with tempfile.TemporaryDirectory(prefix="serve-") as folder:
         with store.explained():
-            store.open_store()
+            store.find_experiment()
             print(find.check(what, Path(folder)))
             app = application(Path(folder) / "logged")
         import uvicorn

@@ -3,11 +3,13 @@
 import json
 import logging
 import os
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote, unquote
 
 from stages.errors import StageError
 
@@ -90,7 +92,28 @@ def uri() -> str:
     prefix, path = "sqlite:///", given.removeprefix("sqlite:///")
     if given.startswith(prefix) and not path.startswith(("/", "file:")):
         return f"{prefix}{root() / path}"
-    return given
+    return _well_formed(given)
+
+
+def _well_formed(given: str) -> str:
+    """A URI whose user and password are quoted: an unquoted @ or # would end up in its host, and
+    from there in error messages."""
+    match = re.fullmatch(r"([^/]+://)([^/]*)@(.*)", given, re.DOTALL)
+    if match is None:
+        return given
+    scheme, user_info, rest = match.groups()
+    quoted = ":".join(quote(unquote(part), safe="") for part in user_info.split(":", 1))
+    return f"{scheme}{quoted}@{rest}"
+
+
+def without_user(text: str) -> str:
+    """A text whose URIs have lost user and password; all that is printed or logged goes through."""
+    return re.sub(r"""(?<=://)[^/\s"']*@""", "", text)
+
+
+def name() -> str:
+    """The store, as messages call it."""
+    return without_user(uri())
 
 
 def is_remote(tracking_uri: str) -> bool:
@@ -102,43 +125,85 @@ def apply_settings() -> None:
     """Before MLflow is imported; what the environment sets already, wins."""
     for variable, value in SETTINGS.items():
         os.environ.setdefault(variable, value)
+    if registry_uri := os.environ.get("MLFLOW_REGISTRY_URI"):
+        os.environ["MLFLOW_REGISTRY_URI"] = _well_formed(registry_uri)
 
 
 def open_store(experiment: Experiment = PIPELINE) -> str:
     """Point MLflow at the store; the id of the experiment, which is made where there is none."""
+    found = find_experiment(experiment)
+    if found is None:
+        from mlflow import MlflowClient
+        from mlflow.exceptions import MlflowException
+
+        try:
+            found = MlflowClient().create_experiment(experiment.name, location(), experiment.tags)
+        except MlflowException:  # another machine was first
+            found = find_experiment(experiment)
+            if found is None:
+                raise
+    return found
+
+
+def find_experiment(experiment: Experiment = PIPELINE) -> str | None:
+    """Point MLflow at the store; the id of the experiment, or None where there is none yet.
+
+    Raises:
+        StageError: It was deleted; names the command that restores it.
+    """
     apply_settings()
     import mlflow
-    from filelock import FileLock
     from mlflow import MlflowClient
-    from mlflow.exceptions import MlflowException
 
     for noisy in ("mlflow", "alembic"):
         logging.getLogger(noisy).setLevel(logging.CRITICAL)
     mlflow.set_tracking_uri(uri())
-    location = None if is_remote(uri()) else (root() / "mlartifacts").as_uri()
-    # Two processes that create the tables at the same time can break each other's migration
-    with FileLock(root() / ".dvc" / "tmp" / "mlflow.lock"):
-        client = MlflowClient()
-        found = client.get_experiment_by_name(experiment.name)
-        if found is None:
-            try:
-                return client.create_experiment(experiment.name, location, experiment.tags)
-            except MlflowException:  # another machine was first
-                found = client.get_experiment_by_name(experiment.name)
-                if found is None:
-                    raise
+    with _creating():
+        found = MlflowClient().get_experiment_by_name(experiment.name)
+    if found is None:
+        return None
     experiment_id: str = found.experiment_id
+    if found.lifecycle_stage == "deleted":
+        raise StageError(
+            f"the MLflow experiment {experiment.name} in {name()} is deleted: "
+            f"`mlflow experiments restore --experiment-id {experiment_id}` brings it back"
+        )
     return experiment_id
 
 
-def _ui() -> str:
-    return uri().rstrip("/") if is_remote(uri()) else UI
+@contextmanager
+def _creating() -> Iterator[None]:
+    """Two processes that create a store's tables at the same time can break each other's work."""
+    from filelock import FileLock
+
+    if is_remote(uri()):
+        yield
+        return
+    lock = FileLock(root() / ".dvc" / "tmp" / "mlflow.lock", timeout=60)
+    try:
+        lock.acquire()
+    except OSError:  # in a folder that can only be read, nothing is created
+        yield
+        return
+    try:
+        yield
+    finally:
+        lock.release()
 
 
-def overview(experiment_id: str) -> str:
-    """Where the UI shows all runs, with the columns that tell them apart."""
+def location() -> str | None:
+    """Where the artifacts of a new experiment are kept; None where the server decides it."""
+    return None if is_remote(uri()) else (root() / "mlartifacts").as_uri()
+
+
+def overview(experiment_id: str, ui: str = UI) -> str:
+    """Where the UI shows all runs, with the columns that tell them apart.
+
+    Args:
+        ui: The address of the UI, for a store that no server keeps.
+    """
     view = f"viewStateShareKey={VIEW}&workflowType=machine_learning"
-    return f"{_ui()}/#/experiments/{experiment_id}/runs?{view}"
+    return f"{_ui(ui)}/#/experiments/{experiment_id}/runs?{view}"
 
 
 def address(*, run: Any = None, model: Any = None) -> str:
@@ -148,20 +213,34 @@ def address(*, run: Any = None, model: Any = None) -> str:
     return f"{_ui()}/#/experiments/{model.experiment_id}/models/{model.model_id}"
 
 
+def _ui(ui: str = UI) -> str:
+    return name().rstrip("/") if is_remote(uri()) else ui
+
+
 @contextmanager
 def explained() -> Iterator[None]:
     """Turn what MLflow raises inside into a :class:`StageError`, one line."""
     try:
         yield
-    except StageError:
+    except StageError as error:
+        raise type(error)(without_user(str(error))) from None
+    except BrokenPipeError:  # who reads our output has read enough
         raise
     except Exception as error:
         raise StageError(explain(error)) from None
 
 
+# What databases say when they refuse a change
+READ_ONLY = ("readonly database", "read-only transaction", "permission denied for table")
+
+
 def explain(error: BaseException) -> str:
     """MLflow's error as one line."""
+    if isinstance(error, StageError):
+        return without_user(" ".join(str(error).split()))
     reason = " ".join(str(error).split())
     if "Can't locate revision" in reason or "out-of-date database schema" in reason:
-        reason = f"{uri()} has the tables of another version of MLflow than this one. {reason}"
-    return f"MLflow: {type(error).__name__}: {reason}"[:300]
+        reason = f"{name()} has the tables of another version of MLflow than this one. {reason}"
+    if any(refusal in reason for refusal in READ_ONLY):
+        reason = f"{name()} can only be read: write to another store, or as its owner. {reason}"
+    return without_user(f"MLflow: {type(error).__name__}: {reason}")[:300]

@@ -1,20 +1,23 @@
 """``make sync``: the runs that MLflow lacks, written from the results, and what connects them."""
 
+import contextlib
 import hashlib
 import json
-import socket
 from pathlib import Path
 from typing import Any
 
-from stages import files, params, registry, results, runs
+from stages import claims, files, params, registry, results, runs
 from stages.params import Registry
 from stages.results import Result
 from stages.runs import Say, client, silent
 from stages.tables import table
 
+SHARED = ((files.REPORTS / "comparison.md").as_posix(), files.FIGURES.as_posix())
+
 
 def sync(experiment_id: str, rev: str | None = None) -> None:
-    """Write a run for every stage of dvc.lock whose outs have no finished run.
+    """Make the store hold what the results of dvc.lock say: a finished run for every stage, with
+    its files and model, the registered models, and the pipeline's run.
 
     Args:
         rev: A commit, whose files are taken from git and the DVC cache; None for this folder.
@@ -29,15 +32,89 @@ def sync(experiment_id: str, rev: str | None = None) -> None:
         tags = {"commit": results.commit_of(rev), "dirty": "false"}
     with results.checkout(rev) as bring:
         locked = results.of_lock()
-        missing = [result for result in locked.values() if finished_run(result.outs) is None]
-        for result in missing:
-            write(experiment_id, result, locked, tags, bring)
-            print(f"logged the run of {result.stage} from its results")
-        if agree(locked) and (missing or pipeline_run(locked) is None):
-            for stage in ("evaluate", "plot"):
-                for path, md5 in _needed(locked[stage], locked).items():
-                    bring(path, md5)
-            connect(experiment_id, locked, gate)
+        if not (any(map(is_behind, locked.values())) or is_apart(locked)):
+            return
+        with claims.held():  # and look again: another machine may have written it in between
+            behind = [result for result in locked.values() if is_behind(result)]
+            for result in behind:
+                complete(experiment_id, result, locked, tags, bring)
+            if behind or is_apart(locked):
+                if not agree(locked):
+                    return
+                for stage in ("evaluate", "plot"):
+                    for path, md5 in _needed(locked[stage], locked).items():
+                        bring(path, md5)
+                connect(experiment_id, locked, gate)
+
+
+def is_behind(result: Result) -> bool:
+    """Whether a stage's results have no finished run, or one that lost files."""
+    run = finished_run(result.outs)
+    return run is None or bool(_lost(run, result))
+
+
+def is_apart(locked: dict[str, Result]) -> bool:
+    """Whether something that belongs to several runs is missing, though it could be there."""
+    if not agree(locked):
+        return False
+    parent = pipeline_run(locked)
+    if parent is None or registry.is_behind(locked["evaluate"]):
+        return True
+    stages = [finished_run(result.outs) for result in locked.values()]
+    return any("mlflow.parentRunId" not in run.data.tags for run in stages if run) or any(
+        runs.lost_files(parent.info.run_id, out, md5) for out, md5 in _shared(locked)
+    )
+
+
+def _shared(locked: dict[str, Result]) -> list[tuple[str, str]]:
+    """What the pipeline's run shows of its stages' outs, with their md5s."""
+    made = {path: md5 for result in locked.values() for path, md5 in result.outs.items()}
+    return [(out, made[out]) for out in SHARED if out in made]
+
+
+def complete(
+    experiment_id: str,
+    result: Result,
+    locked: dict[str, Result],
+    tags: dict[str, str],
+    bring: Any,
+) -> None:
+    """Give one stage's results their finished run, with all its files."""
+    run = finished_run(result.outs)
+    if run is None and (deleted := finished_run(result.outs, deleted=True)):
+        run = deleted
+        client().restore_run(run.info.run_id)
+        print(f"restored the deleted run of {result.stage}")
+    if run is None:
+        write(experiment_id, result, locked, tags, bring)
+        print(f"logged the run of {result.stage} from its results")
+        return
+    run_id, lost = run.info.run_id, _lost(run, result)
+    for path, md5 in (_needed(result, locked) if lost else {}).items():
+        bring(path, md5)
+    for out in lost:
+        if Path(out).suffix == ".safetensors":
+            models = runs.find_models(result.outs[out])
+            if models:
+                runs.log_model_files(models[0], Path(out))
+            else:
+                runs.log_model(run_id, result, Path(out))
+        else:
+            runs.log_files(run_id, runs.artifacts_of(out))
+        print(f"logged {out} again, which the run of {result.stage} had lost")
+
+
+def _lost(run: Any, result: Result) -> list[str]:
+    """The outs of a stage whose files its run, or its logged model, does not have."""
+    lost = []
+    for out, md5 in result.outs.items():
+        if out.endswith(".safetensors"):
+            models = runs.find_models(md5)
+            if not models or runs.lost_model_files(models[0]):
+                lost.append(out)
+        elif runs.lost_files(run.info.run_id, out, md5):
+            lost.append(out)
+    return lost
 
 
 def sync_study(experiment_id: str) -> None:
@@ -70,6 +147,9 @@ def write(
     """Write one stage's run, or none of it."""
     for path, md5 in _needed(result, locked).items():
         bring(path, md5)
+    for path, md5 in result.outs.items():
+        if path.endswith(".safetensors"):
+            runs.drop_unfinished(md5)
     run_id = runs.start(experiment_id, result, tags | {"backfilled": "true"})
     try:
         for out in map(Path, result.outs):
@@ -78,9 +158,11 @@ def write(
                 runs.log_history(run_id, files.read_csv(history))
         runs.log_result(run_id, result)
     except BaseException:
-        client().set_terminated(run_id, "FAILED")
+        with contextlib.suppress(Exception):  # the first failure is the one to tell
+            client().set_terminated(run_id, "FAILED")
+            client().delete_run(run_id)
         raise
-    client().set_terminated(run_id, "FINISHED")
+    runs.end_copy(run_id)
 
 
 def _needed(result: Result, locked: dict[str, Result]) -> dict[str, str]:
@@ -92,49 +174,48 @@ def _needed(result: Result, locked: dict[str, Result]) -> dict[str, str]:
     return needed
 
 
-def finished_run(outs: dict[str, str]) -> Any:
-    """The newest finished run with exactly these outs, or None."""
-    found = [run for run in runs_with(outs) if run.info.status == "FINISHED"]
+def finished_run(outs: dict[str, str], deleted: bool = False) -> Any:
+    """The newest finished run with exactly these outs, or None; or the newest deleted one."""
+    found = [run for run in runs_with(outs, deleted) if run.info.status == "FINISHED"]
     return found[0] if found else None
 
 
-def runs_with(outs: dict[str, str]) -> list[Any]:
+def runs_with(outs: dict[str, str], deleted: bool = False) -> list[Any]:
     """The runs that carry all these outs, the newest first."""
     if not outs:
         return []
     path, md5 = next(iter(outs.items()))
-    found = search(f"tags.`out:{path}` = '{md5}'")
+    found = search(f"tags.`out:{path}` = '{md5}'", deleted)
     wanted = {f"out:{path}": md5 for path, md5 in outs.items()}
     return [run for run in found if wanted.items() <= run.data.tags.items()]
 
 
-def search(condition: str) -> list[Any]:
-    """The runs of all experiments that meet a condition, the newest first."""
+def search(condition: str, deleted: bool = False) -> list[Any]:
+    """The runs of all experiments that meet a condition, the newest first; or the deleted ones."""
     import mlflow
+    from mlflow.entities import ViewType
 
     runs: list[Any] = mlflow.search_runs(
-        filter_string=condition, search_all_experiments=True, output_format="list"
+        filter_string=condition,
+        run_view_type=ViewType.DELETED_ONLY if deleted else ViewType.ACTIVE_ONLY,
+        search_all_experiments=True,
+        output_format="list",
     )
     return runs
 
 
 def end_dead_runs() -> None:
-    """End the runs that say RUNNING although the process that wrote them, on this host, is gone."""
-    import psutil
-
+    """End the runs that say RUNNING although the process that wrote them, on this machine, is
+    gone. Those that sync began are deleted, because it writes them anew."""
     for run in search("attributes.status = 'RUNNING'"):
-        host, _, process = run.data.tags.get("process", "").partition(" ")
-        if host != socket.gethostname():
+        tags, run_id = run.data.tags, run.info.run_id
+        if not runs.is_over(tags.get("process", "")):
             continue
-        pid, _, started = process.partition(" ")
-        try:
-            alive = abs(psutil.Process(int(pid)).create_time() - float(started)) < 2
-        except psutil.Error:
-            alive = False
-        if not alive:
-            client().set_tag(run.info.run_id, "reason", "its process ended before the run did")
-            client().set_terminated(run.info.run_id, "KILLED")
-            print(f"ended the run of {run.data.tags.get('stage')} whose process is gone")
+        client().set_tag(run_id, "reason", "its process ended before the run did")
+        client().set_terminated(run_id, "KILLED")
+        if "backfilled" in tags or tags.get("stage") == "pipeline":
+            client().delete_run(run_id)
+        print(f"ended the run of {tags.get('stage')} whose process is gone")
 
 
 # --- what hangs on several runs ---
@@ -171,9 +252,11 @@ def agree(locked: dict[str, Result]) -> bool:
     )
 
 
-def pipeline_run(locked: dict[str, Result]) -> Any:
-    """The parent run of one state of dvc.lock, or None."""
-    found = search(f"tags.pipeline = '{_identity(locked)}'")
+def pipeline_run(locked: dict[str, Result], deleted: bool = False) -> Any:
+    """The parent run of one state of dvc.lock, or None; or a deleted one."""
+    found = search(
+        f"tags.pipeline = '{_identity(locked)}' and attributes.status = 'FINISHED'", deleted
+    )
     return found[0] if found else None
 
 
@@ -192,6 +275,10 @@ def group(experiment_id: str, locked: dict[str, Result]) -> None:
     if None in of_stage.values():
         return
     parent = pipeline_run(locked)
+    if parent is None and (deleted := pipeline_run(locked, deleted=True)):
+        parent = deleted
+        client().restore_run(parent.info.run_id)
+        print("restored the deleted run of the pipeline")
     if parent is None:
         copied = ("recipe", "commit", "dirty", "dvc_experiment", "mlflow.user")
         tags = {
@@ -205,16 +292,19 @@ def group(experiment_id: str, locked: dict[str, Result]) -> None:
         )
         metrics = json.loads(files.METRICS.read_text(encoding="utf-8"))
         runs.log_metrics(parent.info.run_id, params.flatten(metrics))
-        for path in (files.REPORTS / "comparison.md", *sorted(files.FIGURES.glob("*.png"))):
-            client().log_artifact(parent.info.run_id, str(path))
         client().set_tag(parent.info.run_id, "pipeline", _identity(locked))
-        client().set_terminated(parent.info.run_id, "FINISHED")
+    parent_id = parent.info.run_id
+    for out, md5 in _shared(locked):
+        if runs.lost_files(parent_id, out, md5):
+            runs.log_files(parent_id, runs.artifacts_of(out))
     described = description(of_stage)
     if parent.data.tags.get("mlflow.note.content") != described:
-        client().set_tag(parent.info.run_id, "mlflow.note.content", described)
+        client().set_tag(parent_id, "mlflow.note.content", described)
     for run in of_stage.values():
-        if run.data.tags.get("mlflow.parentRunId") != parent.info.run_id:
-            client().set_tag(run.info.run_id, "mlflow.parentRunId", parent.info.run_id)
+        if run.data.tags.get("mlflow.parentRunId") != parent_id:
+            client().set_tag(run.info.run_id, "mlflow.parentRunId", parent_id)
+    if parent.info.status == "RUNNING":
+        runs.end_copy(parent_id)
 
 
 def description(of_stage: dict[str, Any]) -> str:

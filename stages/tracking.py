@@ -10,6 +10,7 @@ warning and at most PATIENCE seconds. ``MIRROR=off`` in the environment makes no
     python -m stages.tracking find WHAT     from a run, model or model file to its commits, and back
     python -m stages.tracking check MODEL   whether a logged model is what a commit's dvc.lock holds
     python -m stages.tracking view          where the UI shows all runs
+    python -m stages.tracking ui [PORT]     start the UI, or name the server that has it
 """
 
 import contextlib
@@ -28,6 +29,7 @@ from typing import Any
 
 from filelock import FileLock
 
+from stages import store
 from stages.errors import InputError, main_function
 
 PATIENCE = 5.0  # seconds without a sign of progress, once the stage has nothing else to do
@@ -70,8 +72,8 @@ class Run:
 
     def _warn(self, failure: str) -> None:
         print(
-            f"warning: MLflow run of {self.stage} is not complete ({failure}). The results are; "
-            "`make sync` logs them",
+            f"warning: MLflow run of {self.stage} is not complete "
+            f"({store.without_user(failure)}). The results are; `make sync` logs them",
             file=sys.stderr,
         )
 
@@ -148,41 +150,60 @@ def run(stage: str) -> Iterator[Run]:
         current.close("KILLED", "interrupted")
         raise
     except BaseException as error:
-        current.close("FAILED", " ".join(str(error).split())[:500])
+        current.close("FAILED", store.without_user(" ".join(str(error).split()))[:500])
         raise
     current.close("FINISHED")
 
 
-USAGE = "usage: python -m stages.tracking sync [REV] | sync-study | find WHAT | check MODEL | view"
+USAGE = (
+    "usage: python -m stages.tracking sync [REV] | sync-study | find WHAT | check MODEL | view"
+    " | ui [PORT]"
+)
 
 
 @main_function
 def main() -> None:
     command, arguments = (sys.argv[1:2] or [""])[0], [item for item in sys.argv[2:] if item]
     # A file is named from where the user stands, everything else from the project's folder
-    arguments = [str(Path(item).resolve()) if Path(item).is_file() else item for item in arguments]
+    file = Path(*arguments[:1]).absolute()
     os.chdir(Path(__file__).parents[1])
-    if command not in ("sync", "sync-study", "find", "check", "view") or len(arguments) > 1:
+    commands = ("sync", "sync-study", "find", "check", "view", "ui")
+    if command not in commands or len(arguments) > 1:
         raise InputError(USAGE)
     if command in ("find", "check") and not arguments:
         what = "a run, a model version, a model file or a commit"
         raise InputError(f"nothing to {command}: name {what} (`make {command} WHAT=...`)")
-    from stages import find, store, sync
+    try:
+        with store.explained():
+            _do(command, arguments, file)
+            sys.stdout.flush()
+    except BrokenPipeError:  # whoever reads our output, like `head`, has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
-    with store.explained():
-        experiment_id = store.open_store(store.STUDY if command == "sync-study" else store.PIPELINE)
+
+def _do(command: str, arguments: list[str], file: Path) -> None:
+    from stages import find, ui
+
+    if command in ("sync", "sync-study"):
+        from stages import sync
+
+        experiment = store.STUDY if command == "sync-study" else store.PIPELINE
+        experiment_id = store.open_store(experiment)
         if command == "sync":
             sync.sync(experiment_id, *arguments)
-        elif command == "sync-study":
-            sync.sync_study(experiment_id)
-        elif command == "find":
-            find.find(arguments[0])
-        elif command == "check":
-            with tempfile.TemporaryDirectory(prefix="check-") as folder:
-                print(find.check(arguments[0], Path(folder)))
         else:
-            print(store.overview(experiment_id))
-            print(f"The study: {store.overview(store.open_store(store.STUDY))}")
+            sync.sync_study(experiment_id)
+    elif command == "find":
+        store.find_experiment()
+        find.find(arguments[0], file)
+    elif command == "check":
+        store.find_experiment()
+        with tempfile.TemporaryDirectory(prefix="check-") as folder:
+            print(find.check(arguments[0], Path(folder)))
+    elif command == "view":
+        print(ui.links())
+    else:
+        ui.show(*arguments)
 
 
 if __name__ == "__main__":
