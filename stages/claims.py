@@ -2,7 +2,7 @@
 
 Two machines that sync the same results share nothing but the tracking store, so the claim is kept
 there. In a store, an experiment's name exists once, also when two ask for it at the same moment:
-whoever creates the experiment NAME holds the claim. Releasing it renames the experiment, which
+whoever creates the experiment `mnist-claim` holds the claim. Releasing it renames the experiment, which
 frees the name, and deletes it. Both go by the experiment's id, so that a claim which somebody else
 has taken in the meantime is never released by mistake.
 
@@ -21,7 +21,6 @@ from stages import runs, store
 from stages.errors import StageError
 from stages.runs import Say, client, silent
 
-NAME = "mnist-claim"
 BEAT = 5.0  # seconds between two signs of life of the holder
 SILENCE = 30.0  # seconds without one, measured by who waits
 PATIENCE = 120.0  # seconds to wait for a holder that is alive
@@ -29,17 +28,18 @@ INTERVAL = 0.5  # seconds between two tries
 
 
 @contextmanager
-def held(patience: float = PATIENCE, say: Say = silent) -> Iterator[None]:
+def held(what: str = "mnist", *, patience: float = PATIENCE, say: Say = silent) -> Iterator[None]:
     """Run the body while no other process that uses this store is in such a body.
 
     Args:
+        what: The runs that are written.
         patience: Seconds to wait for another holder.
         say: Told `ready` at each try.
 
     Raises:
         StageError: Somebody else held the claim all that time; names who.
     """
-    experiment_id = _take(patience, say)
+    experiment_id = _take(f"{what}-claim", patience, say)
     done = threading.Event()
     beats = threading.Thread(target=_beat, args=(experiment_id, done), daemon=True)
     beats.start()
@@ -51,7 +51,7 @@ def held(patience: float = PATIENCE, say: Say = silent) -> Iterator[None]:
         _drop(experiment_id)
 
 
-def _take(patience: float, say: Say) -> str:
+def _take(name: str, patience: float, say: Say) -> str:
     from mlflow.exceptions import MlflowException
 
     started = since = time.monotonic()
@@ -61,13 +61,13 @@ def _take(patience: float, say: Say) -> str:
         say("ready")
         try:
             tags = {"process": runs.this_process(), "beat": "0"}
-            created: str = client().create_experiment(NAME, store.location(), tags)
+            created: str = client().create_experiment(name, store.location(), tags)
             return created
         except MlflowException as error:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise
         now = time.monotonic()
-        claim = client().get_experiment_by_name(NAME)
+        claim = client().get_experiment_by_name(name)
         if claim is not None:  # not released since
             holder = claim.tags.get("process", holder)
             state = (claim.experiment_id, claim.tags.get("beat", ""))
@@ -90,9 +90,10 @@ def _is_over(claim: Any) -> bool:
 def _drop(experiment_id: str) -> None:
     """End a claim. What fails here is ended by the next who wants to hold it."""
     with contextlib.suppress(Exception):
-        if client().get_experiment(experiment_id).lifecycle_stage == "deleted":
+        claim = client().get_experiment(experiment_id)
+        if claim.lifecycle_stage == "deleted":
             client().restore_experiment(experiment_id)  # a deleted one cannot be renamed
-        client().rename_experiment(experiment_id, f"{NAME}-{experiment_id}")
+        client().rename_experiment(experiment_id, f"{claim.name}-{experiment_id}")
         client().delete_experiment(experiment_id)
 
 

@@ -136,7 +136,7 @@ def finish(experiment_id: str, run_id: str, result: Result, say: Say) -> None:
     if sync.agree(locked) and files.md5(files.METRICS) == locked["evaluate"].outs.get(
         files.METRICS.as_posix()
     ):
-        with claims.held(CLAIM_PATIENCE, say):
+        with claims.held(patience=CLAIM_PATIENCE, say=say):
             sync.connect(experiment_id, locked, params.load().registry, say)
 
 

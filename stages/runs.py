@@ -332,16 +332,19 @@ def export(
         inputs=Schema([TensorSpec(np.dtype(np.uint8), (-1, mnist.SIDE, mnist.SIDE))]),
         outputs=Schema([TensorSpec(np.dtype(np.float32), (-1, mnist.CLASSES))]),
     )
-    mlflow.pytorch.save_model(
-        classifier,
-        str(folder),
-        mlflow_model=Model(run_id=run_id, model_id=model_id),
-        signature=signature,
-        input_example=_raw_images(),
-        pip_requirements=requirements("torch", "numpy"),
-        extra_files=[str(path)],
-        serialization_format="pt2",
-    )
+    with tempfile.TemporaryDirectory() as scratch:
+        weights = Path(scratch) / path.name
+        shutil.copyfile(path, weights)  # the content of a link, as in log_files
+        mlflow.pytorch.save_model(
+            classifier,
+            str(folder),
+            mlflow_model=Model(run_id=run_id, model_id=model_id),
+            signature=signature,
+            input_example=_raw_images(),
+            pip_requirements=requirements("torch", "numpy"),
+            extra_files=[str(weights)],
+            serialization_format="pt2",
+        )
 
 
 def recipe_here(name: ModelName) -> Recipe:

@@ -90,13 +90,15 @@ def complete(
         print(f"logged the run of {result.stage} from its results")
         return
     run_id, lost = run.info.run_id, _lost(run, result)
-    for path, md5 in (_needed(result, locked) if lost else {}).items():
+    models = any(out.endswith(".safetensors") for out in lost)
+    needed = _needed(result, locked) if models else {out: result.outs[out] for out in lost}
+    for path, md5 in needed.items():
         bring(path, md5)
     for out in lost:
         if Path(out).suffix == ".safetensors":
-            models = runs.find_models(result.outs[out])
-            if models:
-                runs.log_model_files(models[0], Path(out))
+            known = runs.find_models(result.outs[out])
+            if known:
+                runs.log_model_files(known[0], Path(out))
             else:
                 runs.log_model(run_id, result, Path(out))
         else:
@@ -121,20 +123,32 @@ def sync_study(experiment_id: str) -> None:
     """The same for every cell of the study in this folder, and its report."""
     locked, pipeline = results.of_lock_if_any(results.STUDY_LOCK), results.of_lock()
     tags = results.provenance()
-    logged: set[tuple[str, str]] = set()
+    if _behind_in_study(locked):
+        with claims.held("mnist-study"):
+            for result in _behind_in_study(locked):
+                complete(experiment_id, result, pipeline, tags, results.require)
+
+
+def _behind_in_study(locked: dict[str, Result]) -> list[Result]:
+    """The stages of the study that have no finished run, or one that lost files."""
+    logged: dict[tuple[str, str], str] = {}
     for is_one in "LIKE '%@%'", "= 'report'":  # of the cells, of the report
         for run in search(f"attributes.status = 'FINISHED' and tags.stage {is_one}"):
-            logged |= run.data.tags.items()
+            for link in run.data.tags.items():
+                logged.setdefault(link, run.info.run_id)
+    behind = []
     for stage, result in locked.items():
         needed = dict(result.outs)
         if stage == "report":
             cells = files.CELLS.as_posix()
             needed[cells] = result.deps[cells]
-        here = all(results.is_here(path, md5) for path, md5 in needed.items())
+        if not all(results.is_here(path, md5) for path, md5 in needed.items()):
+            continue
         link, *_ = result.tags.items()  # to its one out
-        if here and link not in logged:
-            write(experiment_id, result, pipeline, tags, results.require)
-            print(f"logged the run of {stage} from its results")
+        ((out, md5),) = result.outs.items()
+        if link not in logged or runs.lost_files(logged[link], out, md5):
+            behind.append(result)
+    return behind
 
 
 def write(
