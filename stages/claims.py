@@ -2,9 +2,9 @@
 
 Two machines that sync the same results share nothing but the tracking store, so the claim is kept
 there. In a store, an experiment's name exists once, also when two ask for it at the same moment:
-whoever creates the experiment `mnist-claim` holds the claim. Releasing it renames the experiment, which
-frees the name, and deletes it. Both go by the experiment's id, so that a claim which somebody else
-has taken in the meantime is never released by mistake.
+whoever creates the experiment `mnist-claim` holds the claim. Releasing it renames the experiment,
+which frees the name, and deletes it. Both go by the experiment's id, so that a claim which somebody
+else has taken in the meantime is never released by mistake.
 
 The holder changes a tag every few seconds. A claim ends without its holder when that process is
 gone from this machine, or when the tag has stayed the same for SILENCE seconds.
@@ -39,7 +39,8 @@ def held(what: str = "mnist", *, patience: float = PATIENCE, say: Say = silent) 
     Raises:
         StageError: Somebody else held the claim all that time; names who.
     """
-    experiment_id = _take(f"{what}-claim", patience, say)
+    name = f"{what}-claim"
+    experiment_id = _take(name, patience, say)
     done = threading.Event()
     beats = threading.Thread(target=_beat, args=(experiment_id, done), daemon=True)
     beats.start()
@@ -48,7 +49,7 @@ def held(what: str = "mnist", *, patience: float = PATIENCE, say: Say = silent) 
     finally:
         done.set()
         beats.join(BEAT)
-        _drop(experiment_id)
+        _drop(experiment_id, name)
 
 
 def _take(name: str, patience: float, say: Say) -> str:
@@ -74,7 +75,7 @@ def _take(name: str, patience: float, say: Say) -> str:
             if state != seen:
                 seen, since = state, now
             if _is_over(claim) or now > since + SILENCE:
-                _drop(claim.experiment_id)
+                _drop(claim.experiment_id, name)
         if now > started + patience:
             raise StageError(
                 f"another process writes to {store.name()} and has not ended in {patience:.0f} s "
@@ -87,13 +88,15 @@ def _is_over(claim: Any) -> bool:
     return claim.lifecycle_stage == "deleted" or runs.is_over(claim.tags.get("process", ""))
 
 
-def _drop(experiment_id: str) -> None:
+def _drop(experiment_id: str, name: str) -> None:
     """End a claim. What fails here is ended by the next who wants to hold it."""
     with contextlib.suppress(Exception):
         claim = client().get_experiment(experiment_id)
+        if claim.name != name:
+            return  # somebody else has ended it
         if claim.lifecycle_stage == "deleted":
             client().restore_experiment(experiment_id)  # a deleted one cannot be renamed
-        client().rename_experiment(experiment_id, f"{claim.name}-{experiment_id}")
+        client().rename_experiment(experiment_id, f"{name}-{experiment_id}")
         client().delete_experiment(experiment_id)
 
 
