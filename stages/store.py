@@ -158,6 +158,7 @@ def find_experiment(experiment: Experiment = PIPELINE) -> str | None:
     for noisy in ("mlflow", "alembic"):
         logging.getLogger(noisy).setLevel(logging.CRITICAL)
     mlflow.set_tracking_uri(uri())
+    _require_file()
     with _creating():
         found = MlflowClient().get_experiment_by_name(experiment.name)
     if found is None:
@@ -169,6 +170,17 @@ def find_experiment(experiment: Experiment = PIPELINE) -> str | None:
             f"`mlflow experiments restore --experiment-id {experiment_id}` brings it back"
         )
     return experiment_id
+
+
+def _require_file() -> None:
+    """Refuse a file that is not there and cannot be made: MLflow would try for two minutes."""
+    file = Path(uri().removeprefix("sqlite:///"))
+    local = uri().startswith("sqlite:///") and not uri().startswith("sqlite:///file:")
+    if local and not file.exists() and not os.access(file.parent, os.W_OK):
+        raise StageError(
+            f"{name()} is not there and {file.parent} cannot be written: name another store in "
+            "MLFLOW_TRACKING_URI"
+        )
 
 
 @contextmanager

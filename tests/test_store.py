@@ -257,6 +257,14 @@ def test_a_store_that_can_only_be_read_is_told_and_still_read(copy):
     assert f"{readonly['MLFLOW_TRACKING_URI']} can only be read" in refused
 
 
+def test_a_store_that_cannot_be_made_is_told_at_once(copy, tmp_path):
+    started = time.monotonic()
+    uri = f"sqlite:///{tmp_path}/no such folder/mlflow.db"
+    refused = one_line(tracking(copy, "view", env={"MLFLOW_TRACKING_URI": uri}, check=False))
+    assert f"{uri} is not there" in refused
+    assert time.monotonic() - started < 60
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("link", ["symlink", "hardlink", "reflink", "shared symlink"])
 def test_results_that_are_links_into_the_cache_are_logged_as_files(copy, link):
