@@ -1,10 +1,18 @@
 # Needs Python >= 3.11, git and make, and nothing activated.
 PYTHON ?= python3
+VENV := .venv
+# By its path, because make 3.81 (macOS) does not look for programs in the PATH that is set here
+PY := $(VENV)/bin/python
 # DVC runs `python -m stages...`: the project's own python has to be the first one in PATH
-export PATH := $(CURDIR)/.venv/bin:$(PATH)
+export PATH := $(abspath $(VENV))/bin:$(PATH)
 # DVC cannot name this folder in a locale without UTF-8, if the name has other letters than ASCII's
 export PYTHONUTF8 := 1
-INSTALLED := .venv/.installed
+INSTALLED := $(VENV)/.installed
+INSTALLING := $(VENV)/.installing
+# The settings of pip that would put packages elsewhere than into $(VENV) are taken back, also for
+# the pip that pip itself starts. The others hold, such as the address of the index.
+export PIP_USER := 0
+unexport PIP_TARGET PIP_PREFIX PIP_ROOT PIP_PYTHON PIP_NO_DEPS PIP_DRY_RUN
 
 .PHONY: help install repro study verify test lint bench sync find check serve ui
 
@@ -24,58 +32,65 @@ help:
 install: $(INSTALLED)
 
 $(INSTALLED): pyproject.toml constraints.txt
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and f"error: {sys.executable} is Python {sys.version.split()[0]}, needed is 3.11 or newer: make PYTHON=python3.12 ...")'
-	$(PYTHON) -m venv .venv
-	python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
-	@touch $(INSTALLED)
+	@command -v $(PYTHON) >/dev/null || { echo "error: there is no $(PYTHON) in PATH: install Python 3.11 or newer, or name one: make PYTHON=/path/to/python3" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "error: %s is Python %s, needed is 3.11 or newer: make PYTHON=python3.12 ..." % (sys.executable, sys.version.split()[0]))'
+# An installation that was cut short is begun anew: pip takes half a package for a whole one
+	@if test -e $(INSTALLING) || ! $(PY) -m pip --version >/dev/null 2>&1; then \
+	  $(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { echo "error: $(PYTHON) cannot make an environment, because its module venv or ensurepip is missing: on Debian and Ubuntu, \`apt install python3-venv\`" >&2; exit 1; }; \
+	  echo "$(PYTHON) -m venv --clear $(VENV)"; $(PYTHON) -m venv --clear $(VENV); fi
+	@! $(PY) -m pip config list | grep -E "\.(target|prefix|root)=" || { echo "error: pip's setting above puts packages elsewhere: take it back with \`pip config unset\`, or leave all of them out with PIP_CONFIG_FILE=/dev/null" >&2; exit 1; }
+	@touch $(INSTALLING)
+	$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@mv $(INSTALLING) $(INSTALLED)
 
 repro: $(INSTALLED)
-	@python -m stages.preflight
-	dvc repro
-	@[ "$(MIRROR)" = off ] || python -m stages.tracking sync || true
+	@$(PY) -m stages.preflight
+	$(PY) -m dvc repro
+	@[ "$(MIRROR)" = off ] || $(PY) -m stages.tracking sync || true
 	@echo
 	@cat reports/comparison.md
 	@echo
 	@echo "Figures: reports/figures   Metrics: .venv/bin/dvc metrics show   Runs: make ui"
 
 study: $(INSTALLED)
-	@python -m stages.preflight
-	dvc repro study/dvc.yaml
-	@[ "$(MIRROR)" = off ] || python -m stages.tracking sync-study || true
+	@$(PY) -m stages.preflight
+	$(PY) -m dvc repro prepare
+	cd study && "$(abspath $(PY))" -m dvc repro
+	@[ "$(MIRROR)" = off ] || $(PY) -m stages.tracking sync-study || true
 	@echo
-	@cat reports/study/study.md
+	@cat study/report/study.md
 
 test: $(INSTALLED)
-	python -m pytest -m 'not slow'
+	$(PY) -m pytest -m 'not slow'
 
 lint: $(INSTALLED)
-	ruff check .
-	ruff format --check .
-	mypy
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m mypy
 
 # A quarter of an hour, and 7 GB of scratch space for the largest set of images
 bench: $(INSTALLED)
-	@python -m benchmarks
+	@$(PY) -m benchmarks
 
 sync: $(INSTALLED)
-	@python -m stages.tracking sync $(REV)
-	@$(if $(REV),,python -m stages.tracking sync-study)
+	@$(PY) -m stages.tracking sync $(REV)
+	@$(if $(REV),,$(PY) -m stages.tracking sync-study)
 
 find: $(INSTALLED)
-	@python -m stages.tracking find '$(WHAT)'
+	@$(PY) -m stages.tracking find '$(WHAT)'
 
 check: $(INSTALLED)
-	@python -m stages.tracking check '$(WHAT)'
+	@$(PY) -m stages.tracking check '$(WHAT)'
 
 # The model is served only if it is, byte by byte, what a commit's dvc.lock holds
 MODEL ?= models:/mnist@champion
 serve: $(INSTALLED)
-	@python -m stages.serve '$(MODEL)' $(or $(PORT),5001)
+	@$(PY) -m stages.serve '$(MODEL)' $(or $(PORT),5001)
 
 # Without PORT it is 5000, or the first free one after it
 ui: $(INSTALLED)
-	@python -m stages.tracking ui $(PORT)
+	@$(PY) -m stages.tracking ui $(PORT)
 
 # Clones the last commit, computes everything anew and compares with dvc.lock (three minutes)
 verify: $(INSTALLED)
-	@python -m stages.verify
+	@$(PY) -m stages.verify

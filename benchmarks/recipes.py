@@ -19,7 +19,7 @@ def cell(recipe: str, model: str, seed: int) -> tuple[float, float]:
     """Seconds of the whole process, and the test accuracy that it ends with."""
     command = [sys.executable, "-m", "stages.cell", recipe, model, str(seed)]
     _, seconds = run(*command, env={"MIRROR": "off"})
-    scores = ROOT / files.cell_path(recipe, model, seed) / "scores.json"
+    scores = ROOT / files.cell_path(recipe, model, seed)
     return seconds, json.loads(scores.read_text(encoding="utf-8"))["test_accuracy"]
 
 

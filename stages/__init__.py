@@ -1,12 +1,22 @@
 """The pipeline and the study: one script a stage, and one module a concept."""
 
 import importlib.util
+import os
 import sys
+from pathlib import Path
 
 from stages import numerics
 from stages.errors import InputError, on_uncaught
 
 sys.excepthook = on_uncaught
+
+# `python stages/train.py lenet5` looks for modules in `stages` first, may take this package from
+# another checkout, and has perhaps imported NumPy already: begin again as `python -m stages.train`
+_script = Path(getattr(sys.modules["__main__"], "__file__", None) or "")
+if _script.parent.name == "stages" and sys.modules["__main__"].__spec__ is None:
+    _options = sys.orig_argv[1 : -len(sys.argv)]
+    _module = ["-m", f"stages.{_script.stem}"]
+    os.execv(sys.executable, [sys.executable, *_options, *_module, *sys.argv[1:]])
 
 if importlib.util.find_spec("torch") is None:
     sys.exit(

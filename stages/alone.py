@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from stages import files
-from stages.errors import StageError
+from stages.errors import StageError, outlive_readers
 
 FOLDER = Path(".dvc", "tmp", "stages")  # where neither git nor DVC looks
 PATIENCE = 5.0  # seconds; a process whose `dvc` was killed ends sooner
@@ -30,6 +30,7 @@ def holding(stage: str) -> Iterator[None]:
     Raises:
         StageError: One does, and is still there after PATIENCE seconds.
     """
+    outlive_readers()
     with files.writing(FOLDER):
         FOLDER.mkdir(parents=True, exist_ok=True)
         file = (FOLDER / f"{stage}.lock").open("w")
@@ -47,7 +48,22 @@ def holding(stage: str) -> Iterator[None]:
             files.write_bytes(kept(path), path.read_bytes())
         if os.environ.get("DVC_STAGE"):
             threading.Thread(target=_end_with_dvc, daemon=True).start()
+        else:
+            place = _place(stage)
+            print(
+                "note: DVC did not start this and will not know of its results: "
+                f"`{place}dvc repro {stage}` is the command; `{place}dvc commit {stage}` tells DVC "
+                "afterwards",
+                file=sys.stderr,
+                flush=True,
+            )
         yield
+
+
+def _place(stage: str) -> str:
+    """The command that goes to the DVC project of a stage, from the main folder."""
+    is_study = "@" in stage or stage == "report"
+    return f"cd {files.STUDY} && " if is_study else ""
 
 
 def _locked(file: int) -> bool:

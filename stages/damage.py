@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from stages import files, results
-from stages.errors import StageError, main_function
+from stages.errors import StageError, main_function, one_line
 
 REMOVE = "python -m stages.damage remove"
 
@@ -58,16 +58,15 @@ def locked(folder: Path) -> Outs:
             for out in entry["outs"]
         }
     except Exception as error:
-        reason = " ".join(str(error).split())
         raise StageError(
-            f"{results.LOCK} cannot be read ({reason}): `git checkout {results.LOCK}`"
+            f"{results.LOCK} cannot be read ({one_line(error)}): `git checkout {results.LOCK}`"
         ) from None
 
 
 def in_folder(outs: Outs) -> list[Damage]:
     """The outs in this folder that are not the locked ones; a missing one is not damaged."""
     return [
-        Damage(stage, out, out, cure(out))
+        Damage(stage, out, out, cure(stage, out))
         for (stage, out), md5 in outs.items()
         if Path(out).exists() and files.md5(Path(out)) != md5
     ]
@@ -80,7 +79,11 @@ def in_stores(outs: Outs) -> list[Damage]:
     from dvc.repo import Repo
 
     found = []
-    with Repo() as repo:
+    try:
+        repo = Repo(config={"core": {"no_scm": True}})  # git is not needed, and may not be here
+    except DvcException as error:
+        raise StageError(f"DVC: {one_line(error)}") from None
+    with repo:
         for (stage, out), md5 in outs.items():
             for path in _damaged(repo.cache.local, md5):
                 again = f"{REMOVE} && dvc repro {stage}"  # runs for what is no longer there
@@ -93,13 +96,17 @@ def in_stores(outs: Outs) -> list[Damage]:
         except NoRemoteError:
             pass
         except (DvcException, ImportError, OSError) as error:
-            print(f"warning: the remote is not looked at ({error})", file=sys.stderr)
+            print(f"warning: the remote is not looked at ({one_line(error)})", file=sys.stderr)
     return found
 
 
-def cure(path: str) -> str:
+def cure(stage: str, path: str) -> str:
     """The command that brings the committed file back."""
-    if results.git("ls-files", "--", path):
+    try:
+        tracked = results.git("ls-files", "--", path)
+    except StageError:  # in a copy without history, or without git
+        return f"rm -r {path} && dvc repro {stage}"
+    if tracked:
         return f"git checkout -- {path}"
     return f"rm -r {path} && dvc checkout {path}"
 

@@ -1,9 +1,15 @@
 """How a stage says that it cannot go on: one line, and an exit code."""
 
+import difflib
 import functools
+import io
+import os
+import select
+import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from types import TracebackType
+from typing import Any, TextIO
 
 
 class StageError(Exception):
@@ -18,18 +24,88 @@ class InputError(StageError):
     exit_code = 2
 
 
+def one_line(error: BaseException | str) -> str:
+    return " ".join(str(error).split())
+
+
+def did_you_mean(given: object, names: Iterable[str]) -> str:
+    """A hint at the name that is most like the given one, or nothing."""
+    near = difflib.get_close_matches(str(given), list(names), n=1)
+    return f"; did you mean {near[0]}?" if near else ""
+
+
 def main_function(main: Callable[[], None]) -> Callable[[], None]:
-    """Turn a :class:`StageError` that leaves ``main`` into its line and exit code."""
+    """Turn a :class:`StageError` that leaves ``main`` into its line and exit code.
+
+    Where the reader of our output has gone, as in `make verify | head -1`, end without a word and
+    with the exit code of a program that SIGPIPE ends.
+    """
 
     @functools.wraps(main)
     def wrapped() -> None:
         try:
-            main()
-        except StageError as error:
-            print(f"error: {error}", file=sys.stderr)
-            sys.exit(error.exit_code)
+            try:
+                main()
+            except StageError as error:
+                print(f"error: {error}", file=sys.stderr)
+                sys.exit(error.exit_code)
+            finally:
+                sys.stdout.flush()
+        except BrokenPipeError:
+            unread = [stream for stream in (sys.stdout, sys.stderr) if _is_unread(stream)]
+            if not unread:
+                raise
+            for stream in unread:
+                _discard(stream.fileno())  # Python writes what is left when it ends
+            sys.exit(128 + signal.SIGPIPE)
 
     return wrapped
+
+
+def _is_unread(stream: TextIO) -> bool:
+    """Whether a stream is a pipe that nobody reads any more."""
+    look = select.poll()
+    look.register(stream, 0)
+    return any(event & select.POLLERR for _, event in look.poll(0))
+
+
+def _discard(descriptor: int) -> None:
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, descriptor)
+    os.close(nowhere)
+
+
+class _Unbroken(io.FileIO):
+    """An output that goes nowhere as soon as its reader has gone."""
+
+    def write(self, content: Any) -> int:
+        try:
+            return super().write(content)
+        except BrokenPipeError:
+            _discard(self.fileno())
+            return len(memoryview(content).cast("B"))
+
+
+def outlive_readers() -> None:
+    """From here on the process goes on when nobody reads its output any more.
+
+    A stage's results are files, so `python -m stages.train mlp | head -1` has to write them.
+    """
+    if sys.stdout is sys.__stdout__ and sys.stdout:
+        sys.stdout = _unbroken(sys.stdout)
+    if sys.stderr is sys.__stderr__ and sys.stderr:
+        sys.stderr = _unbroken(sys.stderr)
+
+
+def _unbroken(stream: Any) -> TextIO:
+    stream.flush()
+    return io.TextIOWrapper(
+        io.BufferedWriter(_Unbroken(stream.fileno(), "wb", closefd=False)),
+        encoding=stream.encoding,
+        errors=stream.errors,
+        line_buffering=stream.line_buffering,
+        write_through=stream.write_through,
+    )
 
 
 def on_uncaught(

@@ -10,7 +10,7 @@ from stages import alone, files, mnist, models, numerics, params, scoring, track
 from stages.errors import main_function
 from stages.models import Answers
 from stages.params import MODEL_NAMES, Params
-from stages.tables import TITLES, table
+from stages.tables import TITLES
 
 DIGITS = range(mnist.CLASSES)
 
@@ -72,30 +72,6 @@ def comparison_rows(settings: Params, metrics: dict[str, Any]) -> list[dict[str,
     return rows
 
 
-def comparison_markdown(rows: list[dict[str, Any]], difference: scoring.PairedDifference) -> str:
-    lines = []
-    for row in rows:
-        interval = error = ""
-        if "accuracy_low" in row:
-            interval = f"{row['accuracy_low']:.2%} to {row['accuracy_high']:.2%}"
-            error = f"{row['calibration_error']:.4f}"
-        scores = [f"{row['loss']:.4f}", f"{row['accuracy']:.2%}", interval, error]
-        lines.append([TITLES[row["model"]], row["source"], f"{row['parameters']:,}", *scores])
-    shown = table(
-        "model | source | parameters | test loss | test accuracy | 95 % interval "
-        "| calibration error",
-        "llrrrcr",
-        lines,
-    )
-    points = [100 * value for value in (difference.accuracy, difference.low, difference.high)]
-    return (
-        f"{shown}\n\nLeNet-5 minus MLP on the same images: {points[0]:+.2f} percentage points "
-        f"(95 % interval {points[1]:+.2f} to {points[2]:+.2f}; "
-        f"exact McNemar p = {difference.mcnemar_p:.2g}). LeNet-5 alone is right on "
-        f"{difference.only_first} images, the MLP alone on {difference.only_second}.\n"
-    )
-
-
 @main_function
 def main() -> None:
     settings = params.load()
@@ -117,16 +93,12 @@ def main() -> None:
             ["model", "digit", "precision", "recall", "f1", "images"],
             (row for name in MODEL_NAMES for row in class_rows(name, answers[name])),
         )
-        files.write_rows(files.REPORTS / "comparison.csv", rows)
-        files.write_csv(
-            files.OUTPUTS,
-            ["model", "sha256"],
-            ([name, answers[name].outputs_sha256] for name in MODEL_NAMES),
-        )
-        markdown = comparison_markdown(rows, difference)
-        files.write_text(files.REPORTS / "comparison.md", markdown)
-        files.write_json(files.METRICS, metrics | {"difference": asdict(difference)})
-        print(markdown, end="")
+        files.write_rows(files.COMPARISON, rows)
+        outputs = [(name, answers[name].outputs_sha256) for name in MODEL_NAMES]
+        metrics |= {"difference": asdict(difference), "outputs": files.fingerprint_lines(outputs)}
+        files.write_json(files.METRICS, metrics)
+        for name in MODEL_NAMES:
+            print(f"{TITLES[name]}: test accuracy {metrics[name]['accuracy']:.2%}")
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ import hashlib
 import io
 import json
 import os
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,13 +21,15 @@ DATA_PREPARED = Path("data/prepared")
 MODELS = Path("models")
 REPORTS = Path("reports")
 METRICS = REPORTS / "metrics.json"
-OUTPUTS = REPORTS / "outputs.csv"  # SHA-256 of what the models say of the test images
+COMPARISON = REPORTS / "comparison.csv"
 FIGURES = REPORTS / "figures"
-CELLS = Path("study/cells")
+STUDY = Path("study")
+CELLS = STUDY / "cells"
 LOCKS = ("dvc.lock", "study/dvc.lock")
 VALIDATION = "validation"  # in the place of a cell's seed: trained without the validation images
 
 SIGNIFICANT_DIGITS = 6
+NUMBERS = re.compile(r"(?<=\[)[\s\d.,e+-]+(?=\])")  # all that stands in a list of numbers
 
 
 def model_path(model: str) -> Path:
@@ -43,9 +46,10 @@ def predictions_path(model: str) -> Path:
     return REPORTS / f"predictions_{model}.csv"
 
 
-def weights_path(model: str) -> Path:
-    """SHA-256 of the weights before training, after the first batch and after each epoch."""
-    return REPORTS / f"weights_{model}.csv"
+def training_path(model: str) -> Path:
+    """Loss and accuracy of the last epoch, and SHA-256 of the weights before training, after the
+    first batch and after each epoch."""
+    return REPORTS / f"train_{model}.json"
 
 
 def confusion_path(model: str) -> Path:
@@ -53,8 +57,8 @@ def confusion_path(model: str) -> Path:
 
 
 def cell_path(recipe: str, model: str, seed: int | str) -> Path:
-    """Folder of one cell of the study."""
-    return CELLS / f"{recipe}-{model}-{seed}"
+    """One cell of the study."""
+    return CELLS / f"{recipe}-{model}-{seed}.json"
 
 
 def rounded(value: Any) -> Any:
@@ -111,9 +115,22 @@ def write_png(path: Path, image: "Image.Image") -> None:
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
-    """Sorted keys, rounded floats; a NaN raises ValueError, because JSON has none."""
+    """Sorted keys, rounded floats, numbers of a list on one line; a NaN raises ValueError, because
+    JSON has none."""
     text = json.dumps(rounded(value), indent=2, sort_keys=True, allow_nan=False)
+    text = NUMBERS.sub(lambda found: " ".join(found[0].split()), text)
     write_text(path, text + "\n")
+
+
+def fingerprint_lines(fingerprints: Iterable[tuple[str, str]]) -> list[str]:
+    """Names and SHA-256 as `sha256sum` writes them. `dvc metrics show` leaves lists out."""
+    return [f"{sha256}  {name}" for name, sha256 in fingerprints]
+
+
+def read_fingerprints(lines: Iterable[str]) -> dict[str, str]:
+    """SHA-256 by name, of what :func:`fingerprint_lines` made."""
+    pairs = (line.split("  ", 1) for line in lines)
+    return {name: sha256 for sha256, name in pairs}
 
 
 def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:

@@ -148,7 +148,7 @@ def find_study(commit: str) -> int:
 
 
 def _finished(locked: Mapping[str, Any]) -> list[Any]:
-    known = sync.runs_with({out["path"]: out["md5"] for out in locked["outs"]})
+    known = sync.runs_with(results.md5s(locked, "outs"))
     return [run for run in known if run.info.status == "FINISHED"]
 
 

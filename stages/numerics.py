@@ -11,6 +11,8 @@ then this machine's own, and their MLflow runs are tagged so.
 import ctypes
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from stages.errors import InputError
@@ -28,6 +30,12 @@ PINS = {
     "OPENBLAS_CORETYPE": "Haswell",  # NumPy's and SciPy's matrix products
 }
 
+# A thread that waits for another one spins this often before it sleeps; libgomp's default is
+# 300,000. Touches no bit. A thread that spins keeps the processor from the one that it waits for,
+# which beside other busy processes costs many times the training; one that sleeps at once costs a
+# quarter of it on a quiet machine, where it has to be woken. benchmarks/busy.py has the curve.
+SPINS = "1200"
+
 
 def is_pinned() -> bool:
     """Whether this process computes the bits that every processor computes."""
@@ -43,6 +51,7 @@ def pin() -> None:
         InputError: torch or numpy is already imported and read another value of a pin, or the
             processor lacks AVX2 and FMA, without which the pinned kernels cannot run.
     """
+    os.environ.setdefault("GOMP_SPINCOUNT", SPINS)
     if not is_pinned():
         return
     found = {name: os.environ.get(name) for name in PINS}
@@ -86,6 +95,19 @@ def _keep_freed_memory() -> None:
         trim_threshold, mmap_threshold = -1, -3  # M_TRIM_THRESHOLD and M_MMAP_THRESHOLD, malloc.h
         mallopt(trim_threshold, 2**29)
         mallopt(mmap_threshold, 2**25)  # the largest that glibc takes
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """For small operations whose bits no number of threads changes: to wake a thread costs more."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def configure(threads: int, seed: int, device: str = "cpu") -> "torch.Generator":

@@ -4,13 +4,13 @@ import reprlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
-from stages.errors import InputError
+from stages.errors import InputError, did_you_mean
 
 PATH = Path("params.yaml")
 TRAIN_SIZE = 60_000  # images in MNIST's training set
@@ -134,15 +134,16 @@ def load() -> Params:
     Raises:
         InputError: It cannot be used; a line for each key, with what was found and is allowed.
     """
+    content = read()
     try:
-        params = Params.model_validate(read())
+        params = Params.model_validate(content)
     except ValidationError as error:
         lines: dict[Any, str] = {}
         for detail in error.errors():
             loc = detail["loc"]
             # What is wrong in a recipe is wrong again in each that takes it over, and said once
             what = loc[2:] if loc[0] == "recipes" and len(loc) > 3 else loc
-            lines.setdefault((what, detail["msg"], _shown(detail["input"])), _line(detail))
+            lines.setdefault((what, detail["msg"], _shown(detail["input"])), _line(detail, content))
         raise InputError("\nerror: ".join(lines.values())) from None
     _check_study(params)
     data = params.data
@@ -168,7 +169,7 @@ def _check_study(params: Params) -> None:
             if recipe not in params.recipes:
                 raise InputError(
                     f"{PATH}: {key} is {_shown(recipe)}, expected one of: "
-                    f"{', '.join(params.recipes)}"
+                    f"{', '.join(params.recipes)}{did_you_mean(recipe, params.recipes)}"
                 )
     lists: dict[str, Sequence[int | str]] = {
         "seeds": study.seeds,
@@ -184,6 +185,7 @@ def _check_study(params: Params) -> None:
             raise InputError(
                 f"{PATH}: study.differences has {_shown(recipe)}, expected two of study.recipes "
                 f"and study.ablations: {', '.join(study.every_recipe)}"
+                f"{did_you_mean(recipe, study.every_recipe)}"
             )
 
 
@@ -197,20 +199,57 @@ def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _line(detail: Any) -> str:
-    """One of pydantic's errors as `file: key is VALUE, expected WHAT`."""
-    key = ".".join(str(part) for part in detail["loc"] if part != "[key]")
-    if detail["type"] == "extra_forbidden":
-        return f"{PATH}: {key} is not a setting, expected here: {_keys(_section(detail['loc']))}"
-    if detail["type"] == "missing":
-        return f"{PATH}: {key} is missing"
-    if detail["type"] == "model_type":
-        expected = f"keys: {_keys(_section((*detail['loc'], '')))}"
-    elif detail["type"] == "too_short":
+def _line(detail: Any, content: Mapping[str, Any]) -> str:
+    """One of pydantic's errors about ``content`` as `file: key is VALUE, expected WHAT`."""
+    loc, kind, given = detail["loc"], detail["type"], detail["input"]
+    key = ".".join(str(part) for part in loc if part != "[key]")
+    if kind == "extra_forbidden":
+        section = _section(loc)
+        near = did_you_mean(loc[-1], section.model_fields)
+        return f"{PATH}: {key} is not a setting, expected here: {_keys(section)}{near}"
+    choices = _choices(loc, content)
+    if kind == "missing":
+        return f"{PATH}: {key} is missing" + (f", expected {_listed(choices)}" if choices else "")
+    near = did_you_mean(given, choices) if kind == "literal_error" else ""
+    if kind == "model_type":
+        expected = f"keys: {_keys(_section((*loc, '')))}"
+    elif kind == "too_short":
         expected = f"at least {detail['ctx']['min_length']} item"
+        expected += "s" if detail["ctx"]["min_length"] > 1 else ""
+        expected += f" of: {', '.join(choices)}" if choices else ""
+    elif kind == "list_type" and choices:
+        expected = f"a list of: {', '.join(choices)}"
+    elif kind == "string_type" and choices:
+        expected = _listed(choices)
+    elif kind == "bool_type":
+        expected = "true or false"
     else:
         expected = detail["msg"].replace("Input should be ", "").replace("String should", "to")
-    return f"{PATH}: {key} is {_shown(detail['input'])}, expected {expected}"
+    return f"{PATH}: {key} is {_shown(given)}, expected {expected}{near}"
+
+
+def _choices(loc: tuple[Any, ...], content: Mapping[str, Any]) -> list[str]:
+    """The values that the setting at ``loc`` may have, where they can be listed."""
+    if loc[0] == "recipe" or loc[:2] in [("study", key) for key in NAMING_RECIPES]:
+        recipes = content.get("recipes")
+        return [str(name) for name in recipes] if isinstance(recipes, Mapping) else []
+    name = next(part for part in reversed(loc) if isinstance(part, str))
+    field = _section(loc).model_fields.get(name)
+    return _literals(field.annotation) if field else []
+
+
+def _literals(annotation: Any) -> list[str]:
+    arguments = get_args(annotation)
+    if get_origin(annotation) is Literal:
+        return [str(argument) for argument in arguments]
+    return [literal for argument in arguments for literal in _literals(argument)]
+
+
+def _listed(choices: Sequence[str]) -> str:
+    return f"one of: {', '.join(choices)}"
+
+
+NAMING_RECIPES = ("recipes", "ablations", "differences")  # the keys of `study` that do
 
 
 SECTIONS: dict[Any, type[Section]] = {
@@ -235,6 +274,8 @@ def _keys(section: type[Section]) -> str:
 
 
 def _shown(value: Any) -> str:
+    if value is None:
+        return "empty"
     # Not repr: a few lines of YAML with aliases can stand for a list too long for any memory
     short = reprlib.Repr()
     short.maxlevel, short.maxstring, short.maxlong, short.maxother = 3, 80, 80, 80

@@ -1,7 +1,11 @@
-"""Stage plot: the figures, from what the other stages wrote."""
+"""Stage plot: the figures and the comparison to read, from the results of the other stages."""
 
 import csv
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -9,16 +13,61 @@ from numpy.typing import NDArray
 from stages import alone, figures, files, mnist, params, scoring, tracking
 from stages.errors import InputError, main_function
 from stages.params import MODEL_NAMES
-from stages.tables import TITLES
+from stages.tables import TITLES, table
 
 
-def read(path: Path, stage: str) -> dict[str, list[float]]:
+@contextmanager
+def reading(path: Path, stage: str) -> Iterator[None]:
+    """Turn the reason why a stage's out cannot be read into one line."""
     try:
-        return files.read_csv(path)
+        yield
     except (OSError, ValueError, KeyError, csv.Error) as error:
         raise InputError(
             f"{path} is missing or damaged ({error}): `dvc repro {stage}` makes it again"
         ) from None
+
+
+def read(path: Path, stage: str) -> dict[str, list[float]]:
+    with reading(path, stage):
+        return files.read_csv(path)
+
+
+def comparison_markdown(rows: Sequence[Mapping[str, str]], difference: Mapping[str, Any]) -> str:
+    """The table of the models, and the sentence on their difference.
+
+    Args:
+        rows: Those of reports/comparison.csv.
+        difference: The part of reports/metrics.json with this name.
+    """
+    lines = []
+    for row in rows:
+        interval = error = ""
+        if row["accuracy_low"]:
+            interval = f"{float(row['accuracy_low']):.2%} to {float(row['accuracy_high']):.2%}"
+            error = f"{float(row['calibration_error']):.4f}"
+        scores = [f"{float(row['loss']):.4f}", f"{float(row['accuracy']):.2%}", interval, error]
+        lines.append([TITLES[row["model"]], row["source"], f"{int(row['parameters']):,}", *scores])
+    shown = table(
+        "model | source | parameters | test loss | test accuracy | 95 % interval "
+        "| calibration error",
+        "llrrrcr",
+        lines,
+    )
+    points = [100 * difference[key] for key in ("accuracy", "low", "high")]
+    return (
+        f"{shown}\n\nLeNet-5 minus MLP on the same images: {points[0]:+.2f} percentage points "
+        f"(95 % interval {points[1]:+.2f} to {points[2]:+.2f}; "
+        f"exact McNemar p = {difference['mcnemar_p']:.2g}). LeNet-5 alone is right on "
+        f"{difference['only_first']} images, the MLP alone on {difference['only_second']}.\n"
+    )
+
+
+def comparison() -> str:
+    with reading(files.COMPARISON, "evaluate"), files.COMPARISON.open(encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    with reading(files.METRICS, "evaluate"):
+        difference = json.loads(files.METRICS.read_text(encoding="utf-8"))["difference"]
+    return comparison_markdown(rows, difference)
 
 
 @main_function
@@ -53,6 +102,7 @@ def main() -> None:
             )
         figures.save(figures.confusion(matrices), files.FIGURES / "confusion.png")
         figures.save(figures.reliability(bins), files.FIGURES / "reliability.png")
+        files.write_text(files.COMPARISON.with_suffix(".md"), comparison())
 
 
 if __name__ == "__main__":

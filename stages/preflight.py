@@ -1,21 +1,62 @@
 """What has to hold before `dvc` starts, in `make repro`: ``python -m stages.preflight``.
 
-DVC removes a stage's outs before the stage itself can refuse a setting, so params.yaml is checked
-here. And DVC writes its lock files in place: one that it was killed in is mended, because with it
-no `dvc` command starts.
+In a copy without history, as in a ZIP file, DVC is told to do without git. DVC removes a stage's
+outs before the stage itself can refuse a setting, so params.yaml is checked here. And DVC writes
+its lock files in place: one that it was killed in is mended, because with it no `dvc` command
+starts.
 """
 
 import json
 import shutil
+import subprocess
+import sys
+import tempfile
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
 from stages import alone, files, params, results
-from stages.errors import StageError, main_function
+from stages.errors import StageError, main_function, one_line
 
 RWLOCK = Path(".dvc", "tmp", "rwlock")
-DVC_RUNS = Path(".dvc", "tmp", "lock")
+RWLOCKS = (RWLOCK, files.STUDY / RWLOCK)  # of both DVC projects
+
+
+def check_writable() -> None:
+    """DVC calls a read-only folder an unexpected error.
+
+    Raises:
+        StageError: Nothing can be written here.
+    """
+    with files.writing(RWLOCK.parent):
+        RWLOCK.parent.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=RWLOCK.parent).close()
+
+
+def is_in_git() -> bool:
+    """Whether this folder, or one above it, is a git repository; needs no git."""
+    here = Path.cwd()
+    return any((folder / ".git").exists() for folder in (here, *here.parents))
+
+
+def do_without_git() -> None:
+    """Let DVC work in a folder that no git repository holds.
+
+    Raises:
+        StageError: DVC's settings cannot be read or written.
+    """
+    if is_in_git():
+        return
+    dvc = [sys.executable, "-m", "dvc", "config", "--local", "core.no_scm"]
+    if subprocess.run(dvc, capture_output=True, text=True).stdout.strip() == "true":
+        return
+    told = subprocess.run([*dvc, "true"], capture_output=True, text=True)
+    if told.returncode:
+        raise StageError(f"this is no git repository, and DVC fails: {one_line(told.stderr)}")
+    print(
+        "this is no git repository: DVC does without (core.no_scm in .dvc/config.local). After a "
+        "`git init`: `dvc config --local --unset core.no_scm`"
+    )
 
 
 def mend_dvc_lock(path: Path) -> None:
@@ -27,7 +68,14 @@ def mend_dvc_lock(path: Path) -> None:
         shutil.copyfile(kept, path)
         origin = "from before its last stage began"
     else:
-        files.write_text(path, results.git("show", f"HEAD:{path.as_posix()}"))
+        try:
+            committed = results.git("show", f"HEAD:./{path.as_posix()}")
+        except StageError as error:
+            raise StageError(
+                f"{path} cannot be read, and git gives no older one ({error}): `rm {path}`, then "
+                "`dvc repro` computes it anew"
+            ) from None
+        files.write_text(path, committed)
         if not is_whole(path):
             raise StageError(f"{path} cannot be read, nor can the last commit's: take an older one")
         origin = "of the last commit"
@@ -47,25 +95,28 @@ def is_whole(path: Path) -> bool:
     return True
 
 
-def mend_rwlock() -> None:
+def mend_rwlock(path: Path) -> None:
     """Remove DVC's list of running commands if it is torn and no command is at work."""
     try:
-        json.loads(RWLOCK.read_text(encoding="utf-8"))
+        json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return
     except ValueError:
         try:
-            with FileLock(DVC_RUNS, timeout=0):
-                RWLOCK.unlink()
+            with FileLock(path.with_name("lock"), timeout=0):
+                path.unlink()
         except Timeout:
-            raise StageError(f"{RWLOCK} is torn, and another `dvc` is at work: end it") from None
-        print(f"{RWLOCK} could not be read; it is removed")
+            raise StageError(f"{path} is torn, and another `dvc` is at work: end it") from None
+        print(f"{path} could not be read; it is removed")
 
 
 @main_function
 def main() -> None:
     params.load()
-    mend_rwlock()
+    check_writable()
+    do_without_git()
+    for rwlock in RWLOCKS:
+        mend_rwlock(rwlock)
     for lock in files.LOCKS:
         mend_dvc_lock(Path(lock))
 

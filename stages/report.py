@@ -13,13 +13,11 @@ from stages.params import MODEL_NAMES, ModelName, Params
 from stages.study import OverSeeds, Row
 from stages.tables import TITLES, interval, percent, table
 
-FOLDER = files.REPORTS / "study"
+FOLDER = files.STUDY / "report"
 ALSO_OF_A_CELL = (
     "test_loss",
     "test_negative_log_likelihood",
     "test_calibration_error",
-    "weights_sha256",
-    "outputs_sha256",
 )
 LOSS_FLOOR = math.log(math.e + 9) - 1
 
@@ -300,6 +298,7 @@ def cell_rows(rows: Sequence[Row]) -> list[dict[str, Any]]:
                     "test_accuracy_high": high,
                 }
                 | {name: scores[name] for name in ALSO_OF_A_CELL}
+                | {f"{name}_sha256": cell.sha256[name] for name in ("weights", "outputs")}
             )
     return found
 

@@ -3,6 +3,7 @@
 import functools
 import json
 import os
+import posixpath
 import re
 import subprocess
 import tempfile
@@ -18,6 +19,7 @@ from stages import files, params
 from stages.errors import InputError, StageError
 
 LOCK, STUDY_LOCK = files.LOCKS
+STUDY_RESULTS = (STUDY_LOCK, files.CELLS.as_posix(), (files.STUDY / "report").as_posix())
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,8 @@ def declaration(stage: str) -> dict[str, Any]:
     if stage in declared():
         found: dict[str, Any] = declared()[stage]
         return found
-    study = load_yaml(Path("study/dvc.yaml").read_text(encoding="utf-8"))["stages"]
+    text = (files.STUDY / "dvc.yaml").read_text(encoding="utf-8")
+    study = load_yaml(text)["stages"]
     name, _, item = stage.partition("@")
     # `cell@record-mlp-0` is the recipe record, the model mlp and the seed 0
     values = dict(zip(study[name].get("matrix", {}), item.split("-"), strict=False))
@@ -67,10 +70,35 @@ def declaration(stage: str) -> dict[str, Any]:
     return {**json.loads(text), "matrix": values}
 
 
+def _folder_of(stage: Mapping[str, Any]) -> str:
+    """The folder that a stage's paths start from. The study was not always a DVC project of its
+    own; in commits from before, they start from the main folder."""
+    return files.STUDY.as_posix() if stage["cmd"].startswith("cd .. &&") else ""
+
+
+def _from_main(path: str, folder: str) -> str:
+    """A path that starts from a folder, from the main folder."""
+    return posixpath.normpath(posixpath.join(folder, path))
+
+
 def _outs_of(declaration: Mapping[str, Any]) -> list[str]:
-    """The paths of a stage's outs, metrics among them, as dvc.yaml declares them."""
-    entries = [*declaration.get("metrics", []), *declaration["outs"]]
-    return [entry if isinstance(entry, str) else next(iter(entry)) for entry in entries]
+    """The paths of a stage's outs, metrics and plots among them, as dvc.yaml declares them."""
+    entries = [
+        entry for kind in ("metrics", "plots", "outs") for entry in declaration.get(kind, [])
+    ]
+    names = (entry if isinstance(entry, str) else next(iter(entry)) for entry in entries)
+    return [_from_main(name, _folder_of(declaration)) for name in names]
+
+
+def _settings_of(declaration: Mapping[str, Any]) -> list[str]:
+    """The keys of params.yaml that a stage declares."""
+    keys = []
+    for entry in declaration["params"]:
+        if isinstance(entry, str):
+            keys.append(entry)
+        else:
+            keys += entry.get(f"../{params.PATH}", [])
+    return keys
 
 
 def of_files(stage: str, with_outs: bool = True) -> Result:
@@ -78,7 +106,7 @@ def of_files(stage: str, with_outs: bool = True) -> Result:
     said = declaration(stage)
     content = params.read()
     values: dict[str, Any] = {}
-    for key in (key for key in said["params"] if isinstance(key, str)):
+    for key in _settings_of(said):
         key = key.replace("${recipe}", content["recipe"])
         value: Any = content
         for part in key.split("."):
@@ -88,7 +116,10 @@ def of_files(stage: str, with_outs: bool = True) -> Result:
         stage,
         values,
         outs={path: files.md5(Path(path)) for path in _outs_of(said)} if with_outs else {},
-        deps={path: files.md5(Path(path)) for path in said["deps"]},
+        deps={
+            path: files.md5(Path(path))
+            for path in (_from_main(dep, _folder_of(said)) for dep in said["deps"])
+        },
     )
 
 
@@ -110,9 +141,9 @@ def of_lock(lock_path: str = LOCK) -> dict[str, Result]:
     return {
         stage: _result(
             stage,
-            lock[stage].get("params", {}).get(params.PATH.as_posix(), {}),
-            outs=_md5s(lock[stage].get("outs", [])),
-            deps=_md5s(lock[stage].get("deps", [])),
+            _locked_settings(lock[stage]),
+            outs=md5s(lock[stage], "outs"),
+            deps=md5s(lock[stage], "deps"),
         )
         for stage in order
     }
@@ -129,8 +160,18 @@ def _flat(values: Mapping[str, Any]) -> dict[str, Any]:
     return {key.removeprefix(f"{recipe}."): value for key, value in params.flatten(values).items()}
 
 
-def _md5s(entries: list[dict[str, Any]]) -> dict[str, str]:
-    return {entry["path"]: entry["md5"] for entry in entries}
+def _locked_settings(stage: Mapping[str, Any]) -> dict[str, Any]:
+    for path, values in stage.get("params", {}).items():
+        if _from_main(path, _folder_of(stage)) == params.PATH.as_posix():
+            found: dict[str, Any] = values
+            return found
+    return {}
+
+
+def md5s(stage: Mapping[str, Any], kind: str) -> dict[str, str]:
+    """The md5s of a locked stage's outs or deps, by path."""
+    folder = _folder_of(stage)
+    return {_from_main(entry["path"], folder): entry["md5"] for entry in stage.get(kind, [])}
 
 
 # --- git ---
@@ -166,7 +207,7 @@ def provenance() -> dict[str, str]:
     tags = {}
     try:
         outs = [path for declaration in declared().values() for path in _outs_of(declaration)]
-        excluded = [f":(exclude){path}" for path in (LOCK, *outs, STUDY_LOCK, "reports/study")]
+        excluded = [f":(exclude){path}" for path in (LOCK, *outs, *STUDY_RESULTS)]
         status = git("status", "--porcelain", "--", ".", *excluded)
         tags = {"commit": git("rev-parse", "HEAD").strip(), "dirty": str(bool(status)).lower()}
     except StageError:
@@ -243,7 +284,7 @@ def holders() -> tuple[Holder, ...]:
     for blob, holding in by_lock.items():
         try:
             stages = load_yaml(git("cat-file", "blob", blob))["stages"]
-            outs = {name: _md5s(stage.get("outs", [])) for name, stage in stages.items()}
+            outs = {name: md5s(stage, "outs") for name, stage in stages.items()}
         except Exception:  # a damaged dvc.lock somewhere in the history holds nothing
             continue
         found.append(Holder(holding[-1], len(holding) - 1, outs))

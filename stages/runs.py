@@ -115,16 +115,21 @@ def log_result(run_id: str, result: Result, say: Say = silent) -> None:
         metrics = path / "metrics.json" if result.stage == "report" else path
         if metrics.name == "metrics.json":
             found = json.loads(metrics.read_text(encoding="utf-8"))
-            log_metrics(run_id, params.flatten(found))
+            log_metrics(run_id, numbers(found))
         elif path == files.DATA_PREPARED:
             log_metrics(run_id, dict(_counts(path / "counts.csv")))
         elif path.parent == files.CELLS:
-            scores = json.loads((path / "scores.json").read_text(encoding="utf-8"))
-            numbers = {name: value for name, value in scores.items() if not isinstance(value, str)}
-            log_metrics(run_id, numbers)
+            scores = json.loads(path.read_text(encoding="utf-8"))["scores"]
+            log_metrics(run_id, {name: value for name, [value] in scores.items()})
         elif path == files.FIGURES:
             log_metrics(run_id, _last_epochs(result))
         say("ready")
+
+
+def numbers(metrics: Mapping[str, Any]) -> dict[str, float]:
+    """The metrics in a JSON file, flat; as for `dvc metrics show`, lists are none."""
+    flat = params.flatten(metrics)
+    return {name: value for name, value in flat.items() if not isinstance(value, list)}
 
 
 def artifacts_of(out: str) -> list[Path]:

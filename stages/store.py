@@ -83,7 +83,8 @@ SETTINGS = {
 
 def root() -> Path:
     """The checkout that keeps the store: DVC names the main one, also in a copy that it made."""
-    return Path(os.environ.get("DVC_ROOT") or ".").resolve()
+    project = Path(os.environ.get("DVC_ROOT") or ".").resolve()
+    return project.parent if (project.parent / ".dvc").is_dir() else project  # of the study, above
 
 
 def uri() -> str:

@@ -29,10 +29,11 @@ RESAMPLES = 2_000
 
 @dataclass(frozen=True)
 class Cell:
-    """One trained network: its scores.json, and the test images that it gets wrong."""
+    """One trained network: its scores, and the test images that it gets wrong."""
 
     seed: str
     scores: Mapping[str, Any]
+    sha256: Mapping[str, str]  # of its weights and outputs
     labels: Mapping[int, int]  # of those images, by index
     predicted: Mapping[int, int]
 
@@ -82,16 +83,16 @@ def load_rows(settings: Params) -> list[Row]:
     for (recipe, _), found in seeds.items():
         found += [VALIDATION] if recipe in settings.study.recipes else []
     wanted = {cell_path(*name, seed) for name, found in seeds.items() for seed in found}
-    missing = [path for path in wanted if not (path / "scores.json").is_file()]
+    missing = [path for path in wanted if not path.is_file()]
     if missing:
         raise StageError(
             f"{len(missing)} of the study's {len(wanted)} cells are missing ({_named(missing)}): "
             "`make study` computes them"
         )
-    strangers = [path for path in files.CELLS.iterdir() if path.is_dir() and path not in wanted]
+    strangers = [path for path in files.CELLS.glob("*.json") if path not in wanted]
     if strangers:
         raise StageError(
-            f"{files.CELLS} has {len(strangers)} folders that the study of params.yaml no longer "
+            f"{files.CELLS} has {len(strangers)} files that the study of params.yaml no longer "
             f"has ({_named(strangers)}): remove them, or name their recipes and seeds there"
         )
     rows = []
@@ -102,31 +103,32 @@ def load_rows(settings: Params) -> list[Row]:
     return rows
 
 
-def _named(folders: Sequence[Path]) -> str:
-    names = sorted(path.name for path in folders)
+def _named(cells: Sequence[Path]) -> str:
+    names = sorted(path.stem for path in cells)
     return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if names[5:] else "")
 
 
 def load_cell(recipe: str, model: str, seed: str) -> Cell:
     """What stage cell or validation wrote."""
-    folder = cell_path(recipe, model, seed)
+    path = cell_path(recipe, model, seed)
     try:
-        scores = json.loads((folder / "scores.json").read_text(encoding="utf-8"))
-        columns = files.read_csv(folder / "errors.csv")
+        content = json.loads(path.read_text(encoding="utf-8"))
+        scores = {name: value for name, [value] in content["scores"].items()}
         index, label, predicted = (
-            list(map(int, columns.get(name, []))) for name in ("index", "label", "predicted")
+            content["errors"][name] for name in ("index", "label", "predicted")
         )
         if len(index) != round(scores["test_images"] * (1 - scores["test_accuracy"])):
-            raise ValueError("errors.csv does not have the errors that scores.json counts")
+            raise ValueError("it does not list the errors that its accuracy counts")
         cell = Cell(
             seed,
             scores,
+            sha256=files.read_fingerprints(content["sha256"]),
             labels=dict(zip(index, label, strict=True)),
             predicted=dict(zip(index, predicted, strict=True)),
         )
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         reason = " ".join(str(error).split())
-        raise StageError(f"{folder} is damaged ({reason}): remove it, and `make study`") from None
+        raise StageError(f"{path} is damaged ({reason}): remove it, and `make study`") from None
     return cell
 
 

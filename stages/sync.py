@@ -12,7 +12,7 @@ from stages.results import Result
 from stages.runs import Say, client, silent
 from stages.tables import table
 
-SHARED = ((files.REPORTS / "comparison.md").as_posix(), files.FIGURES.as_posix())
+SHARED = (files.COMPARISON.with_suffix(".md").as_posix(), files.FIGURES.as_posix())
 
 
 def sync(experiment_id: str, rev: str | None = None) -> None:
@@ -167,9 +167,11 @@ def write(
     run_id = runs.start(experiment_id, result, tags | {"backfilled": "true"})
     try:
         for out in map(Path, result.outs):
-            history = out / "history.csv" if out.parent == files.CELLS else out
-            if history.name.startswith("history"):
-                runs.log_history(run_id, files.read_csv(history))
+            if out.parent == files.CELLS:
+                cell = json.loads(out.read_text(encoding="utf-8"))
+                runs.log_history(run_id, cell["history"])
+            elif out.name.startswith("history"):
+                runs.log_history(run_id, files.read_csv(out))
         runs.log_result(run_id, result)
     except BaseException:
         with contextlib.suppress(Exception):  # the first failure is the one to tell
@@ -305,7 +307,7 @@ def group(experiment_id: str, locked: dict[str, Result]) -> None:
             tags=tags | {"process": runs.this_process()},
         )
         metrics = json.loads(files.METRICS.read_text(encoding="utf-8"))
-        runs.log_metrics(parent.info.run_id, params.flatten(metrics))
+        runs.log_metrics(parent.info.run_id, runs.numbers(metrics))
         client().set_tag(parent.info.run_id, "pipeline", _identity(locked))
     parent_id = parent.info.run_id
     for out, md5 in _shared(locked):
@@ -323,7 +325,7 @@ def group(experiment_id: str, locked: dict[str, Result]) -> None:
 
 def description(of_stage: dict[str, Any]) -> str:
     """What the parent run says: the comparison, and where the five runs are."""
-    comparison = (files.REPORTS / "comparison.md").read_text(encoding="utf-8")
+    comparison = files.COMPARISON.with_suffix(".md").read_text(encoding="utf-8")
     rows = [
         [
             f"[{stage}](#/experiments/{run.info.experiment_id}/runs/{run.info.run_id})",

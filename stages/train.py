@@ -73,6 +73,12 @@ def epoch_line(row: dict[str, Any], epochs: int) -> str:
     return f"epoch {row['epoch']:>{len(str(epochs))}}/{epochs}  " + ",  ".join(parts)
 
 
+def metrics(name: ModelName, state: training.State) -> dict[str, Any]:
+    """The last epoch on the training images, and the fingerprints of the weights."""
+    last = {key: state.history[-1][key] for key in ("train_accuracy", "train_loss")}
+    return {name: last, "weights": files.fingerprint_lines(state.weights)}
+
+
 @main_function
 def main() -> None:
     name = model_name(sys.argv[1:])
@@ -84,7 +90,7 @@ def main() -> None:
         recipe = settings.of_model(name)
         with fit(stage, name, splits, recipe, settings.device, generator, run) as state:
             files.write_rows(files.history_path(name), state.history)
-            files.write_csv(files.weights_path(name), ["weights", "sha256"], state.weights)
+            files.write_json(files.training_path(name), metrics(name, state))
             models.save_model(state.network, files.model_path(name))
 
 

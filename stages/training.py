@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.optim import SGD, AdamW
 from torch.optim.lr_scheduler import ConstantLR, OneCycleLR
 
-from stages import augmentation, files, models, scoring
+from stages import augmentation, files, models, numerics, scoring
 from stages.errors import StageError
 from stages.mnist import Split
 from stages.params import Recipe
@@ -84,6 +84,8 @@ def train(
     network = state.network
     device = str(next(network.parameters()).device)
     data = {name: models.examples(part, device) for name, part in splits.items() if len(part)}
+    if len(splits["train"]) <= WHOLE and not recipe.augmentation:
+        data["train"] = models.normalized(data["train"])
     if not state.history:
         state.record_weights("initial")
     for epoch in range(len(state.history) + 1, recipe.epochs + 1):
@@ -136,12 +138,16 @@ def train_epoch(
     network, device = state.network, data.labels.device
     loss_sum, correct = 0.0, torch.zeros((), dtype=torch.int64, device=device)
     for step, batch in enumerate(torch.split(order.to(device), recipe.batch_size), start=1):
-        images, labels = data.images[batch], data.labels[batch].long()
+        labels, images = data.labels[batch].long(), data.images[batch]
         if recipe.augmentation:
             images = augmentation.distort(images, recipe.augmentation, state.generator)
-        outputs = network(models.normalize(images))
-        loss = F.cross_entropy(outputs, labels)
-        loss_value = loss.item()
+            images = models.normalize(images)
+        elif images.dtype == torch.uint8:
+            images = models.normalize(images)
+        outputs = network(images)
+        with numerics.one_thread():
+            loss = F.cross_entropy(outputs, labels)
+            loss_value = loss.item()
         if not math.isfinite(loss_value):
             raise StageError(
                 f"the loss is {loss_value} in epoch {epoch}, step {step}; no model is written. "
@@ -149,7 +155,8 @@ def train_epoch(
             )
         state.optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
-        state.optimizer.step()
+        with numerics.one_thread():
+            state.optimizer.step()
         state.scheduler.step()
         if epoch == step == 1:
             state.record_weights("first batch")

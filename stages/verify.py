@@ -5,7 +5,7 @@ the last commit into a scratch folder, runs the whole pipeline there without any
 every out with dvc.lock, and with the file that lies here.
 """
 
-import csv
+import json
 import os
 import shutil
 import subprocess
@@ -15,8 +15,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from stages import damage, files
-from stages.errors import StageError, main_function
+import psutil
+
+from stages import damage, files, preflight, results
+from stages.errors import StageError, main_function, one_line
 from stages.params import MODEL_NAMES
 
 
@@ -40,13 +42,22 @@ class Out:
 
 
 def run(command: Sequence[str], folder: Path) -> str:
-    """What a command prints; its own output goes on to the terminal when it fails."""
-    result = subprocess.run(
-        command, cwd=folder, stdout=subprocess.PIPE, text=True, encoding="utf-8"
-    )
+    """The output of a command.
+
+    Raises:
+        StageError: It fails; says why in its own words.
+    """
+    try:
+        result = subprocess.run(
+            command, cwd=folder, capture_output=True, text=True, encoding="utf-8"
+        )
+    except OSError as error:
+        raise StageError(
+            f"{command[0]} cannot be started ({error.strerror}): is it installed?"
+        ) from None
     if result.returncode != 0:
-        print(result.stdout, file=sys.stderr)
-        raise StageError(f"`{' '.join(command)}` failed (exit code {result.returncode})")
+        reason = one_line(result.stderr) or f"exit code {result.returncode}"
+        raise StageError(f"`{' '.join(command)}`: {reason}")
     return result.stdout
 
 
@@ -67,9 +78,16 @@ def reproduce(scratch: Path) -> tuple[dict[tuple[str, str], str], dict[tuple[str
         encoding="utf-8",
     )
     assert process.stdout
-    for line in process.stdout:
-        if line.startswith("Running stage"):
-            print(line.strip(), flush=True)
+    try:
+        for line in process.stdout:
+            if line.startswith("Running stage"):
+                print(line.strip(), flush=True)
+    except BaseException:  # Ctrl-C, or nobody reads this any more
+        started = psutil.Process(process.pid)
+        for child in [started, *started.children(recursive=True)]:
+            child.kill()
+        process.wait()
+        raise
     if process.wait() != 0:
         raise StageError("`dvc repro` failed in the scratch clone, see above")
     return committed, damage.locked(scratch)
@@ -99,7 +117,7 @@ def origin(scratch: Path, differing: Sequence[str]) -> str:
     if files.DATA_PREPARED.as_posix() in differing:
         return "it begins with the data"
     for model in MODEL_NAMES:
-        path = files.weights_path(model).as_posix()
+        path = files.training_path(model).as_posix()
         committed = fingerprints(run(["git", "show", f"HEAD:{path}"], scratch))
         computed = fingerprints((scratch / path).read_text(encoding="utf-8"))
         for moment in [*committed, *computed]:
@@ -109,15 +127,30 @@ def origin(scratch: Path, differing: Sequence[str]) -> str:
 
 
 def fingerprints(text: str) -> dict[str, str]:
-    return {row["weights"]: row["sha256"] for row in csv.DictReader(text.splitlines())}
+    return files.read_fingerprints(json.loads(text)["weights"])
+
+
+def dirty_files() -> str:
+    """The files that differ from the last commit.
+
+    Raises:
+        StageError: git gives no commit of this folder.
+    """
+    if not preflight.is_in_git():
+        raise StageError(
+            "the last commit is verified, and this is no git repository: `git init && git add . && "
+            "git commit -m copied` first"
+        )
+    run(["git", "cat-file", "-e", f"HEAD:./{results.LOCK}"], Path())
+    return run(["git", "status", "--porcelain"], Path()).strip()
 
 
 @main_function
 def main() -> None:
+    dirty = dirty_files()
     stored = damage.in_stores(damage.locked(Path()))
     for found in stored:
         print(found)
-    dirty = run(["git", "status", "--porcelain"], Path()).strip()
     if dirty:
         print("note: the last commit is verified; what is changed since is not\n" + dirty)
     with tempfile.TemporaryDirectory(prefix="verify-") as folder:
@@ -133,7 +166,7 @@ def main() -> None:
         for out in damaged:
             print(
                 f"{out.path} in this folder is not the committed one (stage {out.stage}): "
-                f"`{damage.cure(out.path)}`"
+                f"`{damage.cure(out.stage, out.path)}`"
             )
         if wrong:
             print(origin(scratch, [out.path for out in wrong]))

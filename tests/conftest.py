@@ -201,6 +201,7 @@ def make_clone(path: Path) -> Clone:
             (path / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(ROOT / name, path / name)
     shutil.copytree(ROOT / files.DATA_RAW, path / files.DATA_RAW)
+    (path / ".venv").symlink_to(sys.prefix)
     clone = Clone(path)
     clone.commit("as it stands")
     return clone

@@ -273,6 +273,12 @@ def test_a_read_only_checkout_is_refused_in_one_line(copy):
     by_dvc = copy.run(*namespace("--mount"), "sh", "-c", f"{readonly} dvc repro --force train_mlp",
                       check=False)  # fmt: skip
     assert by_dvc.returncode != 0
+    by_make = copy.run(*namespace("--mount"), "sh", "-c",
+                       f"{readonly} make repro INSTALLED=params.yaml", check=False)  # fmt: skip
+    assert "unexpected error" in by_dvc.stderr
+    assert by_make.stderr.startswith("error: .dvc/tmp cannot be written (Read-only file system)")
+    # These have nothing to write here
+    copy.run(*namespace("--mount"), "sh", "-c", f"{readonly} python -m stages.damage")
     assert copy.outs() == expected
 
 

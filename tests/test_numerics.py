@@ -54,6 +54,14 @@ def test_the_pins_are_in_force_before_torch_is_imported():
     assert result.stderr == ""
 
 
+def test_threads_that_wait_for_others_soon_sleep_however_a_stage_is_started():
+    for env in ({}, {"UNPINNED": "1"}):
+        said = python("import stages.training", OMP_DISPLAY_ENV="VERBOSE", **env)  # libgomp's words
+        assert f"GOMP_SPINCOUNT = '{numerics.SPINS}'" in said.stderr
+    said = python("import stages.training", OMP_DISPLAY_ENV="VERBOSE", GOMP_SPINCOUNT="7")
+    assert "GOMP_SPINCOUNT = '7'" in said.stderr
+
+
 def test_cores_and_thread_variables_of_the_machine_do_not_change_the_bits():
     expected = fingerprints()
     assert fingerprints(OMP_NUM_THREADS="1", MKL_NUM_THREADS="1", OMP_DYNAMIC="TRUE") == expected

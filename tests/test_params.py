@@ -39,14 +39,49 @@ def write(tmp_path, monkeypatch):
         ("learning_rate: 0.01", "learning_rate: '1e-3'", "is '1e-3', expected a valid number"),
         ("dropout: 0.0", "dropout: 1.0", "dropout is 1.0, expected less than 1"),
         ("recipe: published", "recipe: best", "recipe is 'best', expected one of: published, docu"),
+        ("recipe: published", "recipe: 7", "recipe is 7, expected one of: published, documented,"),
+        ("recipe: published", "recipe: [fast]", "recipe is ['fast'], expected one of: published,"),
+        ("recipe: published", "recipe:", "recipe is empty, expected one of: published, documented"),
+        ("recipe: published", "recipe: publishd", "decay; did you mean published?"),
+        (
+            "recipe: published",
+            "recip: published",
+            "recipe is missing, expected one of: published, documented, published_without_softmax, "
+            "fast, record, record_without_distortions, record_in_20_epochs, record_without_adamw, "
+            "record_without_schedule, record_without_decay\nerror: params.yaml: recip is not a "
+            "setting, expected here: seed, threads, device, data, registry, study, recipe, recipes"
+            "; did you mean recipe?",
+        ),
+        (
+            "learning_rate",
+            "lerning_rate",
+            "recipes.published.lenet5.learning_rate is missing\nerror: params.yaml: "
+            "recipes.published.lenet5.lerning_rate is not a setting, expected here: epochs, ",
+        ),
+        ("device: cpu", "device: 0", "device is 0, expected 'cpu' or 'cuda'"),
+        ("device: cpu", "device: cudda", "expected 'cpu' or 'cuda'; did you mean cuda?"),
+        (
+            "optimizer: adamw",
+            "optimizer: adam",
+            "fast.lenet5.optimizer is 'adam', expected 'sgd' or 'adamw'; did you mean adamw?\n"
+            "error: params.yaml: recipes.fast.mlp.optimizer is 'adam', expected 'sgd' or 'adamw'",
+        ),
+        ("before_loss: true", "before_loss: yes", "before_loss is 'yes', expected true or false"),
+        ("recipes: [published,", "recipes: [7,", "study.recipes.0 is 7, expected one of: publishe"),
+        (
+            "  sources:\n",
+            "  sources: raw\n  moved:\n",
+            "data.sources is 'raw', expected a list of: raw, torchvision, package\nerror: "
+            "params.yaml: data.moved is not a setting",
+        ),
         ("threads: 2", "threads: 0", "threads is 0, expected greater than or equal to 1"),
         ("threads: 2", "threads: 1000", "threads is 1000, expected less than or equal to 64"),
         ("- raw", "- row", "data.sources.0 is 'row', expected 'raw', 'torchvision' or 'package'"),
         (
             "sources:\n",
             "sources: []\n  moved:\n",
-            "data.sources is [], expected at least 1 item\nerror: params.yaml: data.moved is not a "
-            "setting",
+            "data.sources is [], expected at least 1 item of: raw, torchvision, package\nerror: "
+            "params.yaml: data.moved is not a setting",
         ),
         ("validation_size: 0", "validation_size: 60000", "data.validation_size is 60000, expected"),
         ("validation_size: 0", "validation_size: 9", "validation_size is 9, expected 0 or at leas"),

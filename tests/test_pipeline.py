@@ -2,6 +2,7 @@
 
 import ast
 import json
+import subprocess
 from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
@@ -9,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 from ruamel.yaml import YAML
 
-from conftest import ROOT
+from conftest import ROOT, Clone
 from stages import evaluate, files, params, plot, prepare, tracking, train
 from stages.params import MODEL_NAMES
 
@@ -144,15 +145,36 @@ def test_the_last_epochs_scores_are_the_reports(small_run):
             assert confusion[f"predicted_{digit}"] == column
 
 
-def test_dvcs_own_commands_find_the_metrics_and_plots(small_run):
-    shown = small_run.run("dvc", "metrics", "show", "--json").stdout
-    assert "mcnemar_p" in shown
-    small_run.run("dvc", "plots", "show", "--out", str(small_run.path.parent / "plots"))
-    page = (small_run.path.parent / "plots" / "index.html").read_text(encoding="utf-8")
-    for entry in PIPELINE["plots"]:
-        assert next(iter(entry.values()))["title"] in page
-    assert "history_mlp.csv" in page
-    assert "history_lenet5.csv" in page
+def test_dvcs_own_commands_show_every_metric_and_panel_from_files_in_git(copy, tmp_path):
+    copy.commit("one result")
+    copy.edit("params.yaml", "momentum: 0.9", "momentum: 0.8", count=-1)
+    copy.repro()
+    copy.commit("another")
+    # Without a cache or a remote, as whoever clones this has it
+    subprocess.run(["git", "clone", "--quiet", copy.path, tmp_path / "cloned"], check=True)
+    clone = Clone(tmp_path / "cloned")
+    shown = clone.run("dvc", "metrics", "show", "--json")
+    assert json.loads(shown.stdout)[""]["data"].keys() == {
+        "reports/metrics.json",
+        "reports/train_lenet5.json",
+        "reports/train_mlp.json",
+    }
+    assert "sha256" not in shown.stdout
+    titles = [next(iter(entry.values()))["title"] for entry in PIPELINE["plots"]]
+    titles += [
+        options["title"]
+        for stage in PIPELINE["stages"].values()
+        for entry in stage.get("plots", [])
+        for options in entry.values()
+    ]
+    for command in (("show",), ("diff", "HEAD~1", "HEAD")):
+        said = clone.run("dvc", "plots", *command)
+        assert shown.stderr == said.stderr == ""
+        page = (clone.path / "dvc_plots" / "index.html").read_text(encoding="utf-8")
+        assert all(f'"text": "{title}"' in page for title in titles)
+        assert page.count("vegaEmbed(") == len(titles)  # and no panel without a title
+        assert "var spec = {};" not in page
+    assert clone.run("git", "status", "--porcelain").stdout == ""
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """The README's numbers and commands are the repository's."""
 
+import json
 import re
 import subprocess
 import sys
@@ -14,20 +15,20 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 def test_the_tables_are_the_committed_ones():
     shown, reported = {}, {}
-    for name in ("comparison", "benchmarks", "study/study"):
-        report = f"reports/{name}.md"
+    for name in ("reports/comparison", "reports/benchmarks", "study/report/study"):
+        report = f"{name}.md"
         shown[name] = README.split(f"<!-- {report} -->\n")[1].split("<!-- end -->")[0]
         reported[name] = (ROOT / report).read_text(encoding="utf-8")
-    assert shown["comparison"] == reported["comparison"]
-    assert shown["benchmarks"].startswith("| an epoch of training")
-    assert shown["study/study"].startswith("| model | recipe | test accuracy")
-    for name in ("benchmarks", "study/study"):
+    assert shown["reports/comparison"] == reported["reports/comparison"]
+    assert shown["reports/benchmarks"].startswith("| an epoch of training")
+    assert shown["study/report/study"].startswith("| model | recipe | test accuracy")
+    for name in ("reports/benchmarks", "study/report/study"):
         assert shown[name] + "\n" in reported[name]  # the whole table: a blank line ends it
 
 
 def test_every_figure_of_the_study_in_the_text_is_one_of_its_report():
     text = README.split("\n## The study\n")[1].split("\n## ")[0]
-    report = (ROOT / "reports/study/study.md").read_text(encoding="utf-8")
+    report = (ROOT / "study/report/study.md").read_text(encoding="utf-8")
     figures = re.findall(r"\d+\.\d{2,}", text)
     assert len(figures) > 30
     reported = set(re.findall(r"\d+\.\d{2,}", report))
@@ -68,13 +69,12 @@ def test_the_published_fingerprints_are_the_committed_ones():
     shown = re.findall(
         r"^    (lenet5|mlp) +(initial|trained|outputs) +([0-9a-f]{64})$", README, re.M
     )
-    outputs = dict(
-        line.split(",") for line in (ROOT / files.OUTPUTS).read_text("utf-8").splitlines()[1:]
-    )
+    metrics = json.loads((ROOT / files.METRICS).read_text("utf-8"))
+    outputs = files.read_fingerprints(metrics["outputs"])
     expected = []
     for model in MODEL_NAMES:
-        rows = (ROOT / files.weights_path(model)).read_text("utf-8").splitlines()[1:]
-        initial, *_, trained = [row.split(",")[1] for row in rows]
+        training = json.loads((ROOT / files.training_path(model)).read_text("utf-8"))
+        initial, *_, trained = files.read_fingerprints(training["weights"]).values()
         expected += [(model, "initial", initial), (model, "trained", trained)]
         expected += [(model, "outputs", outputs[model])]
     assert shown == expected

@@ -26,7 +26,7 @@ def made(correct, seed="0") -> Cell:
     wrong = np.flatnonzero(~np.asarray(correct)).tolist()
     labels = {index: index % 10 for index in wrong}
     predicted = {index: (label + 1) % 10 for index, label in labels.items()}
-    return Cell(seed, {"test_images": len(correct)}, labels, predicted)
+    return Cell(seed, {"test_images": len(correct)}, {}, labels, predicted)
 
 
 def row(*corrects, model="lenet5") -> Row:
@@ -117,14 +117,15 @@ def test_the_loss_floor_is_what_a_certain_and_right_answer_costs():
 
 @pytest.mark.parametrize("stage", STUDY)
 def test_deps_of_the_study_are_exactly_the_modules_that_its_stages_import(stage):
-    module = STUDY[stage]["cmd"].split()[2].replace(".", "/") + ".py"
-    declared = {dep for dep in STUDY[stage]["deps"] if dep.startswith("stages/")}
+    module = STUDY[stage]["cmd"].split()[5].replace(".", "/") + ".py"
+    deps = [dep.removeprefix("../") for dep in STUDY[stage]["deps"]]
+    declared = {dep for dep in deps if dep.startswith("stages/")}
     assert declared == closure(module)
 
 
 def test_the_committed_study_was_made_by_this_code_with_these_settings(clone):
     """A clone has every cell; of all that the study reads it lacks the prepared images only."""
-    status = json.loads(clone.run("dvc", "status", "--json", "study/dvc.yaml").stdout)
+    status = json.loads(study_of(clone).run("dvc", "status", "--json").stdout)
     changed = {
         (stage, path, state)
         for stage, changes in status.items()
@@ -132,7 +133,11 @@ def test_the_committed_study_was_made_by_this_code_with_these_settings(clone):
         for states in change.values()
         for path, state in states.items()
     }
-    wrong = [change for change in changed if change[1:] != ("data/prepared", "deleted")]
+    wrong = [
+        (stage, path, state)
+        for stage, path, state in changed
+        if not path.endswith("data/prepared") or state != "deleted"
+    ]
     assert not wrong, f"{wrong}: run `make study`, and commit what it writes"
     settings = YAML(typ="safe").load(clone.path / "params.yaml")["study"]
     seeds = len(settings["seeds"])
@@ -141,28 +146,35 @@ def test_the_committed_study_was_made_by_this_code_with_these_settings(clone):
 
 
 def test_the_report_comes_out_of_the_committed_cells_bit_for_bit(clone):
-    committed = files.md5(clone.path / "reports/study")
-    shutil.rmtree(clone.path / "reports/study")
+    committed = files.md5(clone.path / "study/report")
+    shutil.rmtree(clone.path / "study/report")
     clone.repro("prepare")
-    clone.run("dvc", "repro", "--single-item", "--force", "study/dvc.yaml:report")
-    assert files.md5(clone.path / "reports/study") == committed
+    study_of(clone).run("dvc", "repro", "--single-item", "--force", "report")
+    assert files.md5(clone.path / "study/report") == committed
 
 
 def test_the_study_has_the_pipelines_own_models():
-    with (ROOT / "reports/study/cells.csv").open(encoding="utf-8", newline="") as file:
+    with (ROOT / "study/report/cells.csv").open(encoding="utf-8", newline="") as file:
         cells = {(row["recipe"], row["model"], row["seed"]): row for row in csv.DictReader(file)}
     settings = YAML(typ="safe").load(ROOT / "params.yaml")
     metrics = json.loads((ROOT / files.METRICS).read_text(encoding="utf-8"))
     for model in ("lenet5", "mlp"):
         cell = cells[settings["recipe"], model, str(settings["seed"])]
-        trained = (ROOT / files.weights_path(model)).read_text(encoding="utf-8").splitlines()[-1]
-        assert cell["weights_sha256"] == trained.split(",")[1]
+        trained = json.loads((ROOT / files.training_path(model)).read_text(encoding="utf-8"))
+        *_, (_, last) = files.read_fingerprints(trained["weights"]).items()
+        assert cell["weights_sha256"] == last
         assert float(cell["test_accuracy"]) == metrics[model]["accuracy"]
+
+
+def study_of(clone: Clone) -> Clone:
+    """The DVC project of the study, in which its `dvc` commands run."""
+    return Clone(clone.path / files.STUDY)
 
 
 def make_small_study(clone: Clone) -> None:
     """One seed of two recipes and of an ablation."""
-    shutil.rmtree(clone.path / files.CELLS)
+    for path in (clone.path / files.CELLS).iterdir():
+        path.unlink()
     yaml = YAML()
     content = yaml.load(clone.path / "params.yaml")
     content["study"] |= {
@@ -175,39 +187,36 @@ def make_small_study(clone: Clone) -> None:
     yaml.dump(content, clone.path / "params.yaml")
 
 
-def scores_of(clone: Clone, cell: str) -> dict[str, Any]:
-    path = clone.path / files.CELLS / cell / "scores.json"
-    scores: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return scores
+def cell_of(clone: Clone, cell: str) -> dict[str, Any]:
+    path = clone.path / files.CELLS / f"{cell}.json"
+    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return content
 
 
 def cells_of(clone: Clone) -> dict[str, str]:
-    return {
-        path.name: files.md5(path) for path in (clone.path / files.CELLS).iterdir() if path.is_dir()
-    }
+    return {path.stem: files.md5(path) for path in (clone.path / files.CELLS).iterdir()}
 
 
 @pytest.mark.slow
 def test_the_study_computes_only_what_is_missing_and_comes_out_bit_for_bit_again(copy):
-    shutil.rmtree(copy.path / "reports/study", ignore_errors=True)
+    shutil.rmtree(copy.path / "study/report", ignore_errors=True)
     make_small_study(copy)
     with_mirror = {"MIRROR": "on"}
-    ran = copy.repro("study/dvc.yaml", env=with_mirror)
+    ran = study_of(copy).repro(env=with_mirror)
     names = [
         f"{recipe}-{model}" for recipe in ("published", "documented") for model in ("lenet5", "mlp")
     ]
-    expected = [f"study/dvc.yaml:cell@{name}-0" for name in names]
-    expected += [f"study/dvc.yaml:validation@{name}" for name in names]
+    expected = [f"cell@{name}-0" for name in names]
+    expected += [f"validation@{name}" for name in names]
     lessened = [f"record_in_20_epochs-{model}" for model in ("lenet5", "mlp")]
-    expected += [f"study/dvc.yaml:ablation@{name}-0" for name in lessened]
-    assert sorted(ran) == sorted([*expected, "study/dvc.yaml:report"])
-    assert copy.repro("study/dvc.yaml") == []
+    expected += [f"ablation@{name}-0" for name in lessened]
+    assert sorted(ran) == sorted([*expected, "report"])
+    assert study_of(copy).repro() == []
     assert len(copy.repro()) == 0
 
     # The pipeline's own model is the cell of its recipe and seed
-    scores = scores_of(copy, "documented-mlp-0")
-    model = (copy.path / files.model_path("mlp")).read_bytes()
-    assert scores["weights_sha256"] == files.sha256(model)
+    sha256 = files.read_fingerprints(cell_of(copy, "documented-mlp-0")["sha256"])
+    assert sha256["weights"] == files.sha256((copy.path / files.model_path("mlp")).read_bytes())
 
     # Each cell has a run beside that of the report, and the pipeline's experiment has none of them
     client = MlflowClient(f"sqlite:///{copy.path / 'mlflow.db'}")
@@ -215,13 +224,11 @@ def test_the_study_computes_only_what_is_missing_and_comes_out_bit_for_bit_again
     runs = client.search_runs([experiment.experiment_id])
     assert client.get_experiment_by_name(store.PIPELINE.name) is None
     assert {run.info.status for run in runs} == {"FINISHED"}
-    assert sorted(run.data.tags["stage"] for run in runs) == sorted(
-        name.removeprefix("study/dvc.yaml:") for name in [*expected, "study/dvc.yaml:report"]
-    )
+    assert sorted(run.data.tags["stage"] for run in runs) == sorted([*expected, "report"])
     [cell] = [run for run in runs if run.data.tags["stage"] == "cell@published-lenet5-0"]
     assert cell.data.params["lenet5.softmax_before_loss"] == "True"
     assert cell.data.tags["recipe"] == "published"
-    scores = scores_of(copy, "published-lenet5-0")
+    scores = cell_of(copy, "published-lenet5-0")
     assert cell.data.metrics["test_accuracy"] == scores["test_accuracy"]
     found = copy.run(
         "make", "find", f"WHAT={cell.info.run_id}", "INSTALLED=params.yaml", check=False
@@ -237,32 +244,38 @@ def test_the_study_computes_only_what_is_missing_and_comes_out_bit_for_bit_again
     assert copy.run("python", "-m", "stages.tracking", "sync-study").stdout == ""
 
     # A cell that is run again is the same, to the bit
-    report_before = files.md5(copy.path / "reports/study")
-    shutil.rmtree(copy.path / files.CELLS / "documented-lenet5-0")
+    report_before = files.md5(copy.path / "study/report")
+    (copy.path / files.CELLS / "documented-lenet5-0.json").unlink()
     again = copy.run("python", "-m", "stages.report", check=False)
     assert again.returncode == 1
     assert (
         "1 of the study's 10 cells are missing (documented-lenet5-0): `make study`" in again.stderr
     )
-    target = "study/dvc.yaml:cell@documented-lenet5-0"
-    copy.run("dvc", "repro", "--single-item", "--no-run-cache", "--force", target)
+    single = ("dvc", "repro", "--single-item")
+    target = "cell@documented-lenet5-0"
+    study_of(copy).run(*single, "--no-run-cache", "--force", target)
+    assert cells_of(copy) == before
+
+    # A cell that was computed once is never computed again
+    (copy.path / files.CELLS / "documented-lenet5-0.json").unlink()
+    assert f"'{target}' is cached - skipping run" in study_of(copy).run(*single, target).stdout
     assert cells_of(copy) == before
 
     # A further seed costs its own cells and the report
     copy.edit("params.yaml", "seeds:\n  - 0\n", "seeds:\n  - 0\n  - 7\n")
-    ran = copy.repro("study/dvc.yaml")
-    expected = [f"study/dvc.yaml:cell@{name}-7" for name in names]
-    expected += [f"study/dvc.yaml:ablation@{name}-7" for name in lessened]
-    assert sorted(ran) == sorted([*expected, "study/dvc.yaml:report"])
+    ran = study_of(copy).repro()
+    expected = [f"cell@{name}-7" for name in names]
+    expected += [f"ablation@{name}-7" for name in lessened]
+    assert sorted(ran) == sorted([*expected, "report"])
     assert before.items() <= cells_of(copy).items()
     copy.edit("params.yaml", "  - 0\n  - 7\n", "  - 0\n")
     gone = copy.run("python", "-m", "stages.report", check=False)
-    assert "study/cells has 6 folders that the study of params.yaml no longer has" in gone.stderr
+    assert "study/cells has 6 files that the study of params.yaml no longer has" in gone.stderr
     assert "(documented-lenet5-7, documented-mlp-7, published-lenet5-7, " in gone.stderr
     for name in [*names, *lessened]:
-        shutil.rmtree(copy.path / files.CELLS / f"{name}-7")
-    copy.repro("study/dvc.yaml")
-    assert files.md5(copy.path / "reports/study") == report_before
+        (copy.path / files.CELLS / f"{name}-7.json").unlink()
+    study_of(copy).repro()
+    assert files.md5(copy.path / "study/report") == report_before
 
 
 @pytest.mark.parametrize(

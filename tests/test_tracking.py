@@ -144,5 +144,5 @@ def test_figures_tables_and_the_contact_sheet_are_artifacts(client, runs):
         return {file.path for file in client.list_artifacts(runs[stage].info.run_id)}
 
     assert {"contact_sheet.png", "counts.csv"} <= artifacts("prepare")
-    assert {"comparison.md", "confusion_lenet5.csv", "metrics.json"} <= artifacts("evaluate")
-    assert {"curves.png", "confusion.png", "reliability.png"} <= artifacts("plot")
+    assert {"comparison.csv", "confusion_lenet5.csv", "metrics.json"} <= artifacts("evaluate")
+    assert {"comparison.md", "curves.png", "confusion.png", "reliability.png"} <= artifacts("plot")

@@ -1,0 +1,250 @@
+"""Other machines: without git, without DVC around, with pip set up otherwise, with no reader."""
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from conftest import Clone, environment, make_clone, wait_for
+from stages import files, numerics
+from stages.errors import StageError, did_you_mean
+from stages.verify import run
+
+HEAD_FIRST = ["bash", "-c", '"$@" | head -n 1; echo "${PIPESTATUS[0]}"', "-"]
+CLOSED = ["bash", "-c", '"$@" 2>&1 | true; echo "${PIPESTATUS[0]}"', "-"]
+
+
+@pytest.fixture(scope="module")
+def checkout(raw, tmp_path_factory) -> Clone:
+    """A clone of which nothing has been run; tests leave it as they found it."""
+    return make_clone(tmp_path_factory.mktemp("environment") / "a clone")
+
+
+def without_git(folder: Path) -> dict[str, str]:
+    """The environment of a machine that has python and a shell, and no git."""
+    folder.mkdir()
+    for name in ("sh", "env"):
+        (folder / name).symlink_to(str(shutil.which(name)))
+    return {"PATH": str(folder)}
+
+
+# --- git ---
+
+
+def test_git_s_own_reason_is_given_in_one_line(checkout, tmp_path):
+    other_owner = {"GIT_TEST_ASSUME_DIFFERENT_OWNER": "1"}
+    python = shutil.which("python", path=environment()["PATH"])
+    cases = [
+        (other_owner, "detected dubious ownership in repository"),
+        (without_git(tmp_path / "bin"), "git cannot be started"),
+    ]
+    for env, reason in cases:
+        for module in ("stages.preflight", "stages.damage"):  # these need no git
+            assert checkout.run(python, "-m", module, env=env).stderr == ""
+        refused = checkout.run(python, "-m", "stages.verify", env=env, check=False)
+        assert refused.returncode == 1
+        assert refused.stderr.startswith("error: ")
+        assert reason in refused.stderr
+        assert refused.stderr.count("\n") == 1
+
+
+def test_a_command_that_fails_says_why_itself(tmp_path):
+    with pytest.raises(StageError, match=r"^`git rev-parse HEAD`: fatal: .*not a git repository"):
+        run(["git", "rev-parse", "HEAD"], tmp_path)
+
+
+@pytest.mark.slow
+def test_a_zip_file_of_the_project_runs_and_is_told_apart_from_a_clone(clone, small_run):
+    clone.make_small()
+    shutil.rmtree(clone.path / ".git")
+    assert "is not a git repository" in clone.run("dvc", "status", check=False).stderr  # DVC alone
+    ran = clone.run("make", "repro", "INSTALLED=params.yaml")
+    assert "this is no git repository: DVC does without" in ran.stdout
+    assert "Traceback" not in ran.stderr
+    assert clone.outs() == small_run.outs()
+    assert clone.run("python", "-m", "stages.preflight").stdout == ""  # said once
+    assert clone.run("python", "-m", "stages.damage").stderr == ""
+
+    refused = clone.run("python", "-m", "stages.verify", check=False)
+    assert refused.stderr.startswith("error: the last commit is verified, and this is no git rep")
+    assert refused.stderr.count("\n") == 1
+
+    path = clone.path / files.METRICS
+    before = path.read_bytes()
+    path.write_bytes(before + b" ")
+    found = clone.run("python", "-m", "stages.damage", check=False).stderr
+    clone.run("sh", "-c", found.split("`")[1])
+    assert path.read_bytes() == before
+
+
+# --- a stage that DVC did not start ---
+
+
+@pytest.mark.slow
+def test_a_stage_started_by_hand_says_that_dvc_will_not_know(copy):
+    for command in (["-m", "stages.train", "mlp"], ["stages/train.py", "mlp"]):
+        said = copy.run("python", *command, env={"PYTHONPATH": str(copy.path)}).stderr.splitlines()
+        assert said[0].startswith("note: DVC did not start this and will not know of its results")
+        assert "`dvc repro train_mlp`" in said[0]
+    assert "note: " not in copy.run("dvc", "repro", "--force", "train_mlp").stderr
+    cell = copy.run("python", "-m", "stages.cell", "documented", "mlp", "7").stderr
+    assert "`cd study && dvc repro cell@documented-mlp-7`" in cell
+
+
+@pytest.mark.parametrize("script", ["plot", "evaluate", "prepare", "cell"])
+def test_a_script_named_by_its_path_is_the_same_as_its_module(checkout, script):
+    """These import NumPy before anything of ours."""
+    env = {"PYTHONPATH": str(checkout.path)}
+    path = checkout.path / "params.yaml"
+    before = path.read_text(encoding="utf-8")
+    path.write_text(before.replace("threads: 2", "threads: 0"), encoding="utf-8")
+    try:
+        unpinned = ["env", *(f"--unset={name}" for name in numerics.PINS)]
+        by_path = checkout.run(*unpinned, "python", f"stages/{script}.py", env=env, check=False)
+        by_name = checkout.run("python", "-m", f"stages.{script}", check=False)
+    finally:
+        path.write_text(before, encoding="utf-8")
+    assert by_path.stderr == by_name.stderr
+    assert "threads is 0, expected" in by_path.stderr
+
+
+# --- output that nobody reads ---
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("reader", [HEAD_FIRST, CLOSED])
+def test_a_training_whose_reader_goes_finishes_all_the_same(copy, reader):
+    expected = copy.outs()
+    for path in (files.model_path("mlp"), files.training_path("mlp")):
+        (copy.path / path).unlink()
+    said = copy.run(*reader, "python", "-u", "-m", "stages.train", "mlp")
+    assert said.stdout.splitlines()[-1] == "0"
+    assert "Traceback" not in said.stderr and "BrokenPipe" not in said.stderr
+    assert copy.outs() == expected
+
+
+def test_a_report_whose_reader_goes_ends_without_a_word(checkout, tmp_path):
+    errors = tmp_path / "errors"
+    (checkout.path / "untracked").touch()  # verify has a line to say before it clones
+    command = f"(python -m stages.verify; echo $? >&2) 2>'{errors}' | true"
+    checkout.run("bash", "-c", command)
+    (checkout.path / "untracked").unlink()
+    assert errors.read_text(encoding="utf-8") == f"{128 + signal.SIGPIPE}\n"
+
+
+def test_verify_whose_reader_goes_stops_what_it_started(checkout):
+    process = subprocess.Popen(
+        ["bash", "-c", "python -m stages.verify | head -n 1"],
+        cwd=checkout.path,
+        env=environment({"TMPDIR": str(checkout.path.parent)}),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    output, errors = process.communicate(timeout=120)
+    assert output.startswith("Running stage 'prepare'")
+    assert errors == ""
+    wait_for(lambda: not list(checkout.path.parent.glob("verify-*")))
+
+
+# --- params.yaml ---
+
+
+def test_the_nearest_name_is_suggested_and_a_distant_one_is_not():
+    assert did_you_mean("publishd", ["documented", "published"]) == "; did you mean published?"
+    assert did_you_mean(7, ["documented", "published"]) == ""
+
+
+# --- make install ---
+
+
+def shrink(clone: Clone) -> None:
+    """One small package is all that the project needs, and its environment is not made yet."""
+    (clone.path / ".venv").unlink()
+    path = clone.path / "pyproject.toml"
+    text = path.read_text(encoding="utf-8")
+    tqdm = re.search(r'"tqdm==.*?"', text)[0]
+    text = re.sub(r"\ndependencies = \[.*?\n\]", f"\ndependencies = [{tqdm}]", text, flags=re.S)
+    text = re.sub(r"\ndev = \[.*?\n\]", "\ndev = []", text, flags=re.S)
+    path.write_text(text, encoding="utf-8")
+
+
+def make_install(clone: Clone, *arguments: str, check: bool = True, **env: str):
+    assert not (clone.path / ".venv").is_symlink()  # that of these tests is left alone
+    return clone.run("make", "install", *arguments, env={"MAKEFLAGS": ""} | env, check=check)
+
+
+def is_installed(clone: Clone) -> bool:
+    code = "import tqdm, sys; sys.exit(sys.prefix not in tqdm.__file__)"
+    command = [clone.path / ".venv/bin/python", "-c", code]
+    return subprocess.run(command, capture_output=True).returncode == 0
+
+
+@pytest.mark.slow
+def test_make_install_takes_back_pip_s_settings_of_another_place(clone, tmp_path):
+    shrink(clone)
+    (tmp_path / "pip.conf").write_text("[global]\nuser = true\n", encoding="utf-8")
+    env = {"PIP_CONFIG_FILE": str(tmp_path / "pip.conf"), "PIP_USER": "1"}
+    env |= {"PIP_REQUIRE_VIRTUALENV": "1", "PIP_NO_DEPS": "1"}
+    env |= {f"PIP_{place}": str(tmp_path / place) for place in ("TARGET", "PREFIX", "ROOT")}
+    make_install(clone, **env)
+    assert is_installed(clone)
+    assert not [place for place in ("TARGET", "PREFIX", "ROOT") if (tmp_path / place).exists()]
+
+    (tmp_path / "pip.conf").write_text("[install]\nprefix = elsewhere\n", encoding="utf-8")
+    (clone.path / ".venv/.installed").unlink()
+    refused = make_install(clone, check=False, PIP_CONFIG_FILE=str(tmp_path / "pip.conf"))
+    assert "install.prefix='elsewhere'" in refused.stdout
+    assert "error: pip's setting above puts packages elsewhere" in refused.stderr
+
+
+@pytest.mark.slow
+def test_make_install_begins_a_half_made_environment_anew(clone):
+    shrink(clone)
+    process = clone.start("make", "install", env={"MAKEFLAGS": ""})
+    wait_for(lambda: (clone.path / ".venv/.installing").exists())
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    assert "--clear" in make_install(clone).stdout
+    assert is_installed(clone)
+    assert "Nothing to be done" in make_install(clone).stdout
+
+    # Half a package, which pip takes for a whole one
+    [package] = clone.path.glob(".venv/lib/python*/site-packages/tqdm")
+    shutil.rmtree(package)
+    (clone.path / ".venv/.installed").rename(clone.path / ".venv/.installing")
+    make_install(clone)
+    assert is_installed(clone)
+
+    # A whole one is kept, and only brought up to date
+    kept = clone.path / ".venv/kept"
+    kept.touch()
+    (clone.path / "pyproject.toml").touch()
+    assert "--clear" not in make_install(clone).stdout
+    assert kept.exists()
+
+
+def test_make_install_names_a_python_that_cannot_be_used(clone, tmp_path):
+    (clone.path / ".venv").unlink()
+    crippled = tmp_path / "python3"
+    # Debian's python3 without python3-venv: the real one, less that module
+    crippled.write_text(
+        f"#!/bin/sh\nexec {shutil.which('python3')} -c "
+        '\'import sys; sys.modules["ensurepip"] = None; exec(sys.argv[2])\' "$@"\n',
+        encoding="utf-8",
+    )
+    crippled.chmod(0o755)
+    cases = [
+        (str(crippled), "its module venv or ensurepip is missing: on Debian and Ubuntu, `apt inst"),
+        (str(tmp_path / "python9"), "python9 in PATH: install Python 3.11 or newer, or name one"),
+    ]
+    for python, line in cases:
+        refused = make_install(clone, f"PYTHON={python}", check=False)
+        errors = [text for text in refused.stderr.splitlines() if not text.startswith("make")]
+        assert len(errors) == 1
+        assert line in errors[0]
+    assert not (clone.path / ".venv").exists()
