@@ -68,7 +68,7 @@ lint: $(INSTALLED)
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
 
-# A quarter of an hour, and 7 GB of scratch space for the largest set of images
+# Half an hour, and 7 GB of scratch space for the largest set of images
 bench: $(INSTALLED)
 	@$(PY) -m benchmarks
 

@@ -1,16 +1,21 @@
-"""All benchmarks, one report: ``python -m benchmarks`` writes reports/benchmarks.md."""
+"""All benchmarks, one report: ``python -m benchmarks`` writes reports/benchmarks.md.
+
+python -m benchmarks busy scale    runs these again and leaves the other sections as they are
+"""
 
 import os
 import platform
+import sys
 from importlib.metadata import version
 from pathlib import Path
 
-from benchmarks import ROOT, epoch, pipeline, scale, steps
+from benchmarks import ROOT, busy, epoch, pipeline, scale, steps
 
 TITLES = {
     epoch: "An epoch, and what it is compared with",
     steps: "What made it faster",
     pipeline: "Each stage",
+    busy: "On a busy machine",
     scale: "More data",
 }
 
@@ -27,14 +32,20 @@ def machine() -> str:
     )
 
 
-def main() -> None:
-    parts = ["# Benchmarks\n", f"By `make bench` on: {machine()}.\n"]
+def main(names: list[str]) -> None:
+    path = ROOT / "reports" / "benchmarks.md"
+    known = path.read_text(encoding="utf-8") if names else ""
+    parts = [f"# Benchmarks\n\nBy `make bench` on: {machine()}.\n"]
     for module, title in TITLES.items():
-        parts += [f"## {title}\n", module.measure()]
+        if names and module.__name__.removeprefix("benchmarks.") not in names:
+            kept = known.split(f"\n## {title}\n\n")[1].split("\n## ")[0]
+            parts.append(f"## {title}\n\n{kept}")
+        else:
+            parts.append(f"## {title}\n\n{module.measure()}")
     report = "\n".join(parts)
-    (ROOT / "reports" / "benchmarks.md").write_text(report, encoding="utf-8")
+    path.write_text(report, encoding="utf-8")
     print(report)
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

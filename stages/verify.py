@@ -8,14 +8,13 @@ every out with dvc.lock, and with the file that lies here.
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-
-import psutil
 
 from stages import damage, files, preflight, results
 from stages.errors import StageError, main_function, one_line
@@ -76,6 +75,7 @@ def reproduce(scratch: Path) -> tuple[dict[tuple[str, str], str], dict[tuple[str
         stdout=subprocess.PIPE,
         text=True,
         encoding="utf-8",
+        start_new_session=True,
     )
     assert process.stdout
     try:
@@ -83,9 +83,7 @@ def reproduce(scratch: Path) -> tuple[dict[tuple[str, str], str], dict[tuple[str
             if line.startswith("Running stage"):
                 print(line.strip(), flush=True)
     except BaseException:  # Ctrl-C, or nobody reads this any more
-        started = psutil.Process(process.pid)
-        for child in [started, *started.children(recursive=True)]:
-            child.kill()
+        os.killpg(process.pid, signal.SIGKILL)  # what it is about to start, too
         process.wait()
         raise
     if process.wait() != 0:

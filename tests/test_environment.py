@@ -233,7 +233,7 @@ def test_make_install_names_a_python_that_cannot_be_used(clone, tmp_path):
     crippled = tmp_path / "python3"
     # Debian's python3 without python3-venv: the real one, less that module
     crippled.write_text(
-        f"#!/bin/sh\nexec {shutil.which('python3')} -c "
+        f"#!/bin/sh\nexec '{shutil.which('python3')}' -c "
         '\'import sys; sys.modules["ensurepip"] = None; exec(sys.argv[2])\' "$@"\n',
         encoding="utf-8",
     )
