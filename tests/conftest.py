@@ -228,3 +228,28 @@ def copy(small_run, tmp_path) -> Clone:
     skipped = shutil.ignore_patterns("mlflow.db*", "mlartifacts", "*.sock")
     shutil.copytree(small_run.path, tmp_path / "a copy", ignore=skipped, symlinks=True)
     return Clone(tmp_path / "a copy")
+
+
+@pytest.fixture(scope="session")
+def mlflow_store(tmp_path_factory):
+    """A context in which MLflow works on one real SQLite store, which takes seconds to make; it
+    gives the id of a new experiment."""
+    import mlflow
+
+    from stages import store
+
+    store.apply_settings()
+    folder = tmp_path_factory.mktemp("store")
+
+    @contextlib.contextmanager
+    def entered() -> Iterator[str]:
+        before = mlflow.get_tracking_uri()
+        mlflow.set_tracking_uri(f"sqlite:///{folder}/mlflow.db")
+        try:
+            client = mlflow.MlflowClient()
+            name = f"experiment {len(client.search_experiments())}"
+            yield client.create_experiment(name, (folder / "artifacts").as_uri())
+        finally:
+            mlflow.set_tracking_uri(before)
+
+    return entered

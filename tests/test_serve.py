@@ -1,0 +1,231 @@
+"""The check before MLflow's scoring server: which requests reach the model, and which do not."""
+
+import asyncio
+import json
+
+import pytest
+
+from stages import serve
+
+JSON = "application/json"
+
+
+def images(count: int = 1, rows: int = 28, columns: int = 28, pixel: object = 0) -> list:
+    return [[[pixel] * columns for _ in range(rows)] for _ in range(count)]
+
+
+def body(inputs: object, **more: object) -> bytes:
+    return json.dumps({"inputs": inputs, **more}).encode()
+
+
+@pytest.mark.parametrize("count", [1, 2, 28])
+@pytest.mark.parametrize("pixel", [0, 1, 255])
+def test_images_of_28_by_28_whole_numbers_from_0_to_255_are_taken(count, pixel):
+    assert serve.refusal(JSON, body(images(count, pixel=pixel))) is None
+
+
+SHAPES = {
+    "27 rows": (images(rows=27), "(1, 27, 28)"),
+    "27 columns": (images(columns=27), "(1, 28, 27)"),
+    "29 rows": (images(rows=29), "(1, 29, 28)"),
+    "29 columns": (images(columns=29), "(1, 28, 29)"),
+    "resized": (images(2, 32, 32), "(2, 32, 32)"),
+    "without the dimension of the batch": (images()[0], "(28, 28)"),
+    "with one of the channel": ([images()], "(1, 1, 28, 28)"),
+    "flat": ([[0] * 784], "(1, 784)"),
+    "no image": ([], "(0,)"),
+    "an image without rows": ([[]], "(1, 0)"),
+    "a number": (0, "()"),
+}
+
+
+@pytest.mark.parametrize(("inputs", "shape"), SHAPES.values(), ids=SHAPES)
+def test_images_of_another_shape_are_refused_with_their_shape(inputs, shape):
+    status, reason = serve.refusal(JSON, body(inputs))
+    assert status == 400
+    assert f"of shape {shape}: " in reason
+    assert "(N, 28, 28)" in reason
+
+
+def one_pixel(value: object) -> list:
+    """Two images that are black but for the last pixel."""
+    found = images(2)
+    found[1][27][27] = value
+    return found
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        (-1, "the pixels reach from -1 to 0"),
+        (256, "the pixels reach from 0 to 256"),
+        (2**62, f"the pixels reach from 0 to {2**62}"),
+        (2**63, "the images are float64"),
+        (2**64, "the images are object"),
+        (0.5, "the images are float64"),
+        (1.0, "the images are float64"),
+        ("7", "the images are <U"),
+        (None, "the images are object"),
+        (float("nan"), "the images are float64"),
+    ],
+)
+def test_one_pixel_that_is_no_whole_number_from_0_to_255_is_enough(value, said):
+    status, reason = serve.refusal(JSON, body(one_pixel(value)))
+    assert (status, reason.startswith(said)) == (400, True), reason
+    assert "integers from 0 to 255" in reason
+
+
+def test_images_of_truth_values_are_refused():
+    status, reason = serve.refusal(JSON, body(images(pixel=True)))
+    assert (status, reason.startswith("the images are bool")) == (400, True), reason
+
+
+@pytest.mark.xfail(strict=True, reason="NumPy makes a number of a truth value beside numbers")
+def test_one_truth_value_among_numbers_is_refused():
+    assert serve.refusal(JSON, body(one_pixel(True))) is not None
+
+
+CONTENTS = {
+    "extra key": body(images(), params={}),
+    "another key before it": b'{"params": {}, "inputs": %s}' % json.dumps(images()).encode(),
+    "another key": json.dumps({"instances": images()}).encode(),
+    "no key": b"{}",
+    "no object": json.dumps(images()).encode(),
+    "a list with the key": b'["inputs"]',
+    "a text with the key": b'"inputs"',
+    "a number": b"7",
+    "null": b"null",
+    "not JSON": b"inputs",
+    "not UTF-8": b'{"inputs": "\xff\xfe"}',
+    "nothing": b"",
+    "nested too deep": b"[" * 200_000,
+    "a number of 5,000 digits": b'{"inputs": [%s]}' % (b"9" * 5_000),
+    "a short row": body([*images()[0][:27], [0]]),
+}
+
+
+@pytest.mark.parametrize("content", CONTENTS.values(), ids=CONTENTS)
+def test_a_body_that_is_not_inputs_alone_is_not_readable_as_images(content):
+    status, reason = serve.refusal(JSON, content)
+    assert status == 400
+    assert reason.startswith("the body is not readable as images: ")
+
+
+def test_a_body_may_have_the_largest_length_and_not_one_byte_more(monkeypatch):
+    content = body(images())
+    monkeypatch.setattr(serve, "LARGEST_BODY", len(content))
+    assert serve.refusal(JSON, content) is None
+    status, reason = serve.refusal(JSON, content + b" ")
+    assert status == 413
+    assert f"{len(content) + 1:,} bytes, expected at most {len(content):,}" in reason
+
+
+def test_ten_thousand_images_are_not_too_large():
+    """Of three digits a pixel, with a comma and a space: the largest that JSON makes of them."""
+    row = len(json.dumps([[255] * 28] * 28))
+    assert 10_000 * (row + 2) < serve.LARGEST_BODY < 2**30
+
+
+@pytest.mark.parametrize(
+    "content_type",
+    [
+        JSON,
+        "application/json; charset=utf-8",
+        "Application/JSON",
+        "APPLICATION/JSON ;charset=UTF-8",
+    ],
+)
+def test_the_content_type_may_have_a_charset_and_capitals(content_type):
+    assert serve.refusal(content_type, body(images())) is None
+
+
+@pytest.mark.parametrize(
+    ("content_type", "said"),
+    [
+        (None, "missing"),
+        ("", "missing"),
+        ("text/csv", "text/csv"),
+        ("text/plain; application/json", "text/plain"),
+        ("application/json2", "application/json2"),
+        ("application/jsonl", "application/jsonl"),
+        ("application/vnd.api+json", "application/vnd.api+json"),
+    ],
+)
+def test_another_content_type_is_refused_before_the_body_is_read(content_type, said):
+    status, reason = serve.refusal(content_type, b"not even JSON")
+    assert status == 415
+    assert reason.startswith(f"the content type is {said}")
+    assert "expected application/json" in reason
+
+
+# --- before the server ---
+
+
+def post(app, path: str, content: bytes, content_type: str = JSON) -> tuple[int, bytes]:
+    """Status and body of the answer of an ASGI application."""
+    waiting = [{"type": "http.request", "body": content, "more_body": False}]
+    sent = []
+
+    async def receive():
+        return waiting.pop() if waiting else {"type": "http.disconnect"}
+
+    async def send(message):
+        sent.append(message)
+
+    scope = {
+        "type": "http",
+        "http_version": "1.1",
+        "method": "POST",
+        "scheme": "http",
+        "path": path,
+        "raw_path": path.encode(),
+        "root_path": "",
+        "query_string": b"",
+        "headers": [(b"content-type", content_type.encode())],
+        "client": ("127.0.0.1", 1),
+        "server": ("127.0.0.1", 2),
+    }
+    asyncio.run(app(scope, receive, send))
+    answer = b"".join(message.get("body", b"") for message in sent)
+    return sent[0]["status"], answer
+
+
+@pytest.fixture
+def behind(monkeypatch):
+    """The application with a server behind it that gives back the body that reaches it."""
+    from fastapi import FastAPI, Request, Response
+    from mlflow.pyfunc import scoring_server
+
+    def init(loaded):
+        assert loaded == "the model in folder"
+        app = FastAPI()
+
+        @app.post("/invocations")
+        @app.post("/other")
+        async def echo(request: Request) -> Response:
+            return Response(await request.body())
+
+        return app
+
+    monkeypatch.setattr(
+        scoring_server, "load_model_with_mlflow_config", lambda path: f"the model in {path}"
+    )
+    monkeypatch.setattr(scoring_server, "init", init)
+    return serve.application("folder")
+
+
+def test_the_server_gets_a_good_body_whole_and_a_bad_one_never(behind):
+    good = body(images(2, pixel=9))
+    assert post(behind, "/invocations", good) == (200, good)
+    for content, content_type, expected in (
+        (body(images(rows=27)), JSON, 400),
+        (good, "text/csv", 415),
+    ):
+        status, answer = post(behind, "/invocations", content, content_type)
+        assert status == expected
+        refused = serve.refusal(content_type, content)
+        assert json.loads(answer) == {"message": refused[1]}
+
+
+def test_only_what_goes_to_the_model_is_checked(behind):
+    assert post(behind, "/other", b"anything", "text/plain") == (200, b"anything")
