@@ -1,0 +1,363 @@
+"""The study's report: each number under its heading, from cells that were made by hand."""
+
+import numpy as np
+import pytest
+from scipy.stats import binomtest, t
+
+from conftest import ROOT
+from stages import params, report, scoring, study, tables
+from stages.params import MODEL_NAMES
+from stages.study import Cell, OverSeeds, Row
+
+IMAGES = 4_000
+DOUBTFUL = [947, 1621, 1901, 2130, 2462, 2597, 2654, 3520, 3558]  # of these, by Northcutt et al.
+
+
+def made(correct: np.ndarray, seed: str = "0", **scores: float) -> Cell:
+    wrong = np.flatnonzero(~correct).tolist()
+    labels = {index: index % 10 for index in wrong}
+    predicted = {index: (index + 1) % 10 for index in wrong}
+    scores = {"test_images": len(correct), "test_accuracy": float(correct.mean()), **scores}
+    return Cell(seed, scores, {"weights": f"w{seed}", "outputs": f"o{seed}"}, labels, predicted)
+
+
+def right(*errors: int) -> list[np.ndarray]:
+    """A seed each, with so many errors; the images whose label is in doubt are always among them."""
+    found = []
+    for at, count in enumerate(errors):
+        correct = np.ones(IMAGES, bool)
+        correct[[*DOUBTFUL, *range(at * 300, at * 300 + count - len(DOUBTFUL))]] = False
+        assert (~correct).sum() == count
+        found.append(correct)
+    return found
+
+
+def row(recipe: str, model, errors: tuple[int, ...], losses: tuple[float, ...], twin=None) -> Row:
+    pairs = enumerate(zip(right(*errors), losses, strict=True))
+    cells = [
+        made(
+            correct,
+            str(seed),
+            test_loss=loss,
+            test_negative_log_likelihood=10 + loss,
+            test_calibration_error=20 + loss,
+        )
+        for seed, (correct, loss) in pairs
+    ]
+    return Row(recipe, model, cells, twin)
+
+
+def cells_of(table: str) -> tuple[list[str], list[list[str]]]:
+    """The header and the rows of a Markdown table."""
+    lines = [[cell.strip() for cell in line[1:-1].split("|")] for line in table.splitlines()]
+    return lines[0], lines[2:]
+
+
+def student(values: list[float], one_more: bool = False) -> tuple[float, float]:
+    n = len(values)
+    half = t.ppf(0.975, n - 1) * np.std(values, ddof=1) * (1 / n + one_more) ** 0.5
+    return np.mean(values) - half, np.mean(values) + half
+
+
+LENET5 = row("published", "lenet5", (200, 220, 240), (1.52, 1.53, 1.51))
+MLP = row("published", "mlp", (100, 120, 128), (0.09, 0.095, 0.1))
+
+
+def test_a_table_has_its_header_its_alignment_and_a_line_per_row():
+    found = tables.table("a | b | c", "lrc", [["1", "2", "3"], ["", "x", ""]])
+    assert found == "| a | b | c |\n|---|--:|:-:|\n| 1 | 2 | 3 |\n|  | x |  |"
+    assert tables.table("a", "l", []) == "| a |\n|---|"
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"), [(0.9862, "98.62"), (1.0, "100.00"), (0.5, "50.00"), (0.00004, "0.00")]
+)
+def test_a_share_in_per_cent_has_two_digits(value, shown):
+    assert tables.percent(value) == shown
+
+
+def test_an_interval_is_scaled_from_low_to_high_and_empty_where_there_is_none():
+    assert tables.interval(0.1234, 0.5678, 100, 1) == "12.3 to 56.8"
+    assert tables.interval(-0.01, 0.0, 1, 3) == "-0.010 to 0.000"
+    assert tables.interval(0.0, 0.0, 100, 2) == "0.00 to 0.00"  # zero is not nothing
+    assert tables.interval(None, 0.5, 100, 2) == tables.interval(0.5, None, 100, 2) == ""
+
+
+@pytest.mark.parametrize("one", [LENET5, MLP])
+def test_the_results_stand_under_their_headings(one):
+    header, [found] = cells_of(report.result_table([one]))
+    assert header == [
+        *("model", "recipe", "test accuracy %", "95 % interval", "test loss", "95 % interval"),
+        "accuracy % without 15 labels",
+    ]
+    accuracies = [100 * cell.scores["test_accuracy"] for cell in one.cells]
+    losses = [cell.scores["test_loss"] for cell in one.cells]
+    title = {"lenet5": "LeNet-5", "mlp": "MLP"}[one.model]
+    clean = [cell.correct.sum() / (IMAGES - len(DOUBTFUL)) for cell in one.cells]
+    assert found == [
+        title,
+        "published",
+        f"{np.mean(accuracies):.2f} ± {np.std(accuracies, ddof=1):.2f}",
+        "{:.2f} to {:.2f}".format(*student(accuracies)),
+        f"{np.mean(losses):.4f} ± {np.std(losses, ddof=1):.4f}",
+        "{:.4f} to {:.4f}".format(*student(losses)),
+        f"{100 * np.mean(clean):.2f}",
+    ]
+
+
+def test_further_lines_come_last_and_the_published_ones_have_accuracy_and_loss_only():
+    _, found = cells_of(report.result_table([MLP], report.published_lines()))
+    assert found[0][:2] == ["MLP", "published"]
+    assert found[1:] == [
+        ["LeNet-5", "published experiment", "94.50", "", "1.5190", "", ""],
+        ["MLP", "published experiment", "97.31", "", "0.0928", "", ""],
+    ]
+
+
+def test_the_reproduction_compares_each_published_figure_with_one_more_run_of_its_own_model():
+    header, found = cells_of(report.reproduction_table([LENET5, MLP]))
+    assert header[2:] == [
+        *("published", "ours", "95 % interval of the mean", "95 % interval of one more run"),
+        "reproduced",
+    ]
+    expected = []
+    for one, title, loss, accuracy in (
+        (LENET5, "LeNet-5", 1.519, 94.5),
+        (MLP, "MLP", 0.0928, 97.31),
+    ):
+        accuracies = [100 * cell.scores["test_accuracy"] for cell in one.cells]
+        losses = [cell.scores["test_loss"] for cell in one.cells]
+        for name, there, values, digits in (
+            ("accuracy %", accuracy, accuracies, 2),
+            ("loss", loss, losses, 4),
+        ):
+            of_mean, of_next = student(values), student(values, one_more=True)
+            expected.append(
+                [
+                    *(title, name, f"{there:.{digits}f}"),
+                    f"{np.mean(values):.{digits}f} ± {np.std(values, ddof=1):.{digits}f}",
+                    *(f"{low:.{digits}f} to {high:.{digits}f}" for low, high in (of_mean, of_next)),
+                    "yes" if of_next[0] <= there <= of_next[1] else "no",
+                ]
+            )
+    assert [[*line[:-1], line[-1].split(",")[0]] for line in found] == expected
+
+
+FOUND = OverSeeds(0.95, 0.01, low=0.94, high=0.96, next_low=0.92, next_high=0.98)
+
+
+@pytest.mark.parametrize(
+    ("there", "said"),
+    [
+        (0.95, "yes"),
+        (0.93, "yes"),  # outside of the mean's interval, inside of that of one more run
+        (0.97, "yes"),
+        (0.92, "yes"),
+        (0.98, "yes"),
+        (0.9199, "no, 0.01 outside"),
+        (0.90, "no, 2.00 outside"),
+        (0.9925, "no, 1.25 outside"),
+    ],
+)
+def test_a_figure_is_reproduced_where_one_more_run_may_give_it(there, said):
+    assert report.verdict(there, FOUND, 100, 2) == said
+
+
+def test_one_seed_reproduces_nothing():
+    assert report.verdict(0.95, study.over_seeds([0.95]), 100, 2) == "one seed tells nothing"
+
+
+def test_spread_leaves_the_deviation_out_where_there_is_none():
+    assert report.spread(OverSeeds(0.5, 0.25), 100, 1) == "50.0 ± 25.0"
+    assert report.spread(OverSeeds(0.5, 0.0), 1, 2) == "0.50 ± 0.00"
+    assert report.spread(OverSeeds(0.5), 1, 2) == "0.50"
+
+
+# --- differences ---
+
+
+@pytest.fixture
+def settings(monkeypatch):
+    """A study of two recipes and one that is lessened, on three seeds."""
+    monkeypatch.chdir(ROOT)
+    found = params.load()
+    small = {
+        "seeds": [0, 1, 2],
+        "recipes": ["published", "record"],
+        "ablations": ["record_without_decay"],
+        "differences": [["record", "published"], ["record", "record_without_decay"]],
+    }
+    return found.model_copy(update={"study": found.study.model_copy(update=small)})
+
+
+TWINS = {
+    "lenet5": made(
+        right(500)[0],
+        "validation",
+        validation_accuracy=0.97,
+        temperature=1.25,
+        test_loss=0.5,
+        test_calibration_error=0.01,
+        test_scaled_calibration_error=0.02,
+        test_negative_log_likelihood=0.3,
+        test_scaled_negative_log_likelihood=0.4,
+    ),
+    "mlp": made(
+        right(600)[0],
+        "validation",
+        validation_accuracy=0.96,
+        temperature=0.75,
+        test_loss=0.6,
+        test_calibration_error=0.05,
+        test_scaled_calibration_error=0.06,
+        test_negative_log_likelihood=0.7,
+        test_scaled_negative_log_likelihood=0.8,
+    ),
+}
+ROWS = [
+    LENET5,
+    MLP,
+    row("record", "lenet5", (20, 22, 24), (0.02, 0.03, 0.04), TWINS["lenet5"]),
+    row("record", "mlp", (60, 62, 64), (0.12, 0.13, 0.14), TWINS["mlp"]),
+    row("record_without_decay", "lenet5", (30, 30, 33), (0.3, 0.4, 0.5)),
+    row("record_without_decay", "mlp", (61, 60, 62), (0.6, 0.7, 0.8)),
+]
+
+
+def test_each_difference_is_its_first_recipe_or_model_minus_the_second(settings):
+    found, ablations = report.difference_rows(settings, ROWS)
+    errors = {(one.recipe, one.model): (~one.correct).mean() for one in ROWS}
+    expected = {
+        "LeNet-5 minus MLP, published": ("published", "lenet5", "published", "mlp"),
+        "LeNet-5 minus MLP, record": ("record", "lenet5", "record", "mlp"),
+        "LeNet-5, record minus published": ("record", "lenet5", "published", "lenet5"),
+        "MLP, record minus published": ("record", "mlp", "published", "mlp"),
+    }
+    lessened = {
+        f"{title}, record minus record_without_decay": ("record", m, "record_without_decay", m)
+        for title, m in (("LeNet-5", "lenet5"), ("MLP", "mlp"))
+    }
+    for rows, named in ((found, expected), (ablations, lessened)):
+        assert [name for name, _ in rows] == list(named)
+        header, lines = cells_of(report.difference_table(rows))
+        assert header[:4] == ["difference", "points", "95 % over seeds", "95 % over images"]
+        for (name, one), line in zip(rows, lines, strict=True):
+            first, second = named[name][:2], named[name][2:]
+            mean = errors[second] - errors[first]
+            assert one.seeds.mean == pytest.approx(mean)
+            over_seeds = [100 * one.seeds.low, 100 * one.seeds.high]
+            over_images = [100 * one.images_low, 100 * one.images_high]
+            assert line[:2] == [name, f"{100 * mean:+.2f}"]
+            assert line[2] == "{:.2f} to {:.2f}".format(*over_seeds)
+            assert line[3] == "{:.2f} to {:.2f}".format(*over_images)
+            smallest, largest = map(float, line[4].split(" to "))
+            p_values = sorted(one.p_values)
+            assert smallest == pytest.approx(p_values[0], rel=0.5)
+            assert largest == pytest.approx(p_values[-1], rel=0.5)
+
+
+def test_the_p_values_are_those_of_each_seeds_own_pair():
+    found = study.difference(ROWS[2], ROWS[3])
+    pairs = list(zip(ROWS[2].cells, ROWS[3].cells, strict=True))
+    only = [
+        (int((a.correct & ~b.correct).sum()), int((b.correct & ~a.correct).sum())) for a, b in pairs
+    ]
+    assert [binomtest(a, a + b).pvalue for a, b in only] == pytest.approx(list(found.p_values))
+
+
+def test_calibration_is_that_of_the_networks_trained_without_the_validation_images():
+    header, found = cells_of(report.calibration_table(ROWS))
+    assert header[2:] == [
+        *("validation accuracy %", "temperature", "calibration error", "after"),
+        *("negative log likelihood", "after"),
+    ]
+    assert found == [
+        ["LeNet-5", "record", "97.00", "1.250", "0.0100", "0.0200", "0.3000", "0.4000"],
+        ["MLP", "record", "96.00", "0.750", "0.0500", "0.0600", "0.7000", "0.8000"],
+    ]
+
+
+def test_the_best_recipe_is_the_most_accurate_of_those_that_are_no_ablations(settings):
+    better = row("record_without_decay", "lenet5", (10, 10, 10), (0.1, 0.1, 0.1))
+    assert report.best(settings, [*ROWS[:4], better, better]) == "record"
+    assert report.best(settings, [*ROWS[2:4], *ROWS[:2]]) == "record"
+
+
+def test_each_network_has_its_own_line_in_the_cells_file_and_twins_follow_their_seeds():
+    found = report.cell_rows(ROWS[2:4])
+    named = [(one["recipe"], one["model"], one["seed"]) for one in found]
+    assert named == [
+        ("record", model, seed) for model in MODEL_NAMES for seed in ("0", "1", "2", "validation")
+    ]
+    assert [one["test_loss"] for one in found] == [0.02, 0.03, 0.04, 0.5, 0.12, 0.13, 0.14, 0.6]
+    for one, cell in zip(found[:3], ROWS[2].cells, strict=True):
+        errors = len(cell.predicted)
+        assert one["test_accuracy"] == pytest.approx(1 - errors / IMAGES)
+        low, high = scoring.accuracy_interval(cell.correct)
+        assert (one["test_accuracy_low"], one["test_accuracy_high"]) == (low, high)
+        assert low < one["test_accuracy"] < high
+        assert one["test_negative_log_likelihood"] == one["test_loss"] + 10
+        assert one["test_calibration_error"] == one["test_loss"] + 20
+        assert one["weights_sha256"] == f"w{cell.seed}"
+        assert one["outputs_sha256"] == f"o{cell.seed}"
+
+
+def test_the_metrics_are_means_and_deviations_by_recipe_and_model():
+    found = report.metrics([*ROWS[2:4], Row("one", "mlp", ROWS[0].cells[:1], None)])
+    assert found["record"]["mlp"] == {
+        "accuracy": pytest.approx(1 - 62 / IMAGES),
+        "accuracy_sd": pytest.approx(2 / IMAGES),
+        "loss": pytest.approx(0.13),
+        "loss_sd": pytest.approx(0.01),
+    }
+    assert found["record"]["lenet5"]["accuracy"] == pytest.approx(1 - 22 / IMAGES)
+    assert found["one"] == {"mlp": {"accuracy": pytest.approx(0.95), "loss": 1.52}}
+
+
+def test_the_story_shows_each_seed_of_each_row_and_the_intervals_of_the_mean(monkeypatch):
+    given = {}
+    monkeypatch.setattr(
+        report.figures, "story", lambda *arguments: given.update(enumerate(arguments))
+    )
+    single = Row("one", "mlp", ROWS[0].cells[:1], None)
+    report.story([*ROWS[2:4], single])
+    accuracies, intervals, published = given[0], given[1], given[2]
+    assert accuracies == {
+        ("record", "lenet5"): pytest.approx([99.5, 99.45, 99.4]),
+        ("record", "mlp"): pytest.approx([98.5, 98.45, 98.4]),
+        ("one", "mlp"): pytest.approx([95.0]),
+    }
+    for key in list(accuracies)[:2]:
+        assert intervals[key] == pytest.approx(student(accuracies[key]))
+    assert intervals["one", "mlp"] is None
+    assert published == {"lenet5": pytest.approx(94.5), "mlp": pytest.approx(97.31)}
+
+
+def test_the_page_has_each_table_in_its_section_with_its_rows(settings):
+    missed = [{"index": at, "no_majority": int(at < 1)} for at in range(3)]
+    text = report.markdown(settings, ROWS, "record", missed)
+    assert text.startswith("# The study\n\nBy `make study`: 3 recipes, two models, 3\nseeds. ")
+    sections = {part.split("\n")[0]: part for part in text.split("\n## ")[1:]}
+    assert list(sections) == [
+        *("Results", "Is the published result reproduced?", "Differences"),
+        *("What each ingredient is worth", "Calibration", "What both models miss"),
+    ]
+    differences, ablations = report.difference_rows(settings, ROWS)
+    assert report.result_table(ROWS[:4], report.published_lines()) in sections["Results"]
+    assert report.reproduction_table(ROWS[:2]) in sections["Is the published result reproduced?"]
+    assert report.difference_table(differences) in sections["Differences"]
+    worth = sections["What each ingredient is worth"]
+    assert report.result_table(ROWS[4:]) in worth
+    assert report.difference_table(ablations) in worth
+    assert report.calibration_table(ROWS) in sections["Calibration"]
+    said = sections["What both models miss"]
+    assert "With the recipe record, 3 test images are wrong for both models with" in said
+    assert "every seed; 1 of them are among" in said
+
+
+def test_a_study_without_published_or_lessened_recipes_has_no_section_on_them(settings):
+    only = {"recipes": ["record"], "ablations": [], "differences": []}
+    alone = settings.model_copy(update={"study": settings.study.model_copy(update=only)})
+    text = report.markdown(alone, ROWS[2:4], "record", [])
+    assert "reproduced" not in text
+    assert "ingredient" not in text
