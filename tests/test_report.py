@@ -22,7 +22,7 @@ def made(correct: np.ndarray, seed: str = "0", **scores: float) -> Cell:
 
 
 def right(*errors: int) -> list[np.ndarray]:
-    """A seed each, with so many errors; the images whose label is in doubt are always among them."""
+    """A seed each, with so many errors; the images with a doubtful label are always among them."""
     found = []
     for at, count in enumerate(errors):
         correct = np.ones(IMAGES, bool)
