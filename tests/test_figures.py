@@ -387,3 +387,9 @@ def test_the_comparison_to_read_is_the_csv_files_rows_and_the_difference_with_it
         "+1.70; exact McNemar p = 0.0031). LeNet-5 alone is right on 12 images, the MLP alone on "
         "34."
     )
+
+
+def test_a_difference_in_favour_of_lenet5_has_a_plus():
+    better = {**DIFFERENCE, "accuracy": 0.0236, "low": 0.0202158, "high": 0.0269748}
+    sentence = plot.comparison_markdown([], better).splitlines()[-1]
+    assert "+2.36 percentage points (95 % interval +2.02 to +2.70; " in sentence
