@@ -243,7 +243,7 @@ def mlflow_store(tmp_path_factory):
 
     @contextlib.contextmanager
     def entered() -> Iterator[str]:
-        before = mlflow.get_tracking_uri()
+        before, variable = mlflow.get_tracking_uri(), os.environ.get("MLFLOW_TRACKING_URI")
         mlflow.set_tracking_uri(f"sqlite:///{folder}/mlflow.db")
         try:
             client = mlflow.MlflowClient()
@@ -251,5 +251,8 @@ def mlflow_store(tmp_path_factory):
             yield client.create_experiment(name, (folder / "artifacts").as_uri())
         finally:
             mlflow.set_tracking_uri(before)
+            os.environ.pop("MLFLOW_TRACKING_URI")  # which MLflow sets as well
+            if variable is not None:
+                os.environ["MLFLOW_TRACKING_URI"] = variable
 
     return entered
