@@ -80,7 +80,6 @@ def test_images_of_truth_values_are_refused():
     assert (status, reason.startswith("the images are bool")) == (400, True), reason
 
 
-@pytest.mark.xfail(strict=True, reason="NumPy makes a number of a truth value beside numbers")
 def test_one_truth_value_among_numbers_is_refused():
     assert serve.refusal(JSON, body(one_pixel(True))) is not None
 
