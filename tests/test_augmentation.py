@@ -1,7 +1,13 @@
 """Distortions do what their settings say, to each image in its own way."""
 
+import itertools
+
+import numpy as np
 import pytest
 import torch
+from scipy.interpolate import BSpline
+from scipy.ndimage import map_coordinates
+from scipy.stats import kurtosis
 
 from stages import augmentation
 from stages.params import Augmentation
@@ -51,3 +57,145 @@ def test_a_pixel_comes_from_where_the_coordinates_say_and_from_outside_comes_bla
     assert torch.equal(halfway, expected)
     far = augmentation._sample(images, x.expand(200, -1) + 1e9, y.expand(200, -1))
     assert not far.any()
+
+
+DRAWS = 2_000
+CENTRE = 15.5  # of the image, between its middle pixels; where no setting but a shift moves
+RAMP = torch.arange(32, dtype=torch.uint8).mul(8).expand(1, 1, 32, 32)  # says how far right it is
+
+
+def sources(count=DRAWS, seed=0, **settings):
+    """Where each pixel (y, x) of a distorted image comes from, x and y: (count, 2, 32, 32).
+
+    A bilinear sample of a ramp is the coordinate at which it was taken, if that is inside.
+    """
+    ramps = RAMP, RAMP.mT
+    found = [distort(ramp.expand(count, -1, -1, -1), seed, **settings) for ramp in ramps]
+    return torch.cat(found, 1).double().numpy() / 8
+
+
+def affine(field):
+    """The matrices (N, 2, 2) and shifts (N, 2) that the middle of a field consists of."""
+    middle = np.arange(9, 23)
+    y, x = (axis.ravel() - CENTRE for axis in np.meshgrid(middle, middle, indexing="ij"))
+    design = np.stack([x, y, np.ones(len(x))])  # (3, P)
+    values = field[:, :, 9:23, 9:23].reshape(len(field), 2, -1)
+    found = values @ np.linalg.pinv(design)
+    assert np.abs(found @ design - values).max() < 1e-3  # it is affine
+    return found[:, :, :2], found[:, :, 2] - CENTRE
+
+
+def assert_uniform(values, largest):
+    """Between minus and plus ``largest``, as 2,000 draws can tell."""
+    assert abs(values.mean()) < 0.055 * largest
+    assert -1.001 * largest <= values.min() < -0.98 * largest
+    assert 0.98 * largest < values.max() <= 1.001 * largest
+    for share in (-0.5, 0.0, 0.5):
+        assert abs((values < share * largest).mean() - (1 + share) / 2) < 0.045
+
+
+def assert_independent(*values):
+    for a, b in itertools.combinations(values, 2):
+        assert abs(np.corrcoef(a, b)[0, 1]) < 0.09
+
+
+def test_rotation_turns_about_the_centre_by_degrees_either_way():
+    matrix, shift = affine(sources(rotation=20.0))
+    angle = np.arctan2(matrix[:, 1, 0], matrix[:, 0, 0])
+    assert_uniform(np.degrees(angle), 20.0)
+    turned = np.stack([np.cos(angle), -np.sin(angle), np.sin(angle), np.cos(angle)], 1)
+    assert np.allclose(matrix.reshape(-1, 4), turned, atol=1e-4)
+    assert np.abs(shift).max() < 1e-3
+
+
+def test_shift_is_in_pixels_along_either_axis():
+    matrix, shift = affine(sources(shift=3.0))
+    assert np.allclose(matrix, np.eye(2), atol=1e-4)
+    for axis in (0, 1):
+        assert_uniform(shift[:, axis], 3.0)
+    assert_independent(*shift.T)
+
+
+def test_scale_stretches_and_shrinks_each_axis_by_itself():
+    matrix, shift = affine(sources(scale=0.3))
+    assert np.abs(matrix[:, [0, 1], [1, 0]]).max() < 1e-4
+    for axis in (0, 1):
+        assert_uniform(matrix[:, axis, axis] - 1, 0.3)
+    assert_independent(matrix[:, 0, 0], matrix[:, 1, 1])
+    assert np.abs(shift).max() < 1e-3
+
+
+def test_shear_moves_rows_sideways_by_their_height():
+    matrix, shift = affine(sources(shear=0.25))
+    assert_uniform(matrix[:, 0, 1], 0.25)
+    matrix[:, 0, 1] = 0
+    assert np.allclose(matrix, np.eye(2), atol=1e-4)
+    assert np.abs(shift).max() < 1e-3
+
+
+def test_all_settings_at_once_are_each_within_their_range_and_independent():
+    matrix, shift = affine(sources(rotation=10.0, shift=1.5, scale=0.1, shear=0.15))
+    # A matrix that is a rotation, times a scale of each axis, times a shear, is so in one way
+    angle = np.arctan2(matrix[:, 1, 0], matrix[:, 0, 0])
+    scale_x = np.hypot(matrix[:, 0, 0], matrix[:, 1, 0])
+    scale_y = np.linalg.det(matrix) / scale_x
+    shear = (matrix[:, :, 0] * matrix[:, :, 1]).sum(1) / scale_x**2
+    assert_uniform(np.degrees(angle), 10.0)
+    assert_uniform(scale_x - 1, 0.1)
+    assert_uniform(scale_y - 1, 0.1)
+    assert_uniform(shear, 0.15)
+    assert_uniform(shift[:, 0], 1.5)
+    assert_uniform(shift[:, 1], 1.5)
+    assert_independent(angle, scale_x, scale_y, shear, *shift.T)
+
+
+def test_elastic_is_the_deviation_of_the_control_points_of_a_cubic_spline_every_4_pixels():
+    field = sources(elastic=1.5)
+    y, x = np.meshgrid(np.arange(32), np.arange(32), indexing="ij")
+    moves = (field - np.stack([x, y]))[:, :, 6:26, 6:26]
+    # The weights of each pixel's control points, (32, 12), by SciPy
+    spline = BSpline.basis_element(np.arange(-2, 3), extrapolate=False)
+    points = 4 * np.arange(-2, 10) + 1.5  # control points, between the middle pixels of each four
+    weights = np.nan_to_num(spline((np.arange(32)[:, None] - points) / 4))
+    assert np.allclose(weights.sum(1), 1)
+    of_rows = (weights @ weights.T)[6:26, 6:26]  # covariances
+    deviation = 1.5 * np.sqrt(np.outer(np.diag(of_rows), np.diag(of_rows)))
+    assert np.abs(moves.mean((0, 2, 3))).max() < 0.03
+    assert np.abs(moves.std(0) / deviation - 1).max() < 0.08
+    assert np.abs((moves.std(0) / deviation).mean((1, 2)) - 1).max() < 0.02
+    for distance in (1, 4, 8):  # neighbours move together, far ones do not
+        expected = np.diag(of_rows, distance).mean() / np.diag(of_rows).mean()
+        for axis in (2, 3):
+            a, b = (np.take(moves, range(start, start + 20 - distance), axis)
+                    for start in (0, distance))  # fmt: skip
+            assert np.corrcoef(a.ravel(), b.ravel())[0, 1] == pytest.approx(expected, abs=0.03)
+    assert abs(np.corrcoef(moves[:, 0].ravel(), moves[:, 1].ravel())[0, 1]) < 0.03
+    assert abs(kurtosis(moves[:, 0, 10, 10])) < 0.4  # normal; uniform ones have -1.2
+    assert abs(kurtosis(moves[:, 0, 5, 5])) < 0.4
+
+
+def test_each_pixel_is_the_bilinear_sample_that_scipy_takes(images):
+    settings = {"rotation": 20.0, "shift": 2.0, "scale": 0.2, "shear": 0.2, "elastic": 1.0}
+    field = sources(200, **settings)
+    moved = distort(images, **settings)
+    assert moved.dtype == torch.float32
+    inside = (distort(torch.full_like(images, 255), **settings)[:, 0] > 254.99).numpy()
+    assert inside.mean() > 0.5
+    for image, (x, y), found, where in zip(images, field, moved, inside, strict=True):
+        expected = map_coordinates(image[0].double().numpy(), [y, x], order=1)
+        assert np.abs(found[0].numpy() - expected)[where].max() < 0.1
+
+
+def test_a_bar_turns_the_way_its_rotation_says():
+    """Seen as a picture: right of the centre, it lies on a circle, up to 45 degrees off."""
+    bar = torch.zeros(300, 1, 32, 32, dtype=torch.uint8)
+    bar[:, :, 14:18, 24:28] = 200
+    moved = distort(bar, rotation=45.0)[:, 0].double().numpy()
+    ink = moved.sum((1, 2))
+    x = (moved.sum(1) @ (np.arange(32) - CENTRE)) / ink
+    y = (moved.sum(2) @ (np.arange(32) - CENTRE)) / ink
+    assert np.allclose(np.hypot(x, y), 10, atol=0.1)
+    angle = np.degrees(np.arctan2(y, x))
+    assert -45.5 < angle.min() < -42
+    assert 42 < angle.max() < 45.5
+    assert np.allclose(ink, 16 * 200, rtol=0.05)

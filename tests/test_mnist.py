@@ -159,30 +159,51 @@ def test_torchvision_can_be_imported_and_names_its_mirrors():
     assert all(mirror.startswith("http") for mirror in sources.torchvision_mirrors())
 
 
-def test_validation_is_stratified_seeded_and_apart_from_train(raw):
-    whole = mnist.split(raw, validation_size=0, train_limit=0, seed=0)
-    assert [len(part) for part in whole.values()] == [60_000, 0, 10_000]
+@pytest.mark.parametrize("size", [20, 100, 333])
+def test_the_held_out_images_are_stratified_apart_from_the_rest_and_drawn_by_the_seed(size):
+    generator = np.random.default_rng(0)
+    labels = np.repeat(np.arange(10, dtype=np.uint8), 20 * np.arange(1, 11))  # 20 zeros, 200 nines
+    labels = generator.permutation(labels)
+    stay, drawn = mnist.hold_out(labels, size, seed=1)
+    assert len(drawn) == size
+    assert sorted([*stay, *drawn]) == list(range(1_100))  # so no image is in both
+    for part in (stay, drawn):
+        assert (np.diff(part) > 0).all()
+        expected = len(part) * np.bincount(labels) / 1_100
+        assert np.abs(np.bincount(labels[part], minlength=10) - expected).max() < 1
+    again, other = (mnist.hold_out(labels, size, seed)[1] for seed in (1, 2))
+    assert np.array_equal(again, drawn)
+    assert not np.array_equal(other, drawn)
+    assert len(np.intersect1d(other, drawn)) < 0.6 * size
+    assert drawn.min() < 0.2 * 1_100 < 0.8 * 1_100 < drawn.max()  # from all over
 
+
+def test_splits_are_the_files_with_each_image_beside_its_label(raw):
+    images = {
+        kind: np.frombuffer(raw[file][16:], np.uint8).reshape(-1, 28, 28)
+        for kind, file in (("train", mnist.TRAIN_IMAGES), ("test", mnist.TEST_IMAGES))
+    }
+    labels = {
+        kind: np.frombuffer(raw[file][8:], np.uint8)
+        for kind, file in (("train", mnist.TRAIN_LABELS), ("test", mnist.TEST_LABELS))
+    }
+    assert labels["train"][:5].tolist() == [5, 0, 4, 1, 9]  # as everybody's MNIST begins
+    assert labels["test"][:5].tolist() == [7, 2, 1, 0, 4]
+    everything = mnist.split(raw, validation_size=0, train_limit=0, seed=3)
     parts = mnist.split(raw, validation_size=5_000, train_limit=0, seed=3)
-    assert len(parts["train"]) == 55_000
-    share = np.bincount(parts["validation"].labels, minlength=10) / 5_000
-    assert np.abs(share - np.bincount(whole["train"].labels) / 60_000).max() < 1 / 5_000
-    again, other = (mnist.split(raw, 5_000, 0, seed) for seed in (3, 4))
-    assert np.array_equal(again["validation"].images, parts["validation"].images)
-    assert not np.array_equal(other["validation"].images, parts["validation"].images)
-
-    both = np.concatenate([parts["train"].images, parts["validation"].images])
-    as_sorted = [
-        sorted(image.tobytes() for image in images) for images in (both, whole["train"].images)
-    ]
-    assert as_sorted[0] == as_sorted[1]
-
-
-def test_train_limit_keeps_the_first_images(raw):
-    limited = mnist.split(raw, validation_size=0, train_limit=77, seed=0)["train"]
-    assert np.array_equal(
-        limited.images, mnist.parse(mnist.TRAIN_IMAGES, raw[mnist.TRAIN_IMAGES])[:77]
-    )
+    limited = mnist.split(raw, validation_size=5_000, train_limit=77, seed=3)
+    stay, drawn = mnist.hold_out(labels["train"], 5_000, seed=3)
+    none, every = np.arange(0), np.arange(60_000)
+    for found, train, validation in [
+        (everything, every, none), (parts, stay, drawn), (limited, stay[:77], drawn)
+    ]:  # fmt: skip
+        assert list(found) == ["train", "validation", "test"]
+        for part, (kind, index) in zip(
+            found.values(), [("train", train), ("train", validation), ("test", slice(None))],
+            strict=True,
+        ):  # fmt: skip
+            assert np.array_equal(part.images, images[kind][index])
+            assert np.array_equal(part.labels, labels[kind][index])
 
 
 def test_a_saved_split_comes_back_and_a_damaged_one_is_named_with_its_cure(resized, tmp_path):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from scipy.special import log_softmax
-from scipy.stats import binom
+from scipy.stats import binom, norm
 from sklearn.calibration import calibration_curve
 from sklearn.metrics import accuracy_score, log_loss
 
@@ -30,6 +30,12 @@ def test_accuracy_interval_is_wilsons_formula():
     assert scoring.accuracy_interval(correct) == pytest.approx((middle - half, middle + half))
 
 
+def test_accuracy_intervals_of_few_answers_stay_within_0_and_1():
+    for right, low, high in [(0, 0.0, 0.2775), (5, 0.2366, 0.7634), (10, 0.7225, 1.0)]:
+        found = scoring.accuracy_interval(np.arange(10) < right)
+        assert found == pytest.approx((low, high), abs=1e-4)  # Wilson's, of 10
+
+
 def answers(only_first: int, only_second: int, n: int = 1000):
     first, second = np.ones(n, bool), np.ones(n, bool)
     second[:only_first] = False
@@ -37,14 +43,43 @@ def answers(only_first: int, only_second: int, n: int = 1000):
     return first, second
 
 
-def test_mcnemar_is_twice_the_binomial_tail():
-    result = scoring.paired_difference(*answers(12, 4))
-    assert (result.only_first, result.only_second) == (12, 4)
-    assert result.accuracy == pytest.approx(0.008)
-    assert result.mcnemar_p == pytest.approx(2 * binom.cdf(4, 16, 0.5))
+def test_a_difference_is_positive_where_the_first_is_better():
+    first = np.array([True, True, True, True, False, False, True, True])
+    second = np.array([True, False, False, False, True, False, True, True])
+    found = scoring.paired_difference(first, second)
+    assert (found.only_first, found.only_second) == (3, 1)
+    assert found.accuracy == pytest.approx(first.mean() - second.mean()) == 0.25
+    assert found.mcnemar_p == pytest.approx(10 / 16)  # of 4 coins, 3 or more fall on one side
+    other = scoring.paired_difference(second, first)
+    assert (other.only_first, other.only_second) == (1, 3)
+    assert other.accuracy == -0.25
+    assert (other.low, other.high) == pytest.approx((-found.high, -found.low))
+    assert other.mcnemar_p == found.mcnemar_p
+
+
+def test_an_interval_of_a_difference_is_walds_with_a_half_added_to_each_cell():
+    for only_first, only_second in [(12, 4), (40, 5), (0, 3), (0, 0)]:
+        first, second = answers(only_first, only_second)
+        found = scoring.paired_difference(first, second)
+        # As of 1,002 images, the values of whose differences are 1, -1 and 0
+        values = np.repeat([1, -1, 0], [2 * only_first + 1, 2 * only_second + 1,
+                                        2 * (1_000 - only_first - only_second) + 2])  # fmt: skip
+        half = norm.ppf(0.975) * values.std() / 1_002**0.5
+        middle = values.mean()
+        assert (found.low, found.high) == pytest.approx((middle - half, middle + half))
+    assert found.accuracy == 0
+
+
+@pytest.mark.parametrize(("only_first", "only_second"), [(12, 4), (4, 12), (40, 5), (1, 0), (6, 6)])
+def test_mcnemar_is_twice_the_binomial_tail(only_first, only_second):
+    result = scoring.paired_difference(*answers(only_first, only_second))
+    n = only_first + only_second
+    tail = binom.cdf(min(only_first, only_second), n, 0.5)
+    assert result.mcnemar_p == pytest.approx(min(1, 2 * tail))
+
+
+def test_two_classifiers_that_never_differ_have_a_p_value_of_1():
     assert scoring.paired_difference(*answers(0, 0)).mcnemar_p == 1.0
-    reversed_result = scoring.paired_difference(*reversed(answers(12, 4)))
-    assert (reversed_result.low, reversed_result.high) == pytest.approx((-result.high, -result.low))
 
 
 def test_the_paired_interval_covers_the_truth_95_times_in_100():
@@ -59,13 +94,7 @@ def test_the_paired_interval_covers_the_truth_95_times_in_100():
     assert 0.94 <= covered <= 0.97
 
 
-def test_calibration_error_is_the_mean_gap_by_confidence():
-    confidence = np.array([0.95] * 10 + [0.55] * 10)
-    correct = np.array([True] * 9 + [False] + [True] * 3 + [False] * 7)
-    bins = scoring.calibration(confidence, correct)
-    assert [part.count for part in bins] == [10, 10]
-    assert scoring.calibration_error(bins) == pytest.approx((0.05 * 10 + 0.25 * 10) / 20)
-
+def test_calibration_is_scikit_learns():
     generator = np.random.default_rng(0)
     confidence = generator.uniform(0.1, 1.0, 200_000)
     calibrated = generator.uniform(size=200_000) < confidence

@@ -1,0 +1,575 @@
+"""A training does what its recipe says: against plain loops, formulas by hand and the settings."""
+
+import copy
+import json
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from torch.nn.functional import cross_entropy
+
+from conftest import ROOT
+from stages import alone, augmentation, cell, files, mnist, models, params, scoring, train, training
+from stages.mnist import Split
+from stages.params import Augmentation, Recipe
+
+# None of these values is a default of PyTorch or of a recipe
+SGD = Recipe(
+    epochs=2,
+    batch_size=32,
+    optimizer="sgd",
+    learning_rate=0.037,
+    schedule="constant",
+    momentum=0.83,
+    weight_decay=0.021,
+    dropout=0.0,
+    softmax_before_loss=False,
+)
+ADAMW = SGD.model_copy(update={"optimizer": "adamw", "weight_decay": 0.23})
+ONE_CYCLE = {"schedule": "one_cycle"}
+
+
+@pytest.fixture(autouse=True)
+def settings_of_torch():
+    """Trainings here run in one thread, and leave no seed behind."""
+    threads, state = torch.get_num_threads(), torch.get_rng_state()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+    torch.set_rng_state(state)
+
+
+@pytest.fixture(scope="module")
+def small(resized):
+    """150 images to train on, the last batch of which is smaller, 40 for validation, 60 to test."""
+    train, test = resized["train"], resized["test"]
+    return {
+        "train": Split(train.images[:150], train.labels[:150]),
+        "validation": Split(train.images[200:240], train.labels[200:240]),
+        "test": Split(test.images[:60], test.labels[:60]),
+    }
+
+
+def begun(recipe, images, name="mlp", seed=5):
+    torch.manual_seed(seed)
+    network = models.build(name, recipe)
+    generator = torch.Generator().manual_seed(seed)
+    return training.begin(network, recipe, training.total_steps(recipe, images), generator)
+
+
+def trained(splits, recipe, name="mlp", seed=5, on_epoch=lambda state: None):
+    state = begun(recipe, len(splits["train"]), name, seed)
+    training.train(state, splits, recipe, on_epoch)
+    return state
+
+
+def inputs(part):
+    pixels = torch.from_numpy(part.images.copy()).float().unsqueeze(1)
+    return (pixels / 255 - 0.1307) / 0.3081, torch.from_numpy(part.labels.copy()).long()
+
+
+# Optimizer and schedule
+
+
+def the_group(state):
+    [group] = state.optimizer.param_groups
+    trained = {id(parameter) for parameter in group["params"]}
+    assert trained == {id(parameter) for parameter in state.network.parameters()}
+    return group
+
+
+def test_sgd_has_the_settings_of_the_recipe():
+    state = begun(SGD, 150)
+    group = the_group(state)
+    assert type(state.optimizer) is torch.optim.SGD
+    assert group["lr"] == 0.037
+    assert group["momentum"] == 0.83
+    assert group["weight_decay"] == 0.021
+    assert not group["nesterov"]
+    assert not group["maximize"]
+    assert group["dampening"] == 0
+
+
+def test_adamw_has_the_settings_of_the_recipe():
+    state = begun(ADAMW, 150)
+    group = the_group(state)
+    assert type(state.optimizer) is torch.optim.AdamW
+    assert group["lr"] == 0.037
+    assert group["betas"] == (0.83, 0.999)
+    assert group["weight_decay"] == 0.23
+    assert group["eps"] == 1e-8
+    assert not group["amsgrad"]
+    assert not group["maximize"]
+    assert group["fused"]  # its square root is then the same on every processor
+
+
+def steps(recipe, gradients):
+    """A weight of 1.0 after each of these gradients."""
+    state = begun(recipe, 150)
+    weight = state.network.fc2.bias
+    values = []
+    with torch.no_grad():
+        weight.fill_(1.0)
+    for gradient in gradients:
+        weight.grad = torch.full_like(weight, gradient)
+        state.optimizer.step()
+        values.append(float(weight.detach()[0]))
+    return values
+
+
+def test_steps_of_sgd_are_those_of_its_formula():
+    weight, velocity, expected = 1.0, 0.0, []
+    for gradient in (0.5, -0.25, 2.0):
+        velocity = 0.83 * velocity + gradient + 0.021 * weight
+        weight -= 0.037 * velocity
+        expected.append(weight)
+    assert steps(SGD, (0.5, -0.25, 2.0)) == pytest.approx(expected, rel=1e-6)
+
+
+def test_steps_of_adamw_are_those_of_its_formula():
+    weight, first, second, expected = 1.0, 0.0, 0.0, []
+    for step, gradient in enumerate((0.5, -0.25, 2.0), start=1):
+        first = 0.83 * first + 0.17 * gradient
+        second = 0.999 * second + 0.001 * gradient**2
+        weight *= 1 - 0.037 * 0.23
+        weight -= 0.037 * (first / (1 - 0.83**step)) / ((second / (1 - 0.999**step)) ** 0.5 + 1e-8)
+        expected.append(weight)
+    assert steps(ADAMW, (0.5, -0.25, 2.0)) == pytest.approx(expected, rel=1e-5)
+
+
+def test_an_epochs_steps_are_its_batches_the_last_one_included():
+    recipe = SGD.model_copy(update={"epochs": 7, "batch_size": 32})
+    for images, batches in {31: 1, 32: 1, 33: 2, 64: 2, 150: 5}.items():
+        assert training.total_steps(recipe, images) == 7 * batches
+
+
+def used_rates(splits, recipe):
+    """The learning rate and the first beta of each step of a training."""
+    state = begun(recipe, len(splits["train"]))
+    rates, momenta = [], []
+
+    def note(optimizer, *_):
+        [group] = optimizer.param_groups
+        rates.append(group["lr"])
+        momenta.append(group["betas"][0] if "betas" in group else group["momentum"])
+
+    state.optimizer.register_step_pre_hook(note)
+    training.train(state, splits, recipe, lambda state: None)
+    assert set(momenta) == {0.83}
+    return rates
+
+
+@pytest.mark.parametrize("recipe", [SGD, ADAMW])
+def test_a_constant_schedule_is_constant(small, recipe):
+    assert used_rates({"train": small["train"]}, recipe) == [0.037] * 10
+
+
+@pytest.mark.parametrize("recipe", [SGD, ADAMW])
+def test_one_cycle_rises_over_a_tenth_of_all_steps_and_falls_to_0_in_straight_lines(small, recipe):
+    recipe = recipe.model_copy(update=ONE_CYCLE | {"epochs": 2, "batch_size": 4})
+    part = {"train": Split(small["train"].images[:79], small["train"].labels[:79])}
+    rates = used_rates(part, recipe)
+    assert len(rates) == 40  # as many as the schedule was made for
+    up, down = np.array(rates[:4]), np.array(rates[3:])
+    assert max(rates) == rates[3] == pytest.approx(0.037)
+    assert up[0] == pytest.approx(0.037 / 25)
+    assert np.diff(up) == pytest.approx([(0.037 - 0.037 / 25) / 3] * 3)
+    assert np.diff(down) == pytest.approx([np.diff(down).mean()] * 36)
+    assert 0 < rates[-1] < 1e-5
+
+
+# The order of the images
+
+
+def orders(splits, recipe, seed):
+    """The first pixel, which is its number, of each image in each epoch's order."""
+    seen, batches = [[]], seen_batches()
+    with batches as batch_list:
+        trained(splits, recipe, seed=seed, on_epoch=lambda state: seen.append([]))
+    flat = [number for batch in batch_list for number in batch]
+    size = len(splits["train"])
+    assert len(flat) == recipe.epochs * size
+    return [flat[start : start + size] for start in range(0, len(flat), size)]
+
+
+@contextmanager
+def seen_batches():
+    """The numbers of the images in each batch that a network was given in training mode."""
+    batches = []
+
+    def note(network, arguments):
+        if network.training:
+            pixels = arguments[0][:, 0, 0, 0] * 0.3081 + 0.1307
+            batches.append((pixels * 255).round().int().tolist())
+
+    built = models.build
+
+    def build(*arguments):
+        network = built(*arguments)
+        network.register_forward_pre_hook(note)
+        return network
+
+    models.build = build
+    try:
+        yield batches
+    finally:
+        models.build = built
+
+
+def numbered(size):
+    images = np.zeros((size, 32, 32), np.uint8)
+    images[:, 0, 0] = np.arange(size)
+    return {"train": Split(images, np.arange(size, dtype=np.uint8) % 10)}
+
+
+@pytest.mark.parametrize(("whole", "pool", "chunk"), [(2**16, 2**14, 2**7), (20, 16, 4)])
+def test_each_epoch_has_every_image_once_in_a_new_order_that_the_seed_gives(
+    monkeypatch, whole, pool, chunk
+):
+    for name, value in {"WHOLE": whole, "POOL": pool, "CHUNK": chunk}.items():
+        monkeypatch.setattr(training, name, value)
+    part, recipe = numbered(61), SGD.model_copy(update={"epochs": 3, "batch_size": 8})
+    first = orders(part, recipe, seed=0)
+    assert all(sorted(order) == list(range(61)) for order in first)
+    assert len({tuple(order) for order in [*first, range(61)]}) == 4
+    assert orders(part, recipe, seed=0) == first
+    other = orders(part, recipe, seed=1)
+    assert all(a != b for a, b in zip(first, other, strict=True))
+
+
+@pytest.mark.parametrize("size", [16, 17, 64, 65, 67, 200])
+def test_a_large_order_mixes_whole_chunks_within_pools(monkeypatch, size):
+    for name, value in {"WHOLE": 16, "POOL": 32, "CHUNK": 4}.items():
+        monkeypatch.setattr(training, name, value)
+    generator = torch.Generator().manual_seed(0)
+    drawn = torch.stack([training.random_order(size, generator) for _ in range(400)])
+    assert torch.equal(drawn.sort(1).values, torch.arange(size).expand(400, -1))
+    if size > 16:
+        for order in drawn[:20]:
+            full = [pool // 4 for pool in torch.split(order, 32) if len(pool) == 32]
+            assert all(len(chunks.unique()) <= 9 for chunks in full)
+    # Any image may come first, and comes first about as often as another one
+    assert float(drawn[:, 0].float().mean()) == pytest.approx((size - 1) / 2, abs=0.08 * size)
+    assert drawn[:, 0].min() < 0.1 * size
+    assert drawn[:, 0].max() > 0.9 * size - 1
+    assert len(drawn[:, :2].unique(dim=0)) > 100  # neighbours are parted
+
+
+# An epoch
+
+
+@pytest.mark.parametrize("name", params.MODEL_NAMES)
+@pytest.mark.parametrize("recipe", [SGD, ADAMW], ids=["sgd", "adamw"])
+@pytest.mark.parametrize("softmax", [False, True])
+def test_an_epoch_is_that_of_a_plain_loop(small, name, recipe, softmax):
+    recipe = recipe.model_copy(update={"softmax_before_loss": softmax})
+    state = begun(recipe, 150, name)
+    state.network.double()  # so that Adam does not enlarge the rounding of small gradients
+    network = copy.deepcopy(state.network)
+    kind = {"sgd": torch.optim.SGD, "adamw": torch.optim.AdamW}[recipe.optimizer]
+    momentum = {"betas": (0.83, 0.999)} if recipe.optimizer == "adamw" else {"momentum": 0.83}
+    weight_decay = recipe.weight_decay
+    optimizer = kind(network.parameters(), lr=0.037, weight_decay=weight_decay, **momentum)
+
+    images, labels = inputs(small["train"])
+    images = images.double()
+    order = torch.randperm(150, generator=torch.Generator().manual_seed(9))
+    losses, right = [], 0
+    for start in range(0, 150, 32):
+        batch = order[start : start + 32]
+        outputs = network(images[batch])
+        logs = outputs - outputs.exp().sum(1, keepdim=True).log()
+        of_label = logs[torch.arange(len(batch)), labels[batch]]
+        losses += (-of_label).tolist()
+        right += int((outputs.argmax(1) == labels[batch]).sum())
+        optimizer.zero_grad()
+        (-of_label.mean()).backward()
+        optimizer.step()
+
+    data = replace(models.examples(small["train"]), images=images)
+    row = training.train_epoch(state, data, order, recipe, 1)
+    assert row["train_loss"] == pytest.approx(sum(losses) / 150, rel=1e-9)
+    assert row["train_accuracy"] == right / 150
+    assert len(losses) == 150
+    for found, expected in zip(state.network.parameters(), network.parameters(), strict=True):
+        assert torch.allclose(found, expected, rtol=1e-7, atol=1e-9)
+
+
+def test_an_epoch_takes_each_image_in_the_order_that_it_is_given(small):
+    state = begun(SGD, 150)
+    seen = []
+    state.network.register_forward_pre_hook(lambda _, arguments: seen.append(arguments[0].clone()))
+    order = torch.randperm(150, generator=torch.Generator().manual_seed(9))[:70]
+    training.train_epoch(state, models.examples(small["train"]), order, SGD, 1)
+    images, _ = inputs(small["train"])
+    assert [len(batch) for batch in seen] == [32, 32, 6]
+    assert torch.allclose(torch.cat(seen), images[order], atol=1e-6)
+
+
+def test_distorted_images_are_normalised_and_new_in_each_epoch(small):
+    settings = Augmentation(rotation=9.0, shift=1.0, scale=0.1, shear=0.1, elastic=0.5)
+    recipe = SGD.model_copy(update={"augmentation": settings, "batch_size": 150, "epochs": 2})
+    state = begun(recipe, 150)
+    seen = []
+    state.network.register_forward_pre_hook(lambda _, arguments: seen.append(arguments[0].clone()))
+    generator = torch.Generator()
+    generator.set_state(state.generator.get_state())
+    training.train(state, {"train": small["train"]}, recipe, lambda state: None)
+    images = torch.from_numpy(small["train"].images).unsqueeze(1)
+    for batch in seen:
+        order = torch.randperm(150, generator=generator)
+        distorted = augmentation.distort(images[order], settings, generator)
+        assert torch.allclose(batch, (distorted / 255 - 0.1307) / 0.3081, atol=1e-5)
+    assert len(seen) == 2
+
+
+def test_without_distortions_the_images_are_as_they_are(small):
+    part = {"train": Split(small["train"].images[:1], small["train"].labels[:1])}
+    state, seen = begun(SGD, 1), []
+    state.network.register_forward_pre_hook(lambda _, arguments: seen.append(arguments[0].clone()))
+    training.train(state, part, SGD, lambda state: None)
+    assert len(seen) == 2
+    for batch in seen:
+        assert torch.allclose(batch, inputs(part["train"])[0], atol=1e-6)
+
+
+def test_dropout_is_on_in_every_epoch_of_a_training(small):
+    recipe = SGD.model_copy(update={"dropout": 0.5, "epochs": 3, "batch_size": 150})
+    state = begun(recipe, 150)
+    modes = []
+    state.network.dropout.register_forward_pre_hook(lambda module, _: modes.append(module.training))
+    training.train(state, small, recipe, lambda state: None)
+    assert modes == [True, False, False] * 3  # a batch, then the validation and the test images
+
+
+# What a training records
+
+
+def test_history_says_of_each_epoch_what_its_columns_name(small):
+    recipe = SGD.model_copy(update={"dropout": 0.4, "epochs": 3})
+    nets, rows = [], []
+
+    def on_epoch(state):
+        nets.append(copy.deepcopy(state.network))
+        rows.append(dict(state.history[-1]))
+
+    state = trained(small, recipe, "lenet5", on_epoch=on_epoch)
+    assert rows == state.history
+    assert [row["epoch"] for row in rows] == [1, 2, 3]
+    columns = ["epoch", *(f"{split}_{what}" for split in ("train", "validation", "test")
+                          for what in ("loss", "accuracy"))]  # fmt: skip
+    for network, row in zip(nets, rows, strict=True):
+        assert list(row) == columns
+        network.eval()
+        for split in ("validation", "test"):
+            images, labels = inputs(small[split])
+            with torch.no_grad():
+                outputs = network(images)
+            loss = float(cross_entropy(outputs, labels))
+            share = float((outputs.argmax(1) == labels).double().mean())
+            assert row[f"{split}_loss"] == pytest.approx(loss, rel=2e-5)
+            assert row[f"{split}_accuracy"] == pytest.approx(share, rel=2e-6)
+
+
+def test_losses_of_training_are_those_before_each_update(small):
+    recipe = SGD.model_copy(update={"epochs": 1, "batch_size": 150, "learning_rate": 5.0})
+    state = begun(recipe, 150)
+    images, labels = inputs(small["train"])
+    with torch.no_grad():
+        outputs = state.network(images)
+    training.train(state, small, recipe, lambda state: None)
+    [row] = state.history
+    assert row["train_loss"] == pytest.approx(float(cross_entropy(outputs, labels)), rel=1e-5)
+    assert row["train_accuracy"] == pytest.approx(scoring.accuracy(outputs, labels), rel=1e-5)
+    assert row["train_loss"] != pytest.approx(row["test_loss"], rel=0.1)
+
+
+def test_fingerprints_are_those_of_the_weights_before_training_after_a_batch_and_each_epoch(small):
+    recipe = SGD.model_copy(update={"batch_size": 50})
+    state = begun(recipe, 150)
+    moments = [models.fingerprint(state.network)]
+    state.optimizer.register_step_post_hook(
+        lambda *_: moments.append(models.fingerprint(state.network))
+    )
+    training.train(state, small, recipe, lambda state: None)
+    assert len(set(moments)) == 7
+    assert state.weights == [
+        ("initial", moments[0]),
+        ("first batch", moments[1]),
+        ("epoch 1", moments[3]),
+        ("epoch 2", moments[6]),
+    ]
+
+
+def test_a_fingerprint_is_that_of_the_file_and_notices_the_last_bit(tmp_path):
+    network = begun(SGD, 150).network
+    models.save_model(network, tmp_path / "model")
+    before = models.fingerprint(network)
+    assert before == files.sha256((tmp_path / "model").read_bytes())
+    with torch.no_grad():
+        weight = network.fc2.bias[3]
+        weight.copy_(torch.nextafter(weight, torch.tensor(9.0)))
+    assert models.fingerprint(network) != before
+
+
+def test_another_seed_is_another_training_and_the_same_is_the_same(small):
+    for name in params.MODEL_NAMES:
+        first, again, other = (trained(small, SGD, name, seed) for seed in (0, 0, 1))
+        assert first.weights == again.weights
+        assert first.history == again.history
+        assert not {sha for _, sha in first.weights} & {sha for _, sha in other.weights}
+
+
+# No leak
+
+
+def garbage(part, seed=0, labels=True):
+    generator = np.random.default_rng(seed)
+    images = generator.integers(0, 256, part.images.shape, np.uint8)
+    wrong = generator.integers(0, 10, part.labels.shape, np.uint8)
+    return Split(images, wrong if labels else part.labels)
+
+
+@pytest.mark.parametrize("name", params.MODEL_NAMES)
+@pytest.mark.parametrize("settings", [{}, {"dropout": 0.5, "optimizer": "adamw"}])
+def test_validation_and_test_images_cannot_reach_training(small, name, settings):
+    recipe = SGD.model_copy(update=settings)
+    expected = trained(small, recipe, name)
+    ours = [f"train_{what}" for what in ("loss", "accuracy")]
+    for other in (
+        small | {"test": garbage(small["test"])},
+        small | {"validation": garbage(small["validation"])},
+        {"train": small["train"]},
+    ):
+        found = trained(other, recipe, name)
+        assert found.weights == expected.weights
+        assert all([a[key] for key in ours] == [b[key] for key in ours]
+                   for a, b in zip(found.history, expected.history, strict=True))  # fmt: skip
+    other = trained(small | {"train": garbage(small["train"])}, recipe, name)
+    assert other.weights[-1] != expected.weights[-1]
+
+
+def test_the_temperature_is_fitted_on_the_validation_images_alone(small):
+    network = trained(small, SGD).network
+    test, validation = small["test"], small["validation"]
+    answers, scores = cell.score(network, test, validation, "cpu")
+    _, of_garbage = cell.score(network, garbage(test), validation, "cpu")
+    _, of_other = cell.score(network, test, garbage(validation), "cpu")
+    own = [key for key in scores if key == "temperature" or key.startswith("validation_")]
+    assert len(own) == 6
+    assert [of_garbage[key] for key in own] == [scores[key] for key in own]
+    assert of_garbage["test_accuracy"] != scores["test_accuracy"]
+    assert of_other["temperature"] != scores["temperature"]
+    assert of_other["test_accuracy"] == scores["test_accuracy"]
+    # Its use leaves the answers as they are, and makes of garbage what garbage is worth
+    assert scores["test_loss"] == pytest.approx(answers.loss)
+    assert scores["test_scaled_negative_log_likelihood"] != scores["test_negative_log_likelihood"]
+    without, plain = cell.score(network, test, None, "cpu")
+    assert not [
+        key for key in plain if "temperature" in key or "validation" in key or "scaled" in key
+    ]
+    assert plain == {key: scores[key] for key in plain}
+    assert without.outputs_sha256 == answers.outputs_sha256
+
+
+@pytest.fixture
+def stage(monkeypatch, tmp_path, small):
+    """Runs a stage's main() on given splits in an empty folder; gives the params it runs with."""
+    monkeypatch.chdir(ROOT)
+    settings = params.load()
+    recipes = dict(settings.recipes)
+    recipes["documented"] = params.Recipes(lenet5=ADAMW, mlp=SGD)
+    study = settings.study.model_copy(update={"validation_size": 50})
+    settings = settings.model_copy(update={"recipes": recipes, "study": study, "threads": 1})
+    monkeypatch.chdir(tmp_path)
+    alone.FOLDER.mkdir(parents=True)
+    run = SimpleNamespace(log_epoch=lambda row: None)
+    for module in (train, cell):
+        monkeypatch.setattr(module.params, "load", lambda: settings)
+        monkeypatch.setattr(module.alone, "holding", lambda stage: nullcontext())
+        monkeypatch.setattr(module.tracking, "run", lambda stage: nullcontext(run))
+    monkeypatch.setattr(cell, "check_prepared", lambda: None)
+
+    def start(module, splits, *arguments):
+        monkeypatch.setattr(mnist, "load_split", lambda folder, name: splits[name])
+        monkeypatch.setattr("sys.argv", ["stage", *arguments])
+        module.main()
+        return settings
+
+    return start
+
+
+def read_cell():
+    return json.loads(files.cell_path("documented", "mlp", "validation").read_text())
+
+
+def test_a_cell_is_neither_trained_on_its_validation_images_nor_scored_before_it_is(stage, small):
+    settings = stage(cell, small, "documented", "mlp", "validation")
+    expected = read_cell()
+    part = small["train"]
+    stay, drawn = mnist.hold_out(part.labels, 50, settings.seed)
+    assert expected["scores"]["validation_images"] == [50]
+    assert expected["scores"]["test_images"] == [60]
+    assert [key for key in expected["history"] if key.startswith(("test", "validation"))] == []
+
+    # Only they and the seed are what it is trained on
+    plain = trained({"train": Split(part.images[stay], part.labels[stay])}, SGD, seed=settings.seed)
+    assert files.read_fingerprints(expected["sha256"])["weights"] == plain.weights[-1][1]
+
+    images = part.images.copy()
+    images[drawn] = garbage(part).images[drawn]
+    stage(cell, small | {"train": Split(images, part.labels)}, "documented", "mlp", "validation")
+    found = read_cell()
+    assert found["sha256"] == expected["sha256"]
+    assert found["errors"] == expected["errors"]
+    assert found["scores"]["temperature"] != expected["scores"]["temperature"]
+
+    stage(cell, small | {"test": garbage(small["test"])}, "documented", "mlp", "validation")
+    found = read_cell()
+    weights = [
+        files.read_fingerprints(content["sha256"])["weights"] for content in (found, expected)
+    ]
+    assert weights[0] == weights[1]
+    assert found["scores"]["temperature"] == expected["scores"]["temperature"]
+    assert found["errors"] != expected["errors"]
+
+
+def test_a_cell_of_a_seed_is_trained_on_all_images_with_that_seed(stage, small):
+    stage(cell, small, "documented", "mlp", "7")
+    content = json.loads(files.cell_path("documented", "mlp", "7").read_text())
+    plain = trained({"train": small["train"]}, SGD, seed=7)
+    assert files.read_fingerprints(content["sha256"])["weights"] == plain.weights[-1][1]
+    assert not [key for key in content["scores"] if "validation" in key or "temperature" in key]
+    # The tables are those of the network
+    outputs = models.outputs(plain.network, torch.from_numpy(small["test"].images).unsqueeze(1))
+    predicted, labels = outputs.argmax(1).tolist(), small["test"].labels.tolist()
+    wrong = [index for index in range(60) if predicted[index] != labels[index]]
+    assert 0 < len(wrong) < 60
+    assert content["errors"] == {
+        "index": wrong,
+        "label": [labels[index] for index in wrong],
+        "predicted": [predicted[index] for index in wrong],
+    }
+    assert content["test_accuracy"] == pytest.approx(1 - len(wrong) / 60, rel=1e-5)
+    assert content["scores"]["test_accuracy"] == [content["test_accuracy"]]
+    losses = [row["train_loss"] for row in plain.history]
+    assert content["history"]["train_loss"] == losses
+    assert content["history"]["epoch"] == [1, 2]
+
+
+@pytest.mark.parametrize(("name", "recipe"), [("lenet5", ADAMW), ("mlp", SGD)])
+def test_the_train_stage_trains_on_the_train_split_alone(stage, small, name, recipe):
+    settings = stage(train, small, name)
+    expected = files.model_path(name).read_bytes()
+    plain = trained({"train": small["train"]}, recipe, name, settings.seed)
+    assert files.sha256(expected) == plain.weights[-1][1]
+    said = json.loads(files.training_path(name).read_text())
+    assert said[name]["train_loss"] == plain.history[-1]["train_loss"]
+    assert said[name]["train_accuracy"] == plain.history[-1]["train_accuracy"]
+    assert files.read_fingerprints(said["weights"]) == dict(plain.weights)
+    garbled = {key: garbage(small[key]) for key in ("validation", "test")}
+    stage(train, small | garbled, name)
+    assert files.model_path(name).read_bytes() == expected
