@@ -12,7 +12,6 @@ from sklearn.metrics import log_loss
 from torch import nn
 from torch.nn.functional import avg_pool2d, conv2d, cross_entropy, dropout, linear
 
-from conftest import as_inputs
 from stages import mnist, models, numerics, params, scoring, training
 from stages.errors import StageError
 from stages.params import Augmentation, Recipe
@@ -319,14 +318,6 @@ def test_two_runs_with_one_seed_are_bitwise_identical_and_learn(name, ingredient
     assert not any(torch.equal(a, b) for a, b in zip(first, other, strict=True))
     assert history[-1]["train_loss"] < history[0]["train_loss"]
     assert history[-1]["test_accuracy"] > 0.7
-
-
-def test_validation_is_scored_where_there_is_one(raw, resized):
-    parts = mnist.split(raw, validation_size=500, train_limit=200, seed=0)
-    _, history = trained("mlp", as_inputs(parts))
-    assert "validation_loss" in history[0]
-    _, history = trained("mlp", resized)
-    assert "validation_loss" not in history[0]
 
 
 def test_a_loss_that_is_not_finite_stops_with_epoch_and_step(resized):

@@ -12,7 +12,19 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from conftest import ROOT
-from stages import alone, augmentation, cell, files, mnist, models, params, scoring, train, training
+from stages import (
+    alone,
+    augmentation,
+    cell,
+    evaluate,
+    files,
+    mnist,
+    models,
+    params,
+    scoring,
+    train,
+    training,
+)
 from stages.mnist import Split
 from stages.params import Augmentation, Recipe
 
@@ -303,10 +315,19 @@ def test_an_epoch_takes_each_image_in_the_order_that_it_is_given(small):
     seen = []
     state.network.register_forward_pre_hook(lambda _, arguments: seen.append(arguments[0].clone()))
     order = torch.randperm(150, generator=torch.Generator().manual_seed(9))[:70]
-    training.train_epoch(state, models.examples(small["train"]), order, SGD, 1)
-    images, _ = inputs(small["train"])
+    state.optimizer.param_groups[0]["lr"] = (
+        0.0  # the network stays as it is, so that its outputs are those afterwards
+    )
+    row = training.train_epoch(state, models.examples(small["train"]), order, SGD, 1)
+    images, labels = inputs(small["train"])
     assert [len(batch) for batch in seen] == [32, 32, 6]
     assert torch.allclose(torch.cat(seen), images[order], atol=1e-6)
+    with torch.no_grad():
+        outputs = state.network(images[order])
+    assert row["train_loss"] == pytest.approx(
+        float(cross_entropy(outputs, labels[order])), rel=1e-5
+    )
+    assert row["train_accuracy"] == pytest.approx(scoring.accuracy(outputs, labels[order]))
 
 
 def test_distorted_images_are_normalised_and_new_in_each_epoch(small):
@@ -372,6 +393,14 @@ def test_history_says_of_each_epoch_what_its_columns_name(small):
             share = float((outputs.argmax(1) == labels).double().mean())
             assert row[f"{split}_loss"] == pytest.approx(loss, rel=2e-5)
             assert row[f"{split}_accuracy"] == pytest.approx(share, rel=2e-6)
+
+
+def test_a_split_that_is_empty_or_not_there_is_not_scored(small):
+    empty = Split(np.empty((0, 32, 32), np.uint8), np.empty(0, np.uint8))
+    for splits in (small | {"validation": empty}, {key: small[key] for key in ("train", "test")}):
+        state = trained(splits, SGD)
+        columns = ["epoch", "train_loss", "train_accuracy", "test_loss", "test_accuracy"]
+        assert [list(row) for row in state.history] == [columns] * 2
 
 
 def test_losses_of_training_are_those_before_each_update(small):
@@ -464,9 +493,13 @@ def test_the_temperature_is_fitted_on_the_validation_images_alone(small):
     assert of_garbage["test_accuracy"] != scores["test_accuracy"]
     assert of_other["temperature"] != scores["temperature"]
     assert of_other["test_accuracy"] == scores["test_accuracy"]
-    # Its use leaves the answers as they are, and makes of garbage what garbage is worth
-    assert scores["test_loss"] == pytest.approx(answers.loss)
-    assert scores["test_scaled_negative_log_likelihood"] != scores["test_negative_log_likelihood"]
+    # Logits divided by a temperature are powers of the probabilities
+    powers = answers.probabilities ** (1 / scores["temperature"])
+    scaled = (powers / powers.sum(1, keepdims=True))[range(60), test.labels]
+    found = scores["test_scaled_negative_log_likelihood"]
+    assert found == pytest.approx(-np.log(scaled).mean(), rel=1e-6)
+    assert found != pytest.approx(scores["test_negative_log_likelihood"], rel=1e-3)
+    assert scores["test_loss"] == answers.loss
     without, plain = cell.score(network, test, None, "cpu")
     assert not [
         key for key in plain if "temperature" in key or "validation" in key or "scaled" in key
@@ -573,3 +606,25 @@ def test_the_train_stage_trains_on_the_train_split_alone(stage, small, name, rec
     garbled = {key: garbage(small[key]) for key in ("validation", "test")}
     stage(train, small | garbled, name)
     assert files.model_path(name).read_bytes() == expected
+
+
+def test_evaluate_takes_the_accuracy_of_the_mlp_from_that_of_lenet5(stage, small):
+    recipes = {"lenet5": ADAMW, "mlp": SGD}
+    right = {}
+    for name, recipe in recipes.items():
+        network = trained({"train": small["train"]}, recipe, name).network
+        models.save_model(network, files.model_path(name))
+        outputs = models.outputs(network, torch.from_numpy(small["test"].images).unsqueeze(1))
+        right[name] = outputs.argmax(1).numpy() == small["test"].labels
+    stage(evaluate, small)
+    metrics = json.loads(files.METRICS.read_text())
+    found = metrics["difference"]
+    for name in recipes:
+        assert metrics[name]["accuracy"] == pytest.approx(right[name].mean(), rel=1e-5)
+        assert metrics[name]["errors"] == (~right[name]).sum()
+    assert found["only_first"] == (right["lenet5"] & ~right["mlp"]).sum()
+    assert found["only_second"] == (right["mlp"] & ~right["lenet5"]).sum()
+    assert found["only_first"] != found["only_second"]
+    expected = right["lenet5"].mean() - right["mlp"].mean()
+    assert found["accuracy"] == pytest.approx(expected, rel=1e-5)
+    assert found["low"] < expected < found["high"]
