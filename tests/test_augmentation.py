@@ -186,6 +186,15 @@ def test_each_pixel_is_the_bilinear_sample_that_scipy_takes(images):
         assert np.abs(found[0].numpy() - expected)[where].max() < 0.1
 
 
+def test_what_comes_from_outside_is_black_on_all_four_sides():
+    _, shift = affine(sources(200, shift=6.0))
+    white = torch.full((200, 1, 32, 32), 255, dtype=torch.uint8)
+    at = np.arange(32) + shift[:, :, None]  # (200, 2, 32): x and y
+    inside = np.clip(at + 1, 0, 1) * np.clip(32 - at, 0, 1)  # between the last pixel and the border
+    expected = 255 * inside[:, 1, :, None] * inside[:, 0, None, :]
+    assert np.abs(distort(white, shift=6.0)[:, 0].numpy() - expected).max() < 0.1
+
+
 def test_a_bar_turns_the_way_its_rotation_says():
     """Seen as a picture: right of the centre, it lies on a circle, up to 45 degrees off."""
     bar = torch.zeros(300, 1, 32, 32, dtype=torch.uint8)
