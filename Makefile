@@ -14,13 +14,14 @@ INSTALLING := $(VENV)/.installing
 export PIP_USER := 0
 unexport PIP_TARGET PIP_PREFIX PIP_ROOT PIP_PYTHON PIP_NO_DEPS PIP_DRY_RUN
 
-.PHONY: help install repro study verify test lint bench sync find check serve ui
+.PHONY: help install repro study verify test mutants lint bench sync find check serve ui
 
 help:
 	@echo "make repro   run the pipeline, as far as it is not up to date, and show the comparison"
 	@echo "make study   compare the recipes over several seeds (what is committed is not run again)"
 	@echo "make verify  compute the committed results anew and compare, to the bit"
 	@echo "make test    run the tests"
+	@echo "make mutants make mistakes in the code, one at a time, and see whether the tests notice"
 	@echo "make lint    ruff and mypy"
 	@echo "make bench   measure what is fast, what it is compared with, and where the time goes"
 	@echo "make sync    write the MLflow runs that are missing, from the results"
@@ -62,6 +63,10 @@ study: $(INSTALLED)
 
 test: $(INSTALLED)
 	$(PY) -m pytest -m 'not slow'
+
+# Half an hour
+mutants: $(INSTALLED)
+	@$(PY) tests/mutants.py
 
 lint: $(INSTALLED)
 	$(PY) -m ruff check .

@@ -35,6 +35,11 @@ def qemu(cpu: str) -> list[str]:
     return [str(found), "-cpu", cpu]
 
 
+def crashed(said: str) -> bool:
+    """Whether the emulator itself failed, as it does now and then when threads wait; run again."""
+    return "qemu: uncaught target signal" in said
+
+
 @pytest.fixture(scope="session")
 def raw() -> dict[mnist.IdxFile, bytes]:
     """MNIST's four files, from wherever they can be had; kept in data/raw."""
