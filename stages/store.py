@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote, unquote
 
-from stages.errors import StageError
+from stages.errors import StageError, one_line
 
 VIEW = "stages"
 
@@ -250,8 +250,8 @@ READ_ONLY = ("readonly database", "read-only transaction", "permission denied fo
 def explain(error: BaseException) -> str:
     """MLflow's error as one line."""
     if isinstance(error, StageError):
-        return without_user(" ".join(str(error).split()))
-    reason = " ".join(str(error).split())
+        return without_user(one_line(error))
+    reason = one_line(error)
     if "Can't locate revision" in reason or "out-of-date database schema" in reason:
         reason = f"{name()} has the tables of another version of MLflow than this one. {reason}"
     if any(refusal in reason for refusal in READ_ONLY):

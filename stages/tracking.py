@@ -30,7 +30,7 @@ from typing import Any
 from filelock import FileLock
 
 from stages import store
-from stages.errors import InputError, main_function
+from stages.errors import InputError, main_function, one_line
 
 PATIENCE = 5.0  # seconds without a sign of progress, once the stage has nothing else to do
 LOCAL_PATIENCE = 60.0  # the same while the mirror works on this machine only: imports, export
@@ -150,7 +150,7 @@ def run(stage: str) -> Iterator[Run]:
         current.close("KILLED", "interrupted")
         raise
     except BaseException as error:
-        current.close("FAILED", store.without_user(" ".join(str(error).split()))[:500])
+        current.close("FAILED", store.without_user(one_line(error))[:500])
         raise
     current.close("FINISHED")
 
