@@ -14,7 +14,7 @@ from mlflow import MlflowClient
 from mlflow.entities import ViewType
 from test_mirror import STAGES, client_of, find, runs_of, stages_of, sync
 
-from conftest import Clone, free_port, missing, mlflow_server, wait_for
+from conftest import Clone, free_port, mlflow_server, wait_for
 from stages import files, store
 
 TRACKING = ("python", "-m", "stages.tracking")
@@ -140,8 +140,8 @@ def test_a_deleted_experiment_is_told_with_the_command_that_restores_it(copy):
         tracking(copy, "find", "HEAD", check=False),
     ):
         assert "is deleted: " in one_line(result)
-    warned = copy.run("python", "-m", "stages.plot").stderr
-    assert warned.count("\n") == 1
+    note, warned = copy.run("python", "-m", "stages.plot").stderr.splitlines()
+    assert note.startswith("note: DVC did not start this")
     command = re.search(r"`(mlflow [^`]*)`", warned)[1]
     copy.run(*command.split())
     assert sync(copy).stdout == ""
@@ -276,7 +276,7 @@ def test_results_that_are_links_into_the_cache_are_logged_as_files(copy, link):
     copy.run("dvc", "config", "--local", "cache.type", kind)
     result = copy.run("dvc", "checkout", "--relink", "--force", check=False)
     if link == "reflink" and result.returncode:
-        missing(f"this file system has no reflinks: {' '.join(result.stderr.split())[:200]}")
+        pytest.skip(f"this file system has no reflinks: {' '.join(result.stderr.split())[:200]}")
     assert result.returncode == 0, result.stderr
     assert (copy.path / "models/mlp.safetensors").is_symlink() == (kind == "symlink")
     sync(copy)
