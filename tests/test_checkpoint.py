@@ -1,12 +1,17 @@
 """A training that was stopped goes on from its last finished epoch, to the same bytes."""
 
-from types import SimpleNamespace
+import sys
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
 
+import numpy as np
 import pytest
+import torch
 from test_models import RECIPE, RECORD
 
 from conftest import flip_bit
-from stages import alone, models, numerics, params, train
+from stages import alone, checkpoint, mnist, models, numerics, params, train, training
 
 EPOCHS = 4
 RECIPES = {
@@ -92,3 +97,158 @@ def test_a_damaged_checkpoint_is_named_and_ignored(resized, capsys):
         said = capsys.readouterr()
         assert f"warning: {path} is damaged" in said.err
         assert "goes on" not in said.out
+
+
+# --- what a checkpoint counts for ---
+
+IMAGES = np.random.default_rng(0).integers(0, 256, (6, 32, 32)).astype(np.uint8)
+PARTS = {
+    "train": mnist.Split(IMAGES[:4], np.arange(4, dtype=np.uint8)),
+    "test": mnist.Split(IMAGES[4:], np.arange(2, dtype=np.uint8)),
+}
+
+
+def key(splits=PARTS, recipe=RECIPE, name="mlp", seed=0, threads=1) -> bytes:
+    """Of a training that has not begun."""
+    generator = numerics.configure(threads, seed)
+    state = training.begin(models.build(name, recipe), recipe, steps=9, generator=generator)
+    return checkpoint.key(state, splits, recipe)
+
+
+@pytest.fixture
+def threads():
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+def changed(part: mnist.Split, **arrays: np.ndarray) -> mnist.Split:
+    """With the last number of an array raised by 1."""
+    found = {name: array.copy() for name, array in arrays.items()}
+    for array in found.values():
+        array.flat[-1] += 1
+    return replace(part, **found)
+
+
+def test_the_key_is_another_for_another_setting_seed_thread_count_image_or_label(threads):
+    train_part, test_part = PARTS["train"], PARTS["test"]
+    other_settings = {
+        "epochs": 3,
+        "batch_size": 99,
+        "learning_rate": 0.051,
+        "momentum": 0.8,
+        "weight_decay": 0.1,
+        "dropout": 0.4,
+        "softmax_before_loss": True,
+        "optimizer": "adamw",
+        "schedule": "one_cycle",
+        "augmentation": RECORD["augmentation"],
+    }
+    assert set(other_settings) == set(params.Recipe.model_fields)
+    keys = [
+        key(),
+        *(key(recipe=RECIPE.model_copy(update={name: v})) for name, v in other_settings.items()),
+        key(seed=1),
+        key(threads=2),
+        key(name="lenet5"),
+        key(PARTS | {"train": changed(train_part, images=train_part.images)}),
+        key(PARTS | {"train": changed(train_part, labels=train_part.labels)}),
+        key(PARTS | {"test": changed(test_part, images=test_part.images)}),
+        key(PARTS | {"test": changed(test_part, labels=test_part.labels)}),
+        key({"train": train_part, "validation": test_part}),
+        key({"train": train_part}),
+    ]
+    assert len(set(keys)) == len(keys)
+    assert key() == keys[0]
+
+
+def test_the_key_is_another_for_each_generators_state_and_each_weight(threads):
+    generator = numerics.configure(threads=1, seed=0)
+    state = training.begin(models.build("mlp", RECIPE), RECIPE, steps=9, generator=generator)
+
+    def key_now() -> bytes:
+        return checkpoint.key(state, PARTS, RECIPE)
+
+    keys = [key_now()]
+    torch.rand(1, generator=generator)  # the order of the images
+    keys.append(key_now())
+    torch.rand(1)  # dropout
+    keys.append(key_now())
+    for parameter in state.network.parameters():
+        with torch.no_grad():
+            parameter.view(-1)[-1] += 1
+        keys.append(key_now())
+    assert len(set(keys)) == 3 + 4
+
+
+def test_the_key_is_another_for_another_library_or_without_the_pins(threads, monkeypatch):
+    before = key()
+    for library, name in ((torch, "__version__"), (np, "__version__"), (sys, "version")):
+        with monkeypatch.context() as patch:
+            patch.setattr(library, name, "0.0")
+            assert key() != before
+    assert key() == before
+    monkeypatch.setenv("UNPINNED", "1")
+    assert key() != before
+
+
+def test_the_key_is_another_for_other_code_of_ours_and_the_same_for_other_code(
+    threads, tmp_path, monkeypatch
+):
+    """Ours is what lies beside checkpoint.py; here that is an empty folder."""
+    ours, theirs = tmp_path / "stages" / "loop.py", tmp_path / "library.py"
+    ours.parent.mkdir()
+    monkeypatch.setattr(checkpoint, "__file__", str(ours.parent / "checkpoint.py"))
+    (ours.parent / "checkpoint.py").touch()
+    without = key()
+    for path in (ours, theirs):
+        path.write_text("rate = 1", encoding="utf-8")
+        module = ModuleType(path.stem)
+        module.__file__ = str(path)
+        monkeypatch.setitem(sys.modules, path.stem, module)
+    before = key()
+    assert before != without
+    theirs.write_text("rate = 2", encoding="utf-8")
+    assert key() == before
+    ours.write_text("rate = 2", encoding="utf-8")
+    assert key() != before
+
+
+class Noted(mnist.Split):
+    """Notes which of its images it was asked to let go of."""
+
+    def release(self) -> None:
+        released.append(len(self))
+        super().release()
+
+
+released: list[int] = []
+
+
+def test_the_key_is_of_the_images_however_they_lie_in_memory_and_lets_go_of_them(threads, tmp_path):
+    for name, part in PARTS.items():
+        mnist.save_split(tmp_path, name, part)
+    mapped = {name: mnist.load_split(tmp_path, name) for name in PARTS}
+    otherwise = {
+        name: Noted(np.asfortranarray(part.images), part.labels[::-1].copy()[::-1])
+        for name, part in PARTS.items()
+    }
+    assert key(mapped) == key(otherwise) == key()
+    assert released == [4, 2]
+
+
+def test_a_checkpoint_of_another_key_is_neither_taken_nor_called_damaged(threads, capsys):
+    state, other = (
+        training.begin(models.build("mlp", RECIPE), RECIPE, 9, torch.Generator()) for _ in range(2)
+    )
+    state.history.append({"epoch": 1})
+    checkpoint.Checkpoint("a stage", b"k" * 32).save(state)
+    before = models.fingerprint(other.network)
+    checkpoint.Checkpoint("a stage", b"o" * 32).restore(other)
+    checkpoint.Checkpoint("another stage", b"k" * 32).restore(other)
+    assert (models.fingerprint(other.network), other.history) == (before, [])
+    assert capsys.readouterr().err == ""
+    checkpoint.Checkpoint("a stage", b"k" * 32).restore(other)
+    assert models.fingerprint(other.network) == models.fingerprint(state.network) != before
+    assert other.history == [{"epoch": 1}]
+    assert [path.name for path in Path(alone.FOLDER).iterdir()] == ["a stage.pt"]

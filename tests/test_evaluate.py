@@ -1,16 +1,19 @@
 """The files that evaluate writes, recomputed with scikit-learn from answers made by hand."""
 
+import contextlib
 import csv
+import io
 import json
 import shutil
 
 import numpy as np
 import pytest
+import torch
 from scipy.stats import binom
 from sklearn.metrics import confusion_matrix, f1_score, precision_score, recall_score
 
 from conftest import ROOT
-from stages import evaluate, mnist, models, scoring
+from stages import evaluate, mnist, models, params, scoring
 from stages.models import Answers
 from stages.params import MODEL_NAMES
 
@@ -55,11 +58,17 @@ def folder(tmp_path_factory):
             name, recipe, file = model
             assert part == "the test split"
             assert file.as_posix() == f"models/{name}.safetensors"
-            assert recipe == evaluate.params.load().of_model(name)
+            assert recipe == params.load().of_model(name)
             return made(name)
 
         patch.setattr(models, "answers", answers)
-        evaluate.main()
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        with contextlib.redirect_stdout(io.StringIO()) as said:
+            evaluate.main()
+        assert torch.get_num_threads() == params.load().threads  # so it has set all of numerics
+        torch.set_num_threads(threads)
+    assert said.getvalue() == "LeNet-5: test accuracy 90.00%\nMLP: test accuracy 81.25%\n"
     return path / "reports"
 
 

@@ -8,11 +8,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 from matplotlib.axes import Axes
-from matplotlib.colors import to_hex
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
+from matplotlib.text import Text
+from matplotlib.transforms import Bbox
 
 from conftest import ROOT
 from stages import figures, mnist, plot
+from stages.errors import InputError
 from stages.params import MODEL_NAMES
 from stages.scoring import CalibrationBin
 
@@ -284,6 +288,137 @@ def test_the_missed_images_are_shown_with_their_label_and_both_answers():
     assert "Label, then LeNet-5's answer and the MLP's" in figure.get_suptitle()
 
 
+def test_missed_images_of_which_there_are_none_or_too_many_still_make_a_figure():
+    rows = [
+        {"index": at % 40, "label": 1, "lenet5": 2, "mlp": 3, "no_majority": 0} for at in range(50)
+    ]
+    for count, shown in ((0, 0), (1, 1), (8, 8), (9, 9), (48, 48), (50, 48)):
+        figure = figures.missed(PICTURES, rows[:count])
+        titles = [axes.get_title() for axes in figure.axes if axes.images]
+        assert titles == [f"no. {row['index']}: 1\n2, 3" for row in rows[:shown]]
+        lines = {axes.get_subplotspec().rowspan.start for axes in figure.axes}
+        assert len(lines) == max(1, -(-shown // 8))  # no empty line
+        assert not [axes for axes in figure.axes if axes.axison]
+
+
+# --- every figure can be read ---
+
+
+def texts_of(figure: Figure) -> list[tuple[str, Bbox]]:
+    """Each text that is drawn and where it stands, in pixels."""
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    unseen = set()  # labels of ticks outside of the part of an axis that is shown
+    for axes in figure.axes:
+        for axis in (axes.xaxis, axes.yaxis):
+            low, high = sorted(axis.get_view_interval())
+            for tick in (*axis.get_major_ticks(), *axis.get_minor_ticks()):
+                if not (axes.axison and low <= tick.get_loc() <= high):
+                    unseen |= {tick.label1, tick.label2}
+    return [
+        (text.get_text(), text.get_window_extent(canvas.get_renderer()))
+        for text in figure.findobj(Text)
+        if text.get_text().strip() and text.get_visible() and text not in unseen
+    ]
+
+
+def story_figure() -> Figure:
+    recipes = ["published", "documented", "fast", "record"]
+    accuracies, intervals = {}, {}
+    for at, recipe in enumerate(recipes):
+        for model, mean in (("lenet5", 95.1 + 1.4 * at), ("mlp", 96.5 + 0.7 * at)):
+            accuracies[recipe, model] = [mean - 0.1, mean, mean + 0.1]
+            intervals[recipe, model] = (mean - 0.2, mean + 0.2)
+    return figures.story(accuracies, intervals, {"lenet5": 94.5, "mlp": 97.31})
+
+
+def missed_figure() -> Figure:
+    rows = [
+        {"index": at, "label": 1, "lenet5": 2, "mlp": 3, "no_majority": at % 2} for at in range(40)
+    ]
+    return figures.missed(PICTURES, rows)
+
+
+ALL = {
+    "curves": lambda: figures.curves(HISTORIES, "LeNet-5 and the MLP, recipe documented"),
+    "confusion": lambda: figures.confusion(matrices()),
+    "mistakes": lambda: figures.mistakes("lenet5", PICTURES, **ANSWERS["lenet5"]),
+    "reliability": lambda: figures.reliability(
+        {name: [CalibrationBin(9, 0.5, 0.4), CalibrationBin(90, 0.9, 0.95)] for name in MODEL_NAMES}
+    ),
+    "story": story_figure,
+    "missed": missed_figure,
+}
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_texts_of_a_figure_lie_within_it_and_not_on_each_other(name):
+    figure = ALL[name]()
+    texts = texts_of(figure)
+    width, height = figure.bbox.size
+    for text, box in texts:
+        assert box.height >= 9, f"{text} is too small"
+        assert min(box.x0, box.y0, width - box.x1, height - box.y1) >= 0, f"{text} is cut"
+    for (text, a), (other, b) in itertools.combinations(texts, 2):
+        across, down = min(a.x1, b.x1) - max(a.x0, b.x0), min(a.y1, b.y1) - max(a.y0, b.y0)
+        assert min(across, down) < 2, f"{text!r} lies on {other!r}"
+
+
+@pytest.mark.parametrize("name", ["mistakes", "missed"])
+def test_pictures_of_a_figure_are_black_on_white_and_have_no_axes(name):
+    for axes in ALL[name]().axes:
+        assert not axes.axison
+        for image in axes.images:
+            assert image.get_clim() == (0, 255)
+            assert image.get_cmap().name == "gray"
+
+
+def luminance(color) -> float:
+    return float(np.dot(to_rgb(color), [0.2126, 0.7152, 0.0722]))
+
+
+def test_counts_of_a_confusion_stand_out_from_their_shade_and_right_answers_are_bold():
+    for axes in figures.confusion(matrices()).axes:
+        (image,) = axes.images
+        for text in axes.texts:
+            x, y = (int(at) for at in text.get_position())
+            behind = luminance(image.cmap(image.norm(image.get_array()[y, x])))
+            assert abs(luminance(text.get_color()) - behind) > 0.4
+            assert (text.get_fontweight() == "bold") == (x == y)
+
+
+def test_a_model_without_mistakes_has_no_shade():
+    perfect = {name: 9 * np.eye(10, dtype=int) for name in MODEL_NAMES}
+    for axes in figures.confusion(perfect).axes:
+        low, high = axes.images[0].get_clim()
+        assert low == 0 < high
+        assert ": 0 mistakes in 90" in axes.get_title()
+
+
+def test_the_story_names_the_paper_of_1998_and_both_models_in_its_legend():
+    figure = story_figure()
+    (axes,) = figure.axes
+    (line,) = [line for line in axes.lines if "1998" in str(line.get_label())]
+    assert list(line.get_xdata()) == [0.8, 0.8]
+    (legend,) = figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == [
+        *("LeNet-5", "published figure", "MLP", "LeNet-5 of 1998, with distortions")
+    ]
+    assert axes.get_xscale() == "log"
+    assert [label.get_text() for label in axes.get_xticklabels()] == [
+        *("0.3", "0.5", "1", "2", "3", "5")
+    ]
+    assert list(axes.get_xticks()) == [0.3, 0.5, 1, 2, 3, 5]
+
+
+def test_curves_of_one_model_need_no_legend_and_epochs_are_whole():
+    both, one = figures.curves(HISTORIES, ""), figures.curves({"mlp": HISTORIES["mlp"]}, "")
+    assert [axes.get_legend() is not None for axes in both.axes] == [True, False, False, False]
+    assert not any(axes.get_legend() for axes in one.axes)
+    for axes in both.axes:
+        assert all(float(tick).is_integer() for tick in axes.get_xticks())
+
+
 def test_a_figure_file_is_a_png_that_names_no_version_of_matplotlib(tmp_path):
     for name in ("a.png", "b.png"):
         figures.save(Figure(figsize=(1, 1)), tmp_path / name)
@@ -393,3 +528,28 @@ def test_a_difference_in_favour_of_lenet5_has_a_plus():
     better = {**DIFFERENCE, "accuracy": 0.0236, "low": 0.0202158, "high": 0.0269748}
     sentence = plot.comparison_markdown([], better).splitlines()[-1]
     assert "+2.36 percentage points (95 % interval +2.02 to +2.70; " in sentence
+
+
+@pytest.mark.parametrize("content", [None, "", "a,b\n1,x\n", '{"a": 1}', "["])
+def test_a_result_that_is_missing_or_damaged_is_named_with_the_stage_that_makes_it(
+    content, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    Path("reports").mkdir()
+    Path("reports/comparison.csv").write_text(COMPARISON, encoding="utf-8")
+    history = Path("reports/history_mlp.csv")
+    if content is not None:
+        history.write_text(content, encoding="utf-8")
+        Path("reports/metrics.json").write_text(content, encoding="utf-8")
+    if content in (None, "a,b\n1,x\n"):
+        with pytest.raises(InputError, match=r"^reports/history_mlp\.csv is missing or damaged \("):
+            plot.read(history, "train_mlp")
+    with pytest.raises(InputError) as refused:
+        plot.comparison()
+    assert str(refused.value).startswith("reports/metrics.json is missing or damaged (")
+    assert str(refused.value).endswith("): `dvc repro evaluate` makes it again")
+    Path("reports/comparison.csv").unlink()
+    with pytest.raises(
+        InputError, match=r"^reports/comparison\.csv is missing.*dvc repro evaluate"
+    ):
+        plot.comparison()

@@ -214,12 +214,20 @@ def test_a_saved_split_comes_back_and_a_damaged_one_is_named_with_its_cure(resiz
 
     path = tmp_path / "test.safetensors"
     whole = path.read_bytes()
+    loaded.images[0, 0, 0] ^= 255  # a page of memory, and not of the file
+    assert path.read_bytes() == whole
     for wrong in (b"", whole[:7], whole[:60], whole[:1000], whole[:-1], b"\xff" * 1000):
         path.write_bytes(wrong)
         with pytest.raises(StageError, match=r"test\.safetensors is damaged.*dvc repro prepare"):
             mnist.load_split(tmp_path, "test")
     path.unlink()
     with pytest.raises(StageError, match=r"test\.safetensors is missing.*dvc repro prepare"):
+        mnist.load_split(tmp_path, "test")
+
+
+def test_images_that_were_not_made_larger_are_refused(splits, tmp_path):
+    mnist.save_split(tmp_path, "test", splits["test"])
+    with pytest.raises(StageError, match=r"holds images of \(10000, 28, 28\): `dvc repro prepare`"):
         mnist.load_split(tmp_path, "test")
 
 

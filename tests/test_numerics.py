@@ -5,9 +5,11 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
 from conftest import ROOT, crashed, qemu
 from stages import numerics
+from stages.errors import InputError
 
 # Fingerprints of both models after a few steps on random images, with all that a recipe can name
 TRAIN = """
@@ -90,6 +92,62 @@ def test_a_library_imported_too_early_is_named_in_one_line(library):
     assert "UNPINNED=1" in result.stderr
     assert result.stderr.count("\n") == 1
     assert python(f"import {library}, stages", UNPINNED="1").returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("value", "pinned"), [(None, True), ("", True), ("0", True), ("1", False), ("yes", False)]
+)
+def test_only_unpinned_takes_the_pins_away(value, pinned, monkeypatch):
+    monkeypatch.delenv("UNPINNED", raising=False)
+    if value is not None:
+        monkeypatch.setenv("UNPINNED", value)
+    assert numerics.is_pinned() is pinned
+
+
+def test_pins_that_came_too_late_are_all_named_and_not_set(monkeypatch):
+    monkeypatch.delenv("UNPINNED", raising=False)
+    numerics.pin()  # they are set: this changes and says nothing
+    monkeypatch.setenv("MKL_CBWR", "AVX512")
+    monkeypatch.delenv("OMP_DYNAMIC")
+    with pytest.raises(InputError, match=r"^torch and numpy was.* before MKL_CBWR, OMP_DYNAMIC c"):
+        numerics.pin()
+    assert os.environ["MKL_CBWR"] == "AVX512"
+    monkeypatch.setenv("UNPINNED", "1")
+    numerics.pin()
+    assert os.environ["MKL_CBWR"] == "AVX512"
+
+
+@pytest.fixture
+def settings_of_torch():
+    threads, state = torch.get_num_threads(), torch.get_rng_state()
+    yield
+    torch.set_num_threads(threads)
+    torch.set_rng_state(state)
+
+
+def test_one_thread_is_for_the_body_alone_also_where_it_fails(settings_of_torch):
+    torch.set_num_threads(3)
+    with numerics.one_thread():
+        assert torch.get_num_threads() == 1
+    assert torch.get_num_threads() == 3
+    with pytest.raises(ZeroDivisionError), numerics.one_thread():
+        raise ZeroDivisionError
+    assert torch.get_num_threads() == 3
+
+
+def test_configure_sets_threads_and_algorithms_and_seeds_both_generators(settings_of_torch):
+    torch.use_deterministic_algorithms(False)
+    generator = numerics.configure(threads=3, seed=7)
+    assert torch.get_num_threads() == 3
+    assert torch.are_deterministic_algorithms_enabled()
+    assert not torch.utils.deterministic.fill_uninitialized_memory
+    drawn = [torch.rand(4), torch.rand(4, generator=generator)]
+    torch.manual_seed(7)
+    expected = torch.rand(4)
+    assert all(torch.equal(found, expected) for found in drawn)
+    torch.rand(1)
+    assert generator.get_state().equal(numerics.configure(3, 7).get_state()) is False
+    assert not torch.equal(torch.rand(4, generator=numerics.configure(3, 8)), expected)
 
 
 @pytest.mark.slow

@@ -1,7 +1,12 @@
 """A mistake in params.yaml is one line that names the key, what was found and what is allowed."""
 
+import io
+import re
+
 import pytest
 from dvc.utils.serialize import load_yaml
+from pydantic import ValidationError
+from ruamel.yaml import YAML
 
 from conftest import ROOT
 from stages import params
@@ -132,6 +137,101 @@ def test_a_mistake_is_named_with_what_was_found_and_is_allowed(write, old, new, 
     assert message.startswith("params.yaml: ")
     assert line in message
     assert message.count("\n") == line.count("\n")
+
+
+# Of each setting that is a number, the least and the largest that are taken, and what is next to
+# them and refused; None where there is no such end
+ENDS = {
+    "seed": [(0, -1), (2**32 - 1, 2**32)],
+    "threads": [(1, 0), (64, 65)],
+    "data.validation_size": [(0, -1), (59_990, 59_991)],
+    "data.train_limit": [(0, -1), (60_000, 60_001)],
+    "registry.min_accuracy": [(0.0, -1e-9), (1.0, 1 + 1e-9)],
+    "registry.max_p": [(0.0, -1e-9), (1.0, 1 + 1e-9)],
+    "study.validation_size": [(10, 9), (59_990, 59_991)],
+    "study.seeds.0": [(5, -1), (2**32 - 1, 2**32)],
+    "recipes.fast.mlp.epochs": [(1, 0), (10_000, 10_001)],
+    "recipes.fast.mlp.batch_size": [(1, 0), (60_000, 60_001)],
+    "recipes.fast.mlp.learning_rate": [(1e-300, 0.0), (1e300, float("inf"))],
+    "recipes.fast.mlp.momentum": [(0.0, -1e-9), (1 - 1e-9, 1.0)],
+    "recipes.fast.mlp.weight_decay": [(0.0, -1e-9), (1e300, float("inf"))],
+    "recipes.fast.mlp.dropout": [(0.0, -1e-9), (1 - 1e-9, 1.0)],
+    "recipes.fast.mlp.augmentation.rotation": [(0.0, -1e-9), (180.0, 180.01)],
+    "recipes.fast.mlp.augmentation.shift": [(0.0, -1e-9), (32.0, 32.01)],
+    "recipes.fast.mlp.augmentation.scale": [(0.0, -1e-9), (1 - 1e-9, 1.0)],
+    "recipes.fast.mlp.augmentation.shear": [(0.0, -1e-9), (1.0, 1.01)],
+    "recipes.fast.mlp.augmentation.elastic": [(0.0, -1e-9), (32.0, 32.01)],
+}
+
+
+@pytest.mark.parametrize("key", ENDS)
+def test_each_number_has_its_ends_and_is_refused_beyond_them(write, key):
+    def load_with(value: float) -> None:
+        content = YAML(typ="safe").load(GOOD)
+        *sections, last = key.split(".")
+        section = content
+        for name in sections:
+            section = section[name]
+        section[int(last) if last.isdecimal() else last] = value
+        stream = io.StringIO()
+        YAML(typ="safe").dump(content, stream)
+        write(stream.getvalue())
+        params.load()
+
+    for taken, refused in ENDS[key]:
+        load_with(taken)
+        with pytest.raises(InputError, match=re.escape(f"{key} is ") + ".*expected "):
+            load_with(refused)
+
+
+def test_what_a_recipe_leaves_out_is_plain_sgd_at_a_constant_rate():
+    settings = {"epochs": 1, "batch_size": 1, "learning_rate": 0.1, "momentum": 0.0, "dropout": 0.0}
+    found = params.Recipe(**settings, softmax_before_loss=False)
+    assert (found.optimizer, found.schedule, found.weight_decay) == ("sgd", "constant", 0.0)
+    assert found.augmentation is None
+
+
+def test_settings_cannot_be_changed_once_they_are_checked(write):
+    write(GOOD)
+    found = params.load()
+    for section, name in ((found, "seed"), (found.data, "train_limit")):
+        with pytest.raises(ValidationError, match="frozen"):
+            setattr(section, name, 1)
+
+
+def test_each_model_gets_its_own_settings_of_the_selected_recipe(write):
+    write(GOOD.replace("recipe: documented", "recipe: record"))
+    found = params.load()
+    assert found.of_model("mlp") == found.recipes["record"].mlp
+    assert found.of_model("lenet5") == found.recipes["record"].lenet5
+    assert found.of_model("mlp") != found.of_model("lenet5")
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        ("x" * 58, "'" + "x" * 58 + "'"),
+        ("x" * 59, "'" + "x" * 56 + "..."),
+        ("", "''"),
+        ("''", "''"),
+        (10**70, "1" + "0" * 56 + "..."),
+    ],
+)
+def test_a_long_value_is_cut_to_60_letters(write, value, shown):
+    write(GOOD.replace("device: cpu ", f"device: {value!r} "))
+    with pytest.raises(InputError) as refused:
+        params.load()
+    if value == "''":
+        shown = '"' + value + '"'
+    assert f"device is {shown}, expected" in str(refused.value)
+
+
+def test_a_difference_is_between_two_recipes(write):
+    for count, said in ((1, "at least 2 items of: published, "), (3, "have at most 2 items")):
+        pair = ", ".join(["record"] * count)
+        write(GOOD.replace("  - [record, documented]", f"  - [{pair}]"))
+        with pytest.raises(InputError, match=rf"study\.differences\.4 is .*{said}"):
+            params.load()
 
 
 def test_train_limit_and_validation_share_the_60000(write):

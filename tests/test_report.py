@@ -1,11 +1,19 @@
 """The study's report: each number under its heading, from cells that were made by hand."""
 
+import csv
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
+from PIL import Image
+from ruamel.yaml import YAML
 from scipy.stats import binomtest, t
 
 from conftest import ROOT
-from stages import params, report, scoring, study, tables
+from stages import cell, files, mnist, models, params, report, scoring, study, tables
+from stages.errors import StageError
+from stages.models import Answers
 from stages.params import MODEL_NAMES
 from stages.study import Cell, OverSeeds, Row
 
@@ -290,16 +298,16 @@ def test_each_network_has_its_own_line_in_the_cells_file_and_twins_follow_their_
         ("record", model, seed) for model in MODEL_NAMES for seed in ("0", "1", "2", "validation")
     ]
     assert [one["test_loss"] for one in found] == [0.02, 0.03, 0.04, 0.5, 0.12, 0.13, 0.14, 0.6]
-    for one, cell in zip(found[:3], ROWS[2].cells, strict=True):
-        errors = len(cell.predicted)
+    for one, made_cell in zip(found[:3], ROWS[2].cells, strict=True):
+        errors = len(made_cell.predicted)
         assert one["test_accuracy"] == pytest.approx(1 - errors / IMAGES)
-        low, high = scoring.accuracy_interval(cell.correct)
+        low, high = scoring.accuracy_interval(made_cell.correct)
         assert (one["test_accuracy_low"], one["test_accuracy_high"]) == (low, high)
         assert low < one["test_accuracy"] < high
         assert one["test_negative_log_likelihood"] == one["test_loss"] + 10
         assert one["test_calibration_error"] == one["test_loss"] + 20
-        assert one["weights_sha256"] == f"w{cell.seed}"
-        assert one["outputs_sha256"] == f"o{cell.seed}"
+        assert one["weights_sha256"] == f"w{made_cell.seed}"
+        assert one["outputs_sha256"] == f"o{made_cell.seed}"
 
 
 def test_the_metrics_are_means_and_deviations_by_recipe_and_model():
@@ -361,3 +369,195 @@ def test_a_study_without_published_or_lessened_recipes_has_no_section_on_them(se
     text = report.markdown(alone, ROWS[2:4], "record", [])
     assert "reproduced" not in text
     assert "ingredient" not in text
+
+
+def test_images_without_a_majority_are_those_whose_label_fewer_than_3_of_5_annotators_gave():
+    """mturk/mnist_mturk.json of github.com/cleanlab/label-errors: images with `given` below 3."""
+    published = [
+        *(947, 1621, 1901, 2130, 2462, 2597, 2654, 3520, 3558, 5937, 6651, 6783, 8527, 9679, 9729)
+    ]
+    assert np.flatnonzero(~study.kept(10_000)).tolist() == published
+    assert np.flatnonzero(~study.kept(1_622)).tolist() == [947, 1621]
+    assert study.kept(947).all()
+
+
+# --- from files to files ---
+
+TEST_IMAGES = 960
+TEST_LABELS = (np.arange(TEST_IMAGES) % 10).astype(np.uint8)
+SEEDS = (3, 0)
+ALWAYS_WRONG = [5, 30, 947]  # by every network; on 947 the annotators do not agree
+
+
+def errors_of(recipe: str, model: str, seed: object) -> list[int]:
+    """Every network has other errors; `record` has the fewest of the recipes."""
+    first = {"published": 200, "record": 100, "record_without_decay": 50}[recipe]
+    first += {"lenet5": 0, "mlp": 20}[model] + {3: 1, 0: 2, "validation": 7}[seed]
+    return sorted({*ALWAYS_WRONG, *range(first, 2 * first)})
+
+
+def write_cell(recipe: str, model, seed: object) -> dict:
+    """A cell as stage cell writes it, of a network that takes a digit for the next one or two."""
+    predicted = TEST_LABELS.copy()
+    wrong = errors_of(recipe, model, seed)
+    predicted[wrong] = (TEST_LABELS[wrong] + MODEL_NAMES.index(model) + 1) % 10
+    probabilities = np.full((TEST_IMAGES, 10), 0.02)
+    probabilities[np.arange(TEST_IMAGES), predicted] = 0.82
+    answers = Answers(f"outputs of {seed}", 0.25 + len(wrong) / 1e4, probabilities, TEST_LABELS)
+    scores = cell.split_scores("test", answers)
+    if seed == "validation":
+        scores |= {"temperature": 1.5} | cell.split_scores("validation", answers)
+        scores |= cell.confidence_scores("test_scaled", probabilities, TEST_LABELS)
+    network = models.build("mlp", params.load().of_model("mlp"))
+    content = cell.content(scores, answers, network, [{"epoch": 1, "train_loss": 0.5}])
+    files.write_json(files.cell_path(recipe, model, seed), content)
+    return content
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch) -> Path:
+    """A study of two seeds, two recipes and one that is lessened, with all its cells."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MIRROR", "off")
+    content = YAML(typ="safe").load(ROOT / "params.yaml")
+    content["study"] |= {
+        "seeds": list(SEEDS),
+        "recipes": ["published", "record"],
+        "ablations": ["record_without_decay"],
+        "differences": [["record", "published"], ["record", "record_without_decay"]],
+    }
+    YAML(typ="safe").dump(content, Path("params.yaml"))
+    for model in MODEL_NAMES:
+        for recipe in ("published", "record", "record_without_decay"):
+            for seed in SEEDS:
+                write_cell(recipe, model, seed)
+        for recipe in ("published", "record"):
+            write_cell(recipe, model, "validation")
+    return tmp_path
+
+
+def test_cells_come_back_with_all_that_their_files_hold(folder):
+    content = write_cell("record", "mlp", 3)
+    found = study.load_cell("record", "mlp", "3")
+    assert found.seed == "3"
+    wrong = errors_of("record", "mlp", 3)
+    assert list(found.labels) == list(found.predicted) == wrong
+    assert found.labels == {index: index % 10 for index in wrong}
+    assert found.predicted == {index: (index + 2) % 10 for index in wrong}
+    assert np.flatnonzero(~found.correct).tolist() == wrong
+    assert len(found.correct) == TEST_IMAGES
+    assert found.sha256 == files.read_fingerprints(content["sha256"])
+    assert found.sha256["outputs"] == "outputs of 3"
+    assert found.scores == files.rounded({name: v for name, [v] in content["scores"].items()})
+
+
+def test_a_study_has_a_row_a_recipe_and_model_with_its_seeds_in_their_order(folder):
+    rows = study.load_rows(params.load())
+    assert [(row.recipe, row.model) for row in rows] == [
+        (recipe, model)
+        for recipe in ("published", "record", "record_without_decay")
+        for model in ("lenet5", "mlp")
+    ]
+    for row in rows:
+        assert [one.seed for one in row.cells] == ["3", "0"]
+        for seed, one in zip(SEEDS, row.cells, strict=True):
+            assert list(one.predicted) == errors_of(row.recipe, row.model, seed)
+        assert (row.twin is None) == (row.recipe == "record_without_decay")
+        if row.twin:
+            assert list(row.twin.predicted) == errors_of(row.recipe, row.model, "validation")
+
+
+def refusal() -> str:
+    with pytest.raises(StageError) as refused:
+        study.load_rows(params.load())
+    return str(refused.value)
+
+
+def test_cells_that_are_missing_or_too_many_are_counted_and_the_first_five_named(folder):
+    files.cell_path("record", "mlp", 0).unlink()
+    assert refusal() == (
+        "1 of the study's 16 cells are missing (record-mlp-0): `make study` computes them"
+    )
+    for recipe in ("record", "record_without_decay"):
+        for model in MODEL_NAMES:
+            files.cell_path(recipe, model, 3).unlink()
+    assert "5 of the study's 16 cells are missing (record-lenet5-3, record-mlp-0, rec" in refusal()
+    assert " more" not in refusal()
+    files.cell_path("published", "mlp", 3).unlink()
+    assert refusal().startswith(
+        "6 of the study's 16 cells are missing (published-mlp-3, record-lenet5-3, record-mlp-0, "
+        "record-mlp-3, record_without_decay-lenet5-3 and 1 more): "
+    )
+
+
+def test_a_cell_of_a_seed_that_params_yaml_does_not_name_is_refused(folder):
+    write_cell("record", "lenet5", 3)
+    files.cell_path("record", "lenet5", 3).rename(files.cell_path("record", "lenet5", 8))
+    write_cell("record", "lenet5", 3)
+    (files.CELLS / "notes.txt").touch()
+    assert refusal() == (
+        "study/cells has 1 files that the study of params.yaml no longer has (record-lenet5-8): "
+        "remove them, or name their recipes and seeds there"
+    )
+
+
+def test_a_damaged_cell_is_named_with_its_cure(folder):
+    path = files.cell_path("record", "mlp", 0)
+    whole = json.loads(path.read_text(encoding="utf-8"))
+    one_error_less = {name: values[1:] for name, values in whole["errors"].items()}
+    uneven = whole["errors"] | {"label": whole["errors"]["label"][1:]}
+    for content in (
+        "",
+        "[]",
+        "{",
+        "\xff",
+        json.dumps(whole | {"errors": one_error_less}),
+        json.dumps(whole | {"errors": uneven}),
+        json.dumps({name: value for name, value in whole.items() if name != "sha256"}),
+        json.dumps(whole | {"scores": {"test_images": 5}}),
+    ):
+        path.write_text(content, encoding="latin1")
+        assert refusal().startswith(f"{path} is damaged (")
+        assert refusal().endswith("): remove it, and `make study`")
+        assert "\n" not in refusal()
+
+
+def test_the_report_of_a_study_is_made_of_its_cells_and_of_the_test_images(folder, capsys):
+    pictures = np.random.default_rng(0).integers(0, 256, (TEST_IMAGES, 32, 32)).astype(np.uint8)
+    mnist.save_split(files.DATA_PREPARED, "test", mnist.Split(pictures, TEST_LABELS))
+    report.main()
+    assert sorted(path.name for path in report.FOLDER.iterdir()) == [
+        *("cells.csv", "metrics.json", "missed.csv", "missed.png", "story.png", "study.md")
+    ]
+    with (report.FOLDER / "missed.csv").open(encoding="utf-8", newline="") as file:
+        missed = list(csv.reader(file))
+    # What every seed of both models gets wrong with the best recipe, and 947 is doubtful
+    everyone = [set(errors_of("record", model, seed)) for model in MODEL_NAMES for seed in SEEDS]
+    assert missed == [["index", "label", "lenet5", "mlp", "no_majority"]] + [
+        [str(value) for value in (index, index % 10, (index + 1) % 10, (index + 2) % 10, doubtful)]
+        for index in sorted(set.intersection(*everyone))
+        for doubtful in [int(index == 947)]
+    ]
+    with (report.FOLDER / "cells.csv").open(encoding="utf-8", newline="") as file:
+        cells = list(csv.DictReader(file))
+    assert len(cells) == 16
+    for row in cells:
+        seed = row["seed"] if row["seed"] == "validation" else int(row["seed"])
+        wrong = len(errors_of(row["recipe"], row["model"], seed))
+        assert float(row["test_accuracy"]) == pytest.approx(1 - wrong / TEST_IMAGES, rel=1e-5)
+    found = json.loads((report.FOLDER / "metrics.json").read_text(encoding="utf-8"))
+    losses = [0.25 + len(errors_of("record", "mlp", seed)) / 1e4 for seed in SEEDS]
+    assert found["record"]["mlp"]["loss"] == pytest.approx(np.mean(losses), rel=1e-5)
+    text = (report.FOLDER / "study.md").read_text(encoding="utf-8")
+    assert f"With the recipe record, {len(missed) - 1} test images are wrong for both" in text
+    said = capsys.readouterr().out
+    _, printed = cells_of(said.strip())
+    assert [row[1] for row in printed] == [
+        *("published", "published", "record", "record"),
+        *("record_without_decay", "record_without_decay"),
+    ]
+    _, shown = cells_of(text.split("## What each ingredient is worth\n\n")[1].split("\n\n")[0])
+    assert shown == printed[4:]
+    for name in ("story.png", "missed.png"):
+        with Image.open(report.FOLDER / name) as image:
+            assert image.format == "PNG"

@@ -2,9 +2,11 @@
 
 import asyncio
 import json
+from pathlib import Path
 
 import pytest
 
+from conftest import ROOT
 from stages import serve
 
 JSON = "application/json"
@@ -228,3 +230,48 @@ def test_the_server_gets_a_good_body_whole_and_a_bad_one_never(behind):
 
 def test_only_what_goes_to_the_model_is_checked(behind):
     assert post(behind, "/other", b"anything", "text/plain") == (200, b"anything")
+
+
+# --- what it is started with ---
+
+USAGE = "error: usage: python -m stages.serve [MODEL [PORT]]\n"
+
+
+@pytest.fixture
+def started(monkeypatch, tmp_path, capsys):
+    """Starts it with a store in which nothing is; gives the exit code and what it said."""
+    import mlflow
+
+    before = mlflow.get_tracking_uri()
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/empty.db")
+    monkeypatch.chdir(tmp_path)
+
+    def start(*arguments: str) -> tuple[int, str]:
+        monkeypatch.setattr("sys.argv", ["serve", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            serve.main()
+        return ended.value.code, capsys.readouterr().err
+
+    yield start
+    mlflow.set_tracking_uri(before)
+
+
+@pytest.mark.parametrize("port", ["0", "65536", "-1", "80.5", "http", ""])
+def test_a_port_that_there_is_not_is_refused(started, port):
+    assert started("models:/mnist/1", port) == (2, USAGE)
+
+
+def test_more_than_a_model_and_a_port_is_refused(started):
+    assert started("models:/mnist/1", "5001", "more") == (2, USAGE)
+
+
+@pytest.mark.parametrize(
+    "arguments", [(), ("models:/mnist/1",), ("models:/mnist/1", "1"), ("models:/mnist/1", "65535")]
+)
+def test_a_model_and_a_port_may_be_named(started, arguments):
+    """The next step is then the store, in the project's folder wherever it was started from."""
+    code, said = started(*arguments)
+    assert code != 0
+    what = "models:/mnist/1 is no model of" if arguments else "no model is registered in"
+    assert said.startswith(f"error: {what} sqlite:///")
+    assert Path.cwd() == ROOT

@@ -2,9 +2,8 @@
 
 import copy
 import json
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import replace
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,10 +12,8 @@ from torch.nn.functional import cross_entropy
 
 from conftest import ROOT
 from stages import (
-    alone,
     augmentation,
     cell,
-    evaluate,
     files,
     mnist,
     models,
@@ -25,6 +22,7 @@ from stages import (
     train,
     training,
 )
+from stages.errors import InputError
 from stages.mnist import Split
 from stages.params import Augmentation, Recipe
 
@@ -347,7 +345,10 @@ def test_distorted_images_are_normalised_and_new_in_each_epoch(small):
     assert len(seen) == 2
 
 
-def test_without_distortions_the_images_are_as_they_are(small):
+@pytest.mark.parametrize("whole", [2**16, 0])
+def test_without_distortions_the_images_are_as_they_are(small, monkeypatch, whole):
+    """Few are normalised once and kept; of more, each batch is normalised when its turn comes."""
+    monkeypatch.setattr(training, "WHOLE", whole)
     part = {"train": Split(small["train"].images[:1], small["train"].labels[:1])}
     state, seen = begun(SGD, 1), []
     state.network.register_forward_pre_hook(lambda _, arguments: seen.append(arguments[0].clone()))
@@ -355,6 +356,27 @@ def test_without_distortions_the_images_are_as_they_are(small):
     assert len(seen) == 2
     for batch in seen:
         assert torch.allclose(batch, inputs(part["train"])[0], atol=1e-6)
+
+
+@pytest.mark.parametrize(("whole", "expected"), [(150, []), (149, [3, 6, 9])])
+def test_what_was_read_of_more_images_than_whole_is_let_go_of_once_a_pool(
+    small, monkeypatch, whole, expected
+):
+    """150 images in 10 steps of 16; a pool of 48 is read in 3 steps."""
+    monkeypatch.setattr(training, "WHOLE", whole)
+    monkeypatch.setattr(training, "POOL", 48)
+    recipe = SGD.model_copy(update={"batch_size": 16})
+    state, steps, released = begun(recipe, 150), [], []
+    state.optimizer.register_step_post_hook(lambda *_: steps.append(None))
+    data = replace(models.examples(small["train"]), release=lambda: released.append(len(steps)))
+    training.train_epoch(state, data, torch.arange(150), recipe, 1)
+    assert released == expected
+    # A batch that is larger than a pool is let go of at once
+    released.clear()
+    training.train_epoch(
+        state, data, torch.arange(150), SGD.model_copy(update={"batch_size": 75}), 1
+    )
+    assert len(released) == (2 if expected else 0)
 
 
 def test_dropout_is_on_in_every_epoch_of_a_training(small):
@@ -514,16 +536,12 @@ def stage(monkeypatch, tmp_path, small):
     monkeypatch.chdir(ROOT)
     settings = params.load()
     recipes = dict(settings.recipes)
-    recipes["documented"] = params.Recipes(lenet5=ADAMW, mlp=SGD)
+    recipes["documented"] = recipes["record_without_decay"] = params.Recipes(lenet5=ADAMW, mlp=SGD)
     study = settings.study.model_copy(update={"validation_size": 50})
     settings = settings.model_copy(update={"recipes": recipes, "study": study, "threads": 1})
     monkeypatch.chdir(tmp_path)
-    alone.FOLDER.mkdir(parents=True)
-    run = SimpleNamespace(log_epoch=lambda row: None)
-    for module in (train, cell):
-        monkeypatch.setattr(module.params, "load", lambda: settings)
-        monkeypatch.setattr(module.alone, "holding", lambda stage: nullcontext())
-        monkeypatch.setattr(module.tracking, "run", lambda stage: nullcontext(run))
+    monkeypatch.setenv("MIRROR", "off")
+    monkeypatch.setattr(params, "load", lambda: settings)
     monkeypatch.setattr(cell, "check_prepared", lambda: None)
 
     def start(module, splits, *arguments):
@@ -570,8 +588,9 @@ def test_a_cell_is_neither_trained_on_its_validation_images_nor_scored_before_it
     assert found["errors"] != expected["errors"]
 
 
-def test_a_cell_of_a_seed_is_trained_on_all_images_with_that_seed(stage, small):
+def test_a_cell_of_a_seed_is_trained_on_all_images_with_that_seed(stage, small, capsys):
     stage(cell, small, "documented", "mlp", "7")
+    said = capsys.readouterr()
     content = json.loads(files.cell_path("documented", "mlp", "7").read_text())
     plain = trained({"train": small["train"]}, SGD, seed=7)
     assert files.read_fingerprints(content["sha256"])["weights"] == plain.weights[-1][1]
@@ -591,40 +610,60 @@ def test_a_cell_of_a_seed_is_trained_on_all_images_with_that_seed(stage, small):
     losses = [row["train_loss"] for row in plain.history]
     assert content["history"]["train_loss"] == losses
     assert content["history"]["epoch"] == [1, 2]
+    *_, last = said.out.splitlines()
+    assert last == f"documented-mlp-7: test accuracy {100 * content['test_accuracy']:.2f}%"
+
+
+@pytest.mark.parametrize(
+    ("recipe", "seed", "name"),
+    [
+        ("documented", "7", "cell@documented-mlp-7"),
+        ("record_without_decay", "7", "ablation@record_without_decay-mlp-7"),
+        ("documented", "validation", "validation@documented-mlp"),
+    ],
+)
+def test_a_cell_is_named_as_the_studys_dvc_yaml_names_it(stage, small, recipe, seed, name, capsys):
+    """One that DVC did not start says which command would have."""
+    stage(cell, small, recipe, "mlp", seed)
+    assert f"`cd study && dvc repro {name}`" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("name", "recipe"), [("lenet5", ADAMW), ("mlp", SGD)])
-def test_the_train_stage_trains_on_the_train_split_alone(stage, small, name, recipe):
+def test_the_train_stage_trains_on_the_train_split_alone(stage, small, name, recipe, capsys):
     settings = stage(train, small, name)
+    shown = capsys.readouterr()
     expected = files.model_path(name).read_bytes()
-    plain = trained({"train": small["train"]}, recipe, name, settings.seed)
+    plain = trained(small, recipe, name, settings.seed)
     assert files.sha256(expected) == plain.weights[-1][1]
     said = json.loads(files.training_path(name).read_text())
     assert said[name]["train_loss"] == plain.history[-1]["train_loss"]
     assert said[name]["train_accuracy"] == plain.history[-1]["train_accuracy"]
     assert files.read_fingerprints(said["weights"]) == dict(plain.weights)
+    columns = files.read_csv(files.history_path(name))
+    assert columns == {key: [row[key] for row in plain.history] for key in plain.history[0]}
+    assert [line.split("  ")[0] for line in shown.out.splitlines()] == ["epoch 1/2", "epoch 2/2"]
+    assert f"`dvc repro train_{name}`" in shown.err  # it was not started by DVC
     garbled = {key: garbage(small[key]) for key in ("validation", "test")}
     stage(train, small | garbled, name)
     assert files.model_path(name).read_bytes() == expected
 
 
-def test_evaluate_takes_the_accuracy_of_the_mlp_from_that_of_lenet5(stage, small):
-    recipes = {"lenet5": ADAMW, "mlp": SGD}
-    right = {}
-    for name, recipe in recipes.items():
-        network = trained({"train": small["train"]}, recipe, name).network
-        models.save_model(network, files.model_path(name))
-        outputs = models.outputs(network, torch.from_numpy(small["test"].images).unsqueeze(1))
-        right[name] = outputs.argmax(1).numpy() == small["test"].labels
-    stage(evaluate, small)
-    metrics = json.loads(files.METRICS.read_text())
-    found = metrics["difference"]
-    for name in recipes:
-        assert metrics[name]["accuracy"] == pytest.approx(right[name].mean(), rel=1e-5)
-        assert metrics[name]["errors"] == (~right[name]).sum()
-    assert found["only_first"] == (right["lenet5"] & ~right["mlp"]).sum()
-    assert found["only_second"] == (right["mlp"] & ~right["lenet5"]).sum()
-    assert found["only_first"] != found["only_second"]
-    expected = right["lenet5"].mean() - right["mlp"].mean()
-    assert found["accuracy"] == pytest.approx(expected, rel=1e-5)
-    assert found["low"] < expected < found["high"]
+def test_a_line_says_of_an_epoch_what_is_known_of_each_split():
+    row = {"epoch": 7, "train_loss": 0.12345, "train_accuracy": 0.9876}
+    assert train.epoch_line(row, 8) == "epoch 7/8  train loss 0.1235 accuracy 98.76%"
+    row |= {"test_loss": 1.0, "test_accuracy": 1.0, "validation_loss": 2.0}
+    row |= {"validation_accuracy": 0.5}
+    assert train.epoch_line(row, 100) == (
+        "epoch   7/100  train loss 0.1235 accuracy 98.76%,  validation loss 2.0000 accuracy "
+        "50.00%,  test loss 1.0000 accuracy 100.00%"
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [([], "not named"), (["resnet"], "resnet"), (["mlp", "mlp"], "mlp mlp"), (["MLP"], "MLP")],
+)
+def test_only_the_name_of_one_model_is_taken(arguments, said):
+    assert [train.model_name([name]) for name in params.MODEL_NAMES] == ["lenet5", "mlp"]
+    with pytest.raises(InputError, match=f"^model is {said}, expected one of: lenet5, mlp$"):
+        train.model_name(arguments)

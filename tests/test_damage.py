@@ -1,0 +1,156 @@
+"""What was damaged is found, named and told apart from what is only missing."""
+
+import json
+from pathlib import Path
+
+import pytest
+from filelock import FileLock
+
+from stages import damage, files, preflight, verify
+from stages.errors import StageError
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path, monkeypatch):
+    """A folder that no git repository holds."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+    return tmp_path
+
+
+def write_lock(content: dict[str, bytes], text: str = "schema: '2.0'\nstages:\n") -> None:
+    """The outs of a stage each, and a dvc.lock that holds them."""
+    for path, body in content.items():
+        files.write_bytes(Path(path), body)
+        out = f"  make-{Path(path).name}:\n    cmd: make\n    outs:\n    - path: {path}\n"
+        text += f"{out}      md5: {files.md5(Path(path))}\n"
+    Path("dvc.lock").write_text(text, encoding="utf-8")
+
+
+# --- stages/damage.py ---
+
+
+def test_an_out_that_is_not_the_locked_one_is_damaged_and_a_missing_one_is_not():
+    write_lock({"reports/a": b"1", "reports/b": b"2", "c": b"3"})
+    outs = damage.locked(Path())
+    assert outs == {(f"make-{Path(path).name}", path): files.md5(Path(path))
+                    for path in ("reports/a", "reports/b", "c")}  # fmt: skip
+    assert damage.in_folder(outs) == []
+    Path("reports/b").write_bytes(b"20")
+    Path("c").unlink()
+    [found] = damage.in_folder(outs)
+    assert str(found) == (
+        "reports/b is damaged (reports/b of stage make-b): `rm -r reports/b && dvc repro make-b`"
+    )
+
+
+@pytest.mark.parametrize("content", ["", "stages:", "stages: {a: {}}", "a: [", "\t"])
+def test_a_lock_that_cannot_be_read_is_one_line(content):
+    Path("dvc.lock").write_text(content, encoding="utf-8")
+    with pytest.raises(StageError, match=r"^dvc\.lock cannot be read \(.*\): `git checkout dvc"):
+        damage.locked(Path())
+
+
+# --- stages/verify.py ---
+
+
+@pytest.mark.parametrize(
+    ("computed", "here", "verdict"),
+    [
+        ("1", "1", "same"),
+        ("1", None, "same"),  # not in this folder
+        ("1", "2", "the file here differs"),
+        ("2", "1", "DIFFERS"),
+        ("2", "2", "DIFFERS"),
+        ("2", None, "DIFFERS"),
+    ],
+)
+def test_an_out_differs_where_it_was_computed_or_only_here(computed, here, verdict):
+    assert verify.Out("plot", "a.png", "1", computed, here).verdict == verdict
+
+
+def test_the_table_of_outs_has_straight_columns_and_no_spaces_at_the_end():
+    outs = [
+        verify.Out("plot", "reports/figures", "1" * 36, "1" * 36, None),
+        verify.Out("plot", "a", "1" * 32, "missing", None),
+    ]
+    assert verify.table(outs).splitlines() == [
+        f"{'out':15}  {'dvc.lock':36}  computed",
+        f"reports/figures  {'1' * 36}  {'1' * 36}  same",
+        f"a{' ' * 14}  {'1' * 32}      missing{' ' * 29}  DIFFERS",
+    ]
+
+
+def test_a_file_that_is_not_here_has_no_md5():
+    Path("a").write_bytes(b"abc")
+    assert verify.here("a") == "900150983cd24fb0d6963f7d28e17f72"  # RFC 1321
+    assert verify.here("b") is None
+
+
+# --- stages/preflight.py ---
+
+
+def test_a_lock_is_whole_where_each_entry_has_a_path_and_an_md5():
+    write_lock({"a": b"1", "b": b"2"})
+    path = Path("dvc.lock")
+    text = path.read_text(encoding="utf-8")
+    assert preflight.is_whole(path)
+    for torn in (
+        *("", "stages:\n", "[]", "\0"),
+        text.replace("      md5: c81e", "      md: c81e"),
+        text[: text.rindex("      md5")],
+        text[: text.rindex("    outs")],
+        text[: text.rindex(files.md5(Path("b")))],
+        text.replace("    outs:\n    - path: b", "    deps:\n    - path: b"),
+    ):
+        assert torn != text
+        path.write_text(torn, encoding="utf-8")
+        assert not preflight.is_whole(path)
+    path.unlink()
+    assert not preflight.is_whole(path)
+
+
+def test_a_torn_lock_is_taken_back_from_the_copy_of_before_its_last_stage(capsys):
+    path = Path("dvc.lock")
+    preflight.mend_dvc_lock(path)  # there is none
+    write_lock({"a": b"1"})
+    whole = path.read_bytes()
+    preflight.mend_dvc_lock(path)
+    assert capsys.readouterr().out == ""
+    files.write_bytes(preflight.alone.kept(path), whole)
+    path.write_bytes(whole[:-3].replace(b"outs", b"out"))
+    preflight.mend_dvc_lock(path)
+    assert path.read_bytes() == whole
+    assert "it is the one from before its last stage began now" in capsys.readouterr().out
+    preflight.alone.kept(path).write_bytes(b"torn too")
+    path.write_bytes(b"torn")
+    with pytest.raises(StageError, match=r"^dvc\.lock cannot be read, and git gives no older one"):
+        preflight.mend_dvc_lock(path)
+
+
+@pytest.mark.parametrize("content", ["", "{", '{"a": '])
+def test_a_torn_list_of_running_commands_is_removed_unless_one_is_running(content, capsys):
+    path = Path("rwlock")
+    preflight.mend_rwlock(path)  # there is none
+    path.write_text(json.dumps({"read": {}}), encoding="utf-8")
+    preflight.mend_rwlock(path)
+    assert json.loads(path.read_text(encoding="utf-8")) == {"read": {}}
+    path.write_text(content, encoding="utf-8")
+    with FileLock("lock"), pytest.raises(StageError, match=r"^rwlock is torn, and another `dvc`"):
+        preflight.mend_rwlock(path)
+    assert path.exists()
+    assert capsys.readouterr().out == ""
+    preflight.mend_rwlock(path)
+    assert not path.exists()
+    assert capsys.readouterr().out == "rwlock could not be read; it is removed\n"
+
+
+def test_a_folder_is_in_git_where_it_or_one_above_it_is_a_repository(folder, monkeypatch):
+    below = folder / "a" / "b"
+    below.mkdir(parents=True)
+    monkeypatch.chdir(below)
+    assert not preflight.is_in_git()
+    (folder / ".git").mkdir()
+    assert preflight.is_in_git()
+    monkeypatch.chdir(folder)
+    assert preflight.is_in_git()
