@@ -69,6 +69,18 @@ def test_the_temperature_brings_confidence_to_the_share_of_right_answers(right, 
     assert after <= before + 1e-9
 
 
+@pytest.mark.parametrize(
+    ("right", "confidence", "expected"),
+    [
+        (1.0, 0.11, 0.02),  # always right: never sure enough
+        (0.1, 0.97, 50),  # no better than chance: always too sure
+    ],
+)
+def test_a_temperature_without_end_stops_at_50_or_its_inverse(right, confidence, expected):
+    found = calibration.fitted_temperature(*answered(right, confidence))
+    assert found == pytest.approx(expected, rel=1e-3)
+
+
 def test_calibration_error_is_the_distance_of_confidence_and_share_of_right_answers():
     for right, confidence in [(0.7, 0.97), (0.9, 0.6), (0.8, 0.8), (0.0, 1.0), (1.0, 1.0)]:
         found = calibration.calibration_error(*answered(right, confidence))

@@ -102,6 +102,7 @@ def test_a_lock_is_whole_where_each_entry_has_a_path_and_an_md5():
         text[: text.rindex("    outs")],
         text[: text.rindex(files.md5(Path("b")))],
         text.replace("    outs:\n    - path: b", "    deps:\n    - path: b"),
+        f"{text}    deps:\n    - path: c\n",
     ):
         assert torn != text
         path.write_text(torn, encoding="utf-8")

@@ -11,16 +11,40 @@ from dvc_data.hashfile.build import build
 from dvc_data.hashfile.db import HashFileDB
 from dvc_objects.fs.local import LocalFileSystem
 from PIL import Image
+from ruamel.yaml import YAML
 
+from conftest import ROOT
 from stages import files
 from stages.errors import InputError, StageError, main_function, one_line
 from stages.files import rounded
+from stages.params import MODEL_NAMES
 
 
 @pytest.fixture(autouse=True)
 def folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     return tmp_path
+
+
+def test_each_result_lies_where_dvc_yaml_says_that_it_is_written():
+    outs = {}
+    for project in (ROOT, ROOT / files.STUDY):
+        stages = YAML(typ="safe").load((project / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
+        for name, stage in stages.items():
+            listed = [*stage.get("outs", []), *stage.get("metrics", []), *stage.get("plots", [])]
+            paths = [next(iter(out)) if isinstance(out, dict) else out for out in listed]
+            outs[name] = {(project / path).relative_to(ROOT) for path in paths}
+    for model in MODEL_NAMES:
+        trained = {files.model_path(model), files.history_path(model), files.training_path(model)}
+        assert outs[f"train_{model}"] == trained
+        assert {files.predictions_path(model), files.confusion_path(model)} < outs["evaluate"]
+    assert {files.METRICS, files.COMPARISON} < outs["evaluate"]
+    assert files.FIGURES in outs["plot"]
+    assert outs["prepare"] == {files.DATA_PREPARED}
+    template = {"recipe": "record", "model": "mlp", "seed": "3"}
+    [cell] = outs["cell"]
+    named = re.sub(r"\$\{item\.(\w+)\}", lambda found: template[found[1]], cell.as_posix())
+    assert files.cell_path(**template).as_posix() == named
 
 
 def test_floats_are_rounded_to_6_significant_digits_wherever_they_are():

@@ -243,6 +243,23 @@ def test_train_limit_and_validation_share_the_60000(write):
         params.load()
 
 
+@pytest.mark.parametrize(("size", "taken"), [(0, True), (1, False), (9, False), (10, True)])
+def test_images_are_held_out_of_each_digit_or_not_at_all(write, size, taken):
+    write(GOOD.replace("  validation_size: 0 ", f"  validation_size: {size} "))
+    if taken:
+        assert params.load().data.validation_size == size
+    else:
+        with pytest.raises(InputError, match=f"validation_size is {size}, expected 0 or at least"):
+            params.load()
+
+
+def test_a_nested_value_is_shown_to_its_third_level(write):
+    for value, shown in (("[[[]]]", "[[[]]]"), ("[[[[1]]]]", "[[[[...]]]]")):
+        write(GOOD.replace("device: cpu ", f"device: {value} "))
+        with pytest.raises(InputError, match=re.escape(f"device is {shown}, expected")):
+            params.load()
+
+
 @pytest.mark.parametrize("text", ["", "just a word", "- a\n- b", "\x00", "[" * 100_000])
 def test_what_is_no_mapping_is_refused(write, text):
     write(text)
