@@ -64,6 +64,20 @@ def test_the_counts_have_a_row_a_split_and_a_column_a_digit(prepared):
         ]
 
 
+def test_digits_without_images_count_0_also_where_a_split_is_empty():
+    """As the validation split is, unless params.yaml says otherwise."""
+    labels = {"train": [0, 2, 2], "validation": [], "test": [1]}
+    parts = {
+        name: mnist.Split(np.zeros((len(found), 28, 28), np.uint8), np.array(found, np.uint8))
+        for name, found in labels.items()
+    }
+    assert prepare.counts(parts) == [
+        ["train", 1, 0, 2, 0, 0, 0, 0, 0, 0, 0, 3],
+        ["validation", 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0],
+        ["test", 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 1],
+    ]
+
+
 def test_the_contact_sheet_has_the_first_20_images_of_each_digit_in_its_row(raw, prepared):
     with Image.open(prepared / "contact_sheet.png") as image:
         sheet = np.asarray(image)
