@@ -314,6 +314,14 @@ def test_a_command_that_is_none_is_told(monkeypatch, capsys, arguments, said):
     assert told.startswith(f"error: {said}") and told.count("\n") == 1
 
 
+def test_a_command_that_needs_no_argument_does_without(monkeypatch, capsys):
+    monkeypatch.chdir(Path.cwd())
+    monkeypatch.setattr("sys.argv", ["tracking", "ui", ""])  # as make calls it without PORT
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    tracking.main()
+    assert capsys.readouterr().out == "The tracking server has the UI: http://127.0.0.1:9\n"
+
+
 def test_each_command_does_what_its_name_says(fresh, capsys):
     project, _ = fresh
 

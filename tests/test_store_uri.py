@@ -90,8 +90,10 @@ def test_an_experiment_is_made_once_with_its_description_columns_and_place(
     standing_in, tmp_path, monkeypatch
 ):
     project = make_code(tmp_path / "project")
+    monkeypatch.delenv("MLFLOW_HTTP_REQUEST_TIMEOUT", raising=False)
     with standing_in(project) as client:
         assert store.find_experiment() is None
+        assert os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] == "4"  # what a dead server may take
         assert store.find_experiment(store.STUDY) is None
         ids = [store.open_store(), store.open_store(store.STUDY)]
         assert [store.find_experiment(), store.find_experiment(store.STUDY)] == ids

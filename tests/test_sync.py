@@ -270,9 +270,10 @@ def test_the_results_of_a_commit_are_written_with_its_name_whatever_lies_here(fr
     assert_whole(client)
     client.delete_registered_model("mnist")
     assert synced("released") == []
-    lose_files(client)
-    # Without the folder itself, nobody can tell that one of its files is gone
-    assert synced("released") == LOSSES["files"][1][:-1]
+    delete_model_file(client, "mlp", "extra_files/mlp.safetensors")
+    delete_file(client, "plot", "comparison.md")
+    lost = [again(MLP, "train_mlp"), again("reports/comparison.md", "plot")]
+    assert synced("released") == lost
     assert synced("released") == []
     assert_whole(client)
 

@@ -45,6 +45,17 @@ def test_the_port_that_is_asked_for_is_taken_or_told_to_be_in_use():
         ui._free(port)
 
 
+def test_a_port_is_free_although_the_last_connections_to_it_are_being_closed():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        with socket.create_connection(("127.0.0.1", port)) as client:
+            server.accept()[0].close()  # the first to close has to remember it
+            assert client.recv(1) == b""
+    with socket.socket() as plain, pytest.raises(OSError):
+        plain.bind(("127.0.0.1", port))
+    assert ui._free(str(port)) == port
+
+
 def test_without_a_port_the_first_free_one_is_taken(monkeypatch):
     def are_free(first: int) -> bool:
         with contextlib.suppress(OSError), contextlib.ExitStack() as stack:
