@@ -236,15 +236,26 @@ def copy(small_run, tmp_path) -> Clone:
 
 
 @pytest.fixture(scope="session")
-def mlflow_store(tmp_path_factory):
-    """A context in which MLflow works on one real SQLite store, which takes seconds to make; it
-    gives the id of a new experiment."""
-    import mlflow
-
+def empty_store(tmp_path_factory) -> Path:
+    """The file of a real SQLite store, to be copied: making its tables takes seconds."""
     from stages import store
 
     store.apply_settings()
+    from mlflow import MlflowClient
+
+    path = tmp_path_factory.mktemp("empty") / "mlflow.db"
+    MlflowClient(f"sqlite:///{path}").search_experiments()
+    return path
+
+
+@pytest.fixture(scope="session")
+def mlflow_store(tmp_path_factory, empty_store):
+    """A context in which MLflow works on one real SQLite store; it gives the id of a new
+    experiment."""
+    import mlflow
+
     folder = tmp_path_factory.mktemp("store")
+    shutil.copy(empty_store, folder)
 
     @contextlib.contextmanager
     def entered() -> Iterator[str]:
@@ -259,5 +270,26 @@ def mlflow_store(tmp_path_factory):
             os.environ.pop("MLFLOW_TRACKING_URI")  # which MLflow sets as well
             if variable is not None:
                 os.environ["MLFLOW_TRACKING_URI"] = variable
+
+    return entered
+
+
+@pytest.fixture(scope="session")
+def standing_in(empty_store):
+    """A context in which this process stands in a project that has a real SQLite store of its own;
+    it gives the client of that."""
+    import mlflow
+
+    @contextlib.contextmanager
+    def entered(project: Clone) -> Iterator[mlflow.MlflowClient]:
+        shutil.copy(empty_store, project.path)
+        before = mlflow.get_tracking_uri()
+        with pytest.MonkeyPatch.context() as patch, contextlib.chdir(project.path):
+            for name in ("DVC_ROOT", "MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME"):
+                patch.setenv(name, "")  # and back at the end, also where MLflow sets it
+            try:
+                yield mlflow.MlflowClient(f"sqlite:///{project.path}/mlflow.db")
+            finally:
+                mlflow.set_tracking_uri(before)
 
     return entered

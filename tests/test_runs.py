@@ -2,11 +2,20 @@
 
 import hashlib
 import json
+import os
+import shutil
+import subprocess
+import time
 from pathlib import Path
+from urllib.parse import urlparse
 
 import numpy as np
+import psutil
 import pytest
+import torch
 from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
+from tiny import make_project
 
 from stages import files, mnist, runs
 from stages.params import MODEL_NAMES
@@ -182,3 +191,213 @@ def test_each_logged_model_has_its_own_scores_on_the_test_split_and_only_the_new
         }
         assert client.get_run(run_id).data.metrics == scores[name]
         assert len(client.get_metric_history(run_id, "loss")) == 1
+
+
+# --- files ---
+
+
+def folder_of(place: str) -> Path:
+    return Path(urlparse(place).path)
+
+
+def test_a_run_keeps_what_people_open_of_a_folder_and_every_other_out_but_weights(
+    experiment, tmp_path
+):
+    for name in ("b.csv", "a.json", "c.md", "d.png", "e.safetensors", "f.txt"):
+        (tmp_path / name).write_text(name)
+    kept = [path.name for path in runs.artifacts_of(str(tmp_path))]
+    assert kept == ["a.json", "b.csv", "c.md", "d.png"]
+    assert runs.artifacts_of("reports/any.txt") == [Path("reports/any.txt")]
+    assert runs.artifacts_of("models/mlp.safetensors") == []
+
+
+def test_links_are_logged_as_the_files_behind_them(experiment, tmp_path):
+    (tmp_path / "cached").write_text("content")
+    (tmp_path / "a.csv").symlink_to(tmp_path / "cached")
+    run_id = runs.start(experiment, result("plot"), {})
+    said: list[str] = []
+    runs.log_files(run_id, [tmp_path / "a.csv", tmp_path / "cached"], said.append)
+    folder = folder_of(MlflowClient().get_run(run_id).info.artifact_uri)
+    assert {path.name: path.read_text() for path in folder.iterdir()} == {
+        "a.csv": "content",
+        "cached": "content",
+    }
+    assert not (folder / "a.csv").is_symlink()
+    assert said == ["ready", "ready"]  # who waits for it sees that it goes on
+
+
+def test_a_run_has_lost_a_file_that_is_not_there_or_has_another_size(experiment, tmp_path):
+    for name in ("a.csv", "b.csv"):
+        (tmp_path / name).write_text(name)
+    folder, file = str(tmp_path), str(tmp_path / "a.csv")
+    md5, md5_of_file = files.md5(tmp_path), hashlib.md5(b"a.csv").hexdigest()
+    run_id = runs.start(experiment, result("plot"), {})
+    kept = folder_of(MlflowClient().get_run(run_id).info.artifact_uri)
+    assert runs.lost_files(run_id, file, md5_of_file)
+    assert runs.lost_files(run_id, "gone.csv", "any") and runs.lost_files(run_id, "gone", "any")
+    runs.log_files(run_id, [tmp_path / "a.csv"])
+    assert not runs.lost_files(run_id, file, md5_of_file)
+    assert runs.lost_files(run_id, folder, md5)
+    assert not runs.lost_files(run_id, folder, "md5 of what is not here")  # nothing to tell it by
+    runs.log_files(run_id, [tmp_path / "b.csv"])
+    assert not runs.lost_files(run_id, folder, md5)
+    (kept / "a.csv").write_text("")
+    assert runs.lost_files(run_id, file, md5_of_file) and runs.lost_files(run_id, folder, md5)
+    # Of outs that are not in the folder, the name has to do; of a folder, that there is something
+    assert not runs.lost_files(run_id, "elsewhere/a.csv", "any")
+    assert runs.lost_files(run_id, "elsewhere/c.csv", "any")
+    assert not runs.lost_files(run_id, "elsewhere/figures", "any")
+    assert not runs.lost_files(run_id, "models/mlp.safetensors", "any")  # it is in a model
+
+
+def test_a_run_that_was_copied_is_finished_and_claims_no_end(experiment):
+    run_id = runs.start(experiment, result("plot"), {})
+    runs.end_copy(run_id)
+    info = MlflowClient().get_run(run_id).info
+    assert (info.status, info.end_time) == ("FINISHED", None)
+
+
+def test_a_run_says_who_made_it_and_how(experiment, monkeypatch):
+    monkeypatch.setenv("LOGNAME", "somebody")
+    run_id = runs.start(experiment, result("plot"), {"stage": "given tags win"})
+    tags = MlflowClient().get_run(run_id).data.tags
+    assert tags["mlflow.user"] == "somebody"
+    assert tags["mlflow.source.name"] == "dvc repro plot"
+    assert tags["mlflow.note.content"] == "what plot does"
+    assert tags["process"] == runs.this_process()
+    assert tags["stage"] == "given tags win"
+    assert "mlflow.source.git.commit" not in tags
+    without = runs.start(experiment, runs.Result("plot", "", {}, None, {}, {}), {})
+    assert "recipe" not in MlflowClient().get_run(without).data.tags
+
+
+def test_metrics_of_the_report_lie_in_its_folder_and_lists_are_none(experiment):
+    content = {"fast": {"mlp": 0.5}, "fingerprints": ["a", "b"]}
+    files.write_json(Path("study/report/metrics.json"), content)
+    run_id = runs.start(experiment, result("report"), {})
+    runs.log_result(run_id, result("report", outs={"study/report": "md5"}))
+    assert MlflowClient().get_run(run_id).data.metrics == {"fast.mlp": 0.5}
+
+
+# --- processes ---
+
+
+def test_a_process_is_over_when_it_ended_or_another_one_has_its_number():
+    process = subprocess.Popen(["sleep", "60"])
+    started = psutil.Process(process.pid).create_time()
+    said = f"{runs.machine()} {process.pid} {started:.0f}"
+    assert not runs.is_over(said)
+    for off, over in {-60: True, -2.5: True, -1.5: False, 1.5: False, 2.5: True, 60: True}.items():
+        assert runs.is_over(f"{runs.machine()} {process.pid} {started + off}") is over
+    process.kill()
+    process.wait()
+    assert runs.is_over(said)
+    assert not runs.is_over(f"elsewhere {process.pid} {started:.0f}")  # nobody here can tell
+    assert not runs.is_over("")
+    assert runs.is_over(f"{runs.machine()} nothing readable")
+
+
+def test_a_process_names_its_machine_its_number_and_its_start():
+    host, pid, started = runs.this_process().split(" ")
+    assert host == runs.machine() and host.startswith(f"{os.uname().nodename}-")
+    assert int(pid) == os.getpid()
+    assert 0 <= time.time() - float(started) < 24 * 3600
+    assert not runs.is_over(runs.this_process())
+
+
+# --- logged models ---
+
+
+@pytest.fixture(scope="module")
+def made(experiment, tmp_path_factory):
+    """A project with weights of both models."""
+    return make_project(tmp_path_factory.mktemp("made") / "project", seed=3)
+
+
+def trained(project, name: str) -> runs.Result:
+    path = f"models/{name}.safetensors"
+    return result(f"train_{name}", outs={path: project.md5(path)}, params={f"{name}.epochs": 20})
+
+
+@pytest.mark.parametrize("name", MODEL_NAMES)
+def test_a_logged_model_names_its_weights_run_and_settings_and_is_whole(
+    experiment, made, name, monkeypatch
+):
+    monkeypatch.chdir(made.path)
+    client = MlflowClient()
+    said: list[str] = []
+    of, path = trained(made, name), files.model_path(name)
+    run_id = runs.start(experiment, of, {})
+    runs.log_model(run_id, of, path, said.append)
+    (model,) = runs.find_models(made.md5(path.as_posix()))
+    assert (model.name, model.source_run_id, model.model_type) == (name, run_id, "classifier")
+    assert model.tags["file"] == path.as_posix()
+    assert model.params == {f"{name}.epochs": "20"}
+    (output,) = client.get_run(run_id).outputs.model_outputs
+    assert (output.model_id, output.step) == (model.model_id, 20)
+    assert said == ["local", "ready"]
+    assert runs.lost_model_files(model) == []
+    folder = folder_of(model.artifact_location)
+    weights = folder / "extra_files" / path.name
+    assert weights.read_bytes() == path.read_bytes()
+    program = torch.export.load(folder / "data/model.pt2")
+    assert all(tensor.is_contiguous() for tensor in program.state_dict.values())
+    needed = (folder / "requirements.txt").read_text().split()
+    assert sorted(line.split("==")[0] for line in needed) == ["mlflow", "numpy", "torch"]
+    described = (folder / "MLmodel").read_text()
+    assert f"model_id: {model.model_id}" in described and f"run_id: {run_id}" in described
+    for part in ("MLmodel", "data/model.pt2", "requirements.txt", f"extra_files/{path.name}"):
+        kept = (folder / part).read_bytes()
+        (folder / part).write_bytes(b"")
+        assert runs.lost_model_files(model) == [part]
+        (folder / part).unlink()
+        assert runs.lost_model_files(model) == [part]
+        (folder / part).write_bytes(kept)
+    shutil.rmtree(folder)
+    assert len(runs.lost_model_files(model)) == 4
+
+
+def test_a_model_that_cannot_be_written_is_not_left_behind(experiment, made, monkeypatch):
+    monkeypatch.chdir(made.path)
+    of = result("train_mlp", outs={"reports/metrics.json": "no weights"}, params={"mlp.epochs": 1})
+    run_id = runs.start(experiment, of, {})
+    with pytest.raises(Exception, match=r"metrics\.json"):
+        runs.log_model(run_id, of, Path("reports/metrics.json"))
+    found = MlflowClient().search_logged_models([experiment], "tags.md5 = 'no weights'")
+    assert found == []
+
+
+def test_the_newest_whole_model_of_a_file_comes_first_and_unfinished_ones_do_not_count(experiment):
+    client = MlflowClient()
+
+    def model(status: str | None, run_id: str | None = None) -> str:
+        tags = {"md5": "md5 of several"}
+        made = client.create_logged_model(
+            experiment, name="mlp", source_run_id=run_id, tags=tags
+        ).model_id
+        if status:
+            client.finalize_logged_model(made, status)
+        time.sleep(0.002)  # a millisecond is the store's clock
+        return made
+
+    whole = [model("READY"), model("READY")]
+    begun = client.create_run(experiment).info.run_id
+    ended = client.create_run(experiment).info.run_id
+    client.set_terminated(ended, "FAILED")
+    failed, alone, live, dead = (
+        model("FAILED"),
+        model(None),
+        model(None, begun),
+        model(None, ended),
+    )
+    lost = model(None, "0" * 32)
+    assert [found.model_id for found in runs.find_models("md5 of several")] == whole[::-1]
+    runs.drop_unfinished("md5 of another")
+    for model_id in (failed, alone, live, dead, lost):
+        assert client.get_logged_model(model_id)
+    runs.drop_unfinished("md5 of several")
+    for model_id in (*whole, live):  # one is being written
+        assert client.get_logged_model(model_id)
+    for model_id in (failed, alone, dead, lost):
+        with pytest.raises(MlflowException):
+            client.get_logged_model(model_id)

@@ -1,0 +1,349 @@
+"""The mirror of one stage and what the stage sees of it: real sockets, processes and a store."""
+
+import os
+import signal
+import socket
+import subprocess
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from test_store import assert_whole
+from tiny import PIPELINE, make_project
+
+from conftest import ROOT
+from stages import mirror, results, store, sync, tracking
+from stages.errors import StageError
+
+
+@pytest.fixture
+def fresh(standing_in, tmp_path):
+    """This process stands in a project of which nothing is logged."""
+    project = make_project(tmp_path / "project", seed=5)
+    before = dict(os.environ)
+    with standing_in(project) as client:
+        yield project, client
+    os.environ.clear()  # which following a stage replaces
+    os.environ.update(before)
+
+
+def follow(stage: str, *messages: dict, **environment: str) -> list[str]:
+    said: list[str] = []
+    first = {"stage": stage, "environment": {**os.environ, **environment}}
+    mirror.follow(iter([first, *messages]), said.append)
+    return said
+
+
+def newest(client, experiment: str = "mnist"):
+    found = client.get_experiment_by_name(experiment)
+    return client.search_runs([found.experiment_id], max_results=1)[0]
+
+
+FINISHED = {"end": "FINISHED", "reason": ""}
+
+
+def test_a_stage_that_ends_has_a_finished_run_with_its_epochs_and_outs(fresh):
+    project, client = fresh
+    epochs = [{"epoch": {"epoch": at, "test_loss": 1 / at}} for at in (1, 2, 3)]
+    said = follow("train_mlp", *epochs, FINISHED, {"epoch": {"epoch": 4, "test_loss": 9.0}})
+    run = newest(client)
+    assert run.info.status == "FINISHED" and run.info.end_time
+    history = client.get_metric_history(run.info.run_id, "test_loss")
+    assert [(metric.step, metric.value) for metric in history] == [(1, 1), (2, 0.5), (3, 1 / 3)]
+    tags = run.data.tags
+    outs = {tag[4:]: md5 for tag, md5 in tags.items() if tag.startswith("out:")}
+    assert outs == project.outs("train_mlp")
+    commit = project.git("rev-parse", "HEAD")
+    assert (tags["commit"], tags["dirty"], tags["portable"]) == (commit, "false", "true")
+    assert "backfilled" not in tags
+    assert said.count("local") == 1 and len(said) > 8
+
+
+def test_the_last_stage_connects_the_pipeline_once_all_results_agree(fresh):
+    project, client = fresh
+    (project.path / "dvc.lock").unlink()
+    stages = list(PIPELINE)
+    for at, stage in enumerate(stages, 1):
+        assert not client.search_registered_models()
+        follow(stage, FINISHED)
+        project.lock(*stages[:at])  # DVC does that when the stage has ended
+    assert_whole(client)
+    assert len(client.search_registered_models()) == 1
+    written = [run.info.run_id for run in client.search_runs(["1"])]
+    sync.sync(store.open_store())
+    assert [run.info.run_id for run in client.search_runs(["1"])] == written
+
+
+def test_a_stage_whose_results_do_not_agree_with_the_others_connects_nothing(fresh):
+    project, client = fresh
+    project.lock(*list(PIPELINE)[:-1])
+    follow("train_mlp", FINISHED)
+    follow("evaluate", FINISHED)
+    metrics = project.path / "reports/metrics.json"
+    scores = metrics.read_text()
+    metrics.write_text("{}")  # which evaluate has not made
+    follow("plot", FINISHED)
+    metrics.write_text(scores)
+    project.lock()
+    metrics.write_text("{}")  # nor has what the lock says of all stages
+    follow("prepare", FINISHED)
+    assert len(client.search_runs(["1"], "attributes.status = 'FINISHED'")) == 4
+    assert not client.search_registered_models()
+    assert not client.search_runs(["1"], "tags.stage = 'pipeline'")
+
+
+@pytest.mark.parametrize(
+    ("messages", "status", "reason"),
+    [
+        ([], "KILLED", "its process ended"),
+        ([{"end": "KILLED", "reason": "interrupted"}], "KILLED", "interrupted"),
+        ([{"end": "FAILED", "reason": "the loss is nan"}], "FAILED", "the loss is nan"),
+    ],
+)
+def test_a_stage_that_does_not_finish_has_a_run_that_says_why_and_no_outs(
+    fresh, messages, status, reason
+):
+    _, client = fresh
+    follow("plot", *messages)
+    run = newest(client)
+    assert (run.info.status, run.data.tags["reason"]) == (status, reason)
+    assert not [tag for tag in run.data.tags if tag.startswith("out:")]
+    assert [tag for tag in run.data.tags if tag.startswith("dep:")]
+
+
+def test_a_cell_is_a_run_of_the_study_and_connects_nothing(fresh):
+    _, client = fresh
+    follow("cell@fast-mlp-1", FINISHED, UNPINNED="1")
+    run = newest(client, "mnist-study")
+    assert run.info.status == "FINISHED"
+    assert run.data.tags["stage"] == "cell@fast-mlp-1"
+    assert run.data.tags["portable"] == "false"  # its bits are this machine's
+    assert run.data.metrics["test_accuracy"] == 0.7
+    assert client.get_experiment_by_name("mnist") is None
+
+
+def test_a_run_with_another_device_is_not_portable(fresh):
+    project, client = fresh
+    project.edit("params.yaml", "device: cpu", "device: cuda")
+    follow("prepare")
+    assert newest(client).data.tags["portable"] == "false"
+    assert newest(client).data.tags["dirty"] == "true"
+
+
+def test_the_environment_is_the_stages_own_and_not_what_the_mirror_had(fresh):
+    _, client = fresh
+    os.environ["DVC_EXP_NAME"] = "of another stage"
+    environment = {**os.environ, "MLFLOW_EXPERIMENT_NAME": "mine"}
+    del environment["DVC_EXP_NAME"]
+    mirror.follow(iter([{"stage": "prepare", "environment": environment}]), print)
+    assert "dvc_experiment" not in newest(client, "mine").data.tags
+
+
+def test_what_a_stage_sent_before_it_was_killed_is_read_to_the_end():
+    ours, theirs = socket.socketpair()
+    theirs.sendall(b'{"epoch": 1}\n{"epoch": 2}\n')
+    ours.sendall(b"ready\n")  # unread: the connection is reset, not closed
+    theirs.close()
+    assert list(mirror.messages(ours.makefile("r"))) == [{"epoch": 1}, {"epoch": 2}]
+    ours.close()
+
+
+# --- the stage's side ---
+
+
+@pytest.fixture
+def run(monkeypatch):
+    """A stage's run and the other end of its socket."""
+    monkeypatch.setenv("MIRROR", "off")
+    ours, theirs = socket.socketpair()
+    made = tracking.Run("plot")
+    made._mirror = ours
+    with ours, theirs:
+        yield made, theirs
+
+
+def test_without_a_mirror_a_stage_says_nothing(monkeypatch, tmp_path, capsys):
+    monkeypatch.setenv("MIRROR", "off")
+    monkeypatch.chdir(tmp_path)
+    with tracking.run("plot") as current:
+        current.log_epoch({"epoch": 1})
+    assert list(tmp_path.iterdir()) == []
+    assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize(
+    ("said", "expected"),
+    [
+        (b"process 1\nlocal\nready\ndone\n", ""),
+        (b"process 1\nfailed: MLflow: it is down\n", "MLflow: it is down"),
+        (b"process 1\nready\n", "its process ended"),
+        (b"", "its process ended"),
+        (b"process 1\nnot done\nundone", "its process ended"),
+    ],
+)
+def test_a_stage_waits_for_the_end_and_warns_of_all_else(run, capsys, said, expected):
+    current, mirror_end = run
+    mirror_end.sendall(said)
+    mirror_end.shutdown(socket.SHUT_WR)
+    current.log_epoch({"epoch": 1, "loss": 0.5})
+    current.close("FAILED", "the reason")
+    assert mirror_end.recv(4096).decode().splitlines() == [
+        '{"epoch": {"epoch": 1, "loss": 0.5}}',
+        '{"end": "FAILED", "reason": "the reason"}',
+    ]
+    told = capsys.readouterr().err
+    assert bool(told) == bool(expected)
+    if expected:
+        start = f"warning: MLflow run of plot is not complete ({expected}). "
+        assert told.startswith(start) and "`make sync`" in told
+
+
+def test_a_mirror_that_shows_no_progress_is_ended_and_one_that_works_alone_is_waited_for(
+    run, monkeypatch
+):
+    current, mirror_end = run
+    monkeypatch.setattr(tracking, "PATIENCE", 0.2)
+    monkeypatch.setattr(tracking, "LOCAL_PATIENCE", 5.0)
+    process = subprocess.Popen(["sleep", "60"])
+    mirror_end.sendall(f"process {process.pid}\nlocal\n".encode())
+    later = threading.Timer(0.6, mirror_end.sendall, [b"ready\n"])
+    later.start()
+    started = time.monotonic()
+    assert current._wait(current._mirror) == "no answer for 0 s"
+    assert 0.7 <= time.monotonic() - started < 4
+    assert process.wait(5) == -signal.SIGKILL
+    mirror_end.sendall(f"process {process.pid}\nready\n".encode())
+    assert current._wait(current._mirror) == "no answer for 0 s"  # and it is gone already
+
+
+def test_a_mirror_that_reads_nothing_does_not_hold_a_stage_up(run):
+    current, _ = run
+    started = time.monotonic()
+    for epoch in range(3000):
+        current.log_epoch({"epoch": epoch, "text": "x" * 500})
+    assert time.monotonic() - started < 5
+
+
+@pytest.fixture(scope="module")
+def mirrored(standing_in, tmp_path_factory):
+    """This process stands in a project in which a mirror runs: the first stage starts it."""
+    project = make_project(tmp_path_factory.mktemp("mirrored") / "p", seed=6)
+    with standing_in(project) as client, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MIRROR", "on")
+        patch.setenv("PYTHONPATH", str(ROOT))
+        patch.setattr(tracking, "PATIENCE", 60)  # this machine may be busy
+        with tracking.run("report"):
+            pass
+        yield project, client
+
+
+def test_the_first_stage_starts_a_mirror_and_the_next_ones_are_written_by_the_same(
+    mirrored, capsys
+):
+    project, client = mirrored
+    sockets = list((project.path / ".dvc/tmp").glob("mirror-*.sock"))
+    assert len(sockets) == 1 and newest(client, "mnist-study").info.status == "FINISHED"
+    created = sockets[0].stat().st_ctime_ns
+    with tracking.run("report") as current:
+        current.log_epoch({"epoch": 1, "test_loss": 0.5})
+    run = newest(client, "mnist-study")
+    assert run.info.status == "FINISHED" and run.data.metrics["test_loss"] == 0.5
+    assert run.data.tags["stage"] == "report"
+    with pytest.raises(ValueError), tracking.run("plot"):
+        raise ValueError("of http://bob:secret@host\n" + "x" * 600)
+    reason = newest(client).data.tags["reason"]
+    assert newest(client).info.status == "FAILED"
+    assert reason.startswith("of http://host xxx") and len(reason) == 500
+    with pytest.raises(KeyboardInterrupt), tracking.run("plot"):
+        raise KeyboardInterrupt
+    assert newest(client).info.status == "KILLED"
+    assert newest(client).data.tags["reason"] == "interrupted"
+    assert capsys.readouterr() == ("", "")
+    assert sockets[0].stat().st_ctime_ns == created
+    assert list((project.path / ".dvc/tmp").glob("mirror-*.sock")) == sockets
+
+
+def test_a_store_that_cannot_be_used_costs_a_warning_without_its_password(
+    mirrored, capsys, monkeypatch
+):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "htp://bob:secret@nowhere")
+    with tracking.run("plot"):
+        pass
+    told = capsys.readouterr().err
+    assert told.startswith("warning: MLflow run of plot is not complete (MLflow: ")
+    assert "htp://nowhere" in told and "secret" not in told and told.count("\n") == 1
+
+
+def test_a_folder_that_takes_no_socket_costs_a_warning(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MIRROR", "on")
+    (tmp_path / ".dvc").write_text("in the way")
+    with tracking.run("plot"):
+        pass
+    told = capsys.readouterr().err
+    assert told.startswith("warning: MLflow run of plot is not complete (.dvc")
+    assert told.count("warning: ") == 1
+
+
+# --- the command line ---
+
+
+def main(monkeypatch, *arguments: str) -> int:
+    monkeypatch.chdir(Path.cwd())  # and back, because main stands in the project's folder
+    monkeypatch.setattr("sys.argv", ["tracking", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        tracking.main()
+    return ended.value.code
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ([], tracking.USAGE),
+        (["fnd", "x"], tracking.USAGE),
+        (["sync", "a", "b"], tracking.USAGE),
+        (["find"], "nothing to find: name a run, a model version"),
+        (["check", ""], "nothing to check: name a run, a model version"),
+        (["ui", "0"], "PORT is 0"),
+    ],
+)
+def test_a_command_that_is_none_is_told(monkeypatch, capsys, arguments, said):
+    assert main(monkeypatch, *arguments) == 2
+    told = capsys.readouterr().err
+    assert told.startswith(f"error: {said}") and told.count("\n") == 1
+
+
+def test_a_command_that_needs_no_argument_does_without(monkeypatch, capsys):
+    monkeypatch.chdir(Path.cwd())
+    monkeypatch.setattr("sys.argv", ["tracking", "ui", ""])  # as make calls it without PORT
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    tracking.main()
+    assert capsys.readouterr().out == "The tracking server has the UI: http://127.0.0.1:9\n"
+
+
+def test_each_command_does_what_its_name_says(fresh, capsys):
+    project, _ = fresh
+
+    def done(command: str, *arguments: str, file: Path = Path("none")) -> str:
+        capsys.readouterr()
+        tracking._do(command, list(arguments), file)
+        return capsys.readouterr().out
+
+    results.holders.cache_clear()
+    assert done("view").count("no runs in ") == 2
+    project.lock("prepare")
+    commit = project.commit("only data")
+    assert done("sync").count("logged the run of ") == 1
+    assert done("sync", commit) == ""
+    project.lock("prepare", "plot")
+    assert done("sync", commit) == ""
+    assert done("sync-study").count("logged the run of ") == 3
+    assert done("view").count("/#/experiments/") == 2
+    assert done("find", "HEAD").startswith("commit ")
+    path = project.path / "models/mlp.safetensors"
+    assert done("find", "HEAD", file=path).startswith("HEAD names a file and a commit")
+    with pytest.raises(StageError, match=r"^no model is registered in"):
+        done("check", "models:/mnist@champion")
+    os.environ["MLFLOW_TRACKING_URI"] = "http://127.0.0.1:9"
+    assert done("ui", "5000") == "The tracking server has the UI: http://127.0.0.1:9\n"

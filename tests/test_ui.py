@@ -1,0 +1,200 @@
+"""Where the UI is: real ports, real processes and a real store."""
+
+import contextlib
+import http.server
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+
+import psutil
+import pytest
+from mlflow import MlflowClient
+from tiny import make_code
+
+from conftest import free_port, wait_for
+from stages import store, ui
+from stages.errors import InputError, StageError
+
+
+@contextlib.contextmanager
+def taken(port: int):
+    with socket.socket() as held:
+        held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        held.bind(("127.0.0.1", port))
+        held.listen()
+        yield
+
+
+@pytest.mark.parametrize("port", ["0", "65536", "-1", "http", "5000.0", " 5000"])
+def test_what_is_no_port_is_told(port):
+    with pytest.raises(InputError, match=f"^PORT is {port}, expected a number from 1 to 65535$"):
+        ui._free(port)
+
+
+def test_the_port_that_is_asked_for_is_taken_or_told_to_be_in_use():
+    port = free_port()
+    assert ui._free(port) == int(port)
+    assert ui._free("65535") == 65535
+    with (
+        taken(int(port)),
+        pytest.raises(InputError, match=rf"^port {port} is taken: `make ui PORT=\.\.\.`$"),
+    ):
+        ui._free(port)
+
+
+def test_a_port_is_free_although_the_last_connections_to_it_are_being_closed():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        with socket.create_connection(("127.0.0.1", port)) as client:
+            server.accept()[0].close()  # the first to close has to remember it
+            assert client.recv(1) == b""
+    with socket.socket() as plain, pytest.raises(OSError):
+        plain.bind(("127.0.0.1", port))
+    assert ui._free(str(port)) == port
+
+
+def test_without_a_port_the_first_free_one_is_taken(monkeypatch):
+    def are_free(first: int) -> bool:
+        with contextlib.suppress(OSError), contextlib.ExitStack() as stack:
+            for port in range(first, first + 100):
+                stack.enter_context(taken(port))
+            return True
+        return False
+
+    first = next(port for port in range(20_000, 60_000, 100) if are_free(port))
+    monkeypatch.setattr(ui, "PORT", first)
+    assert ui._free("") == first
+    with contextlib.ExitStack() as stack:
+        for at in range(100):
+            assert ui._free("") == first + at
+            stack.enter_context(taken(first + at))
+        with pytest.raises(InputError, match=f"^port {first} and the 99 after it is taken"):
+            ui._free("")
+
+
+def test_links_name_the_experiments_that_have_runs_and_what_writes_those_that_have_none(
+    standing_in, tmp_path
+):
+    project = make_code(tmp_path / "project")
+    with standing_in(project):
+        none = f"no runs in sqlite:///{project.path}/mlflow.db yet"
+        for _ in range(2):  # without the experiments, and with empty ones
+            assert ui.links().splitlines() == [
+                f"{none}: `make repro` writes them",
+                f"The study: {none}: `make sync` writes them",
+            ]
+            pipeline, study = store.open_store(), store.open_store(store.STUDY)
+        MlflowClient().create_run(study)
+        first, second = ui.links("http://here").splitlines()
+        assert first == f"{none}: `make repro` writes them"
+        view = "viewStateShareKey=stages&workflowType=machine_learning"
+        assert second == f"The study: http://here/#/experiments/{study}/runs?{view}"
+        MlflowClient().create_run(pipeline)
+        first, second = ui.links().splitlines()
+        assert first == f"http://127.0.0.1:5000/#/experiments/{pipeline}/runs?{view}"
+
+
+def test_a_tracking_server_has_the_ui_itself(monkeypatch, capsys):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://bob:secret@127.0.0.1:9/")
+    ui.show("not even looked at")
+    assert capsys.readouterr().out == "The tracking server has the UI: http://127.0.0.1:9\n"
+
+
+def test_nothing_is_started_on_a_port_that_is_taken(standing_in, tmp_path):
+    port = free_port()
+    with (
+        standing_in(make_code(tmp_path / "project")),
+        taken(int(port)),
+        pytest.raises(InputError, match=f"port {port} is taken"),
+    ):
+        ui.show(port)
+
+
+# --- the server ---
+
+
+@pytest.mark.slow
+def test_a_server_that_ends_is_told_with_the_last_that_it_said(
+    standing_in, tmp_path, monkeypatch, capfd
+):
+    handled = (signal.SIGTERM, signal.SIGHUP)
+    before = [signal.getsignal(number) for number in handled]
+    monkeypatch.setenv("MLFLOW_WORKERS", "many at http://bob:secret@host")
+    try:
+        with (
+            standing_in(make_code(tmp_path / "project")),
+            pytest.raises(StageError, match=r"^`mlflow ui` ended: Error: .* http://host"),
+        ):
+            ui.show(free_port())
+        said = capfd.readouterr()
+        assert "Usage: " in said.err and "secret" not in said.err and said.out == ""
+        assert [signal.getsignal(number) for number in handled] == [ui._interrupt] * 2
+    finally:
+        for number, handler in zip(handled, before, strict=True):
+            signal.signal(number, handler)
+
+
+def sleeper() -> subprocess.Popen[str]:
+    """A process with a child that has one too."""
+    code = "import subprocess; subprocess.run(['sh', '-c', 'sleep 60; true'])"
+    process = subprocess.Popen([sys.executable, "-S", "-c", code], text=True)
+    wait_for(lambda: len(psutil.Process(process.pid).children(recursive=True)) == 2)
+    return process
+
+
+class Healthy(http.server.BaseHTTPRequestHandler):
+    """Answers at /health only, and from the second request on."""
+
+    asked = 0
+
+    def do_GET(self):
+        Healthy.asked += 1
+        good = Healthy.asked > 1 and self.path == "/health"
+        self.send_response(200 if good else 404)
+        self.end_headers()
+
+    def log_message(self, *arguments):
+        pass
+
+
+def test_the_links_are_shown_when_the_server_answers_and_not_before(capsys):
+    process = sleeper()
+    with http.server.HTTPServer(("127.0.0.1", 0), Healthy) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        ui._announce(f"http://127.0.0.1:{server.server_port}", "the links", process)
+        server.shutdown()
+    assert capsys.readouterr().out == "the links\n"
+    assert Healthy.asked == 2
+    ui._end(process)
+
+
+def test_the_links_of_a_server_that_ended_or_never_answers_are_not_shown(capsys, monkeypatch):
+    process = sleeper()
+    address = f"http://127.0.0.1:{free_port()}"
+    monkeypatch.setattr(ui, "PATIENCE", 0.3)
+    started = time.monotonic()
+    ui._announce(address, "the links", process)
+    assert 0.3 <= time.monotonic() - started < 5
+    ui._end(process)
+    monkeypatch.setattr(ui, "PATIENCE", 60)
+    ui._announce(address, "the links", process)
+    assert time.monotonic() - started < 30
+    assert capsys.readouterr().out == ""
+
+
+def test_the_server_ends_with_all_that_it_started_and_once_is_enough():
+    process = sleeper()
+    family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
+    assert len(family) == 3
+    ui._end(process)
+    assert process.returncode is not None
+    assert not [member for member in family if member.is_running()]
+    ui._end(process)
+
+
+def test_a_signal_ends_it_as_ctrl_c_does():
+    with pytest.raises(KeyboardInterrupt):
+        ui._interrupt(15, None)
