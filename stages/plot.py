@@ -21,7 +21,7 @@ def reading(path: Path, stage: str) -> Iterator[None]:
     """Turn the reason why a stage's out cannot be read into one line."""
     try:
         yield
-    except (OSError, ValueError, KeyError, csv.Error) as error:
+    except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
         raise InputError(
             f"{path} is missing or damaged ({error}): `dvc repro {stage}` makes it again"
         ) from None

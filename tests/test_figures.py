@@ -530,7 +530,10 @@ def test_a_difference_in_favour_of_lenet5_has_a_plus():
     assert "+2.36 percentage points (95 % interval +2.02 to +2.70; " in sentence
 
 
-@pytest.mark.parametrize("content", [None, "", "a,b\n1,x\n", '{"a": 1}', "["])
+CUT = ["a,b\n1,x\n", "a,b\n1\n"]
+
+
+@pytest.mark.parametrize("content", [None, "", *CUT, '{"a": 1}', "[", "[]"])
 def test_a_result_that_is_missing_or_damaged_is_named_with_the_stage_that_makes_it(
     content, tmp_path, monkeypatch
 ):
@@ -541,7 +544,7 @@ def test_a_result_that_is_missing_or_damaged_is_named_with_the_stage_that_makes_
     if content is not None:
         history.write_text(content, encoding="utf-8")
         Path("reports/metrics.json").write_text(content, encoding="utf-8")
-    if content in (None, "a,b\n1,x\n"):
+    if content in (None, *CUT):
         with pytest.raises(InputError, match=r"^reports/history_mlp\.csv is missing or damaged \("):
             plot.read(history, "train_mlp")
     with pytest.raises(InputError) as refused:
