@@ -1,100 +1,377 @@
 """Whether the tests notice mistakes: ``make mutants``.
 
-    .venv/bin/python tests/mutants.py [TEXT]    only those whose file or old code has TEXT in it
+    .venv/bin/python tests/mutants.py [TEXT]    only the mutants that have TEXT in file or code
 
-tests/mutants.json holds mistakes that people make, each a text of one file and what stands in its
-place. Each is made alone, in a copy of the project, and the test file that should notice it runs
-there. A mistake that changes no behaviour is marked `equivalent`, with the reason; it is not run.
+A mutant is the project with one mistake in it. Some mistakes are those that people make: they are
+written down in tests/mutants.json. The others are drawn: first a line that computes, or that writes
+to MLflow, then one of the changes that `changes` knows for it.
+
+Each mutant meets the quick tests that reach its line, and a few slow ones if it survives those. No
+test that compares with committed results takes part. A survivor needs a reason in mutants.json:
+`equivalent` where no behaviour changes, `accepted` where no test is worth it.
 """
 
+import ast
+import contextlib
+import copy
+import fnmatch
+import itertools
 import json
+import multiprocessing
 import os
+import random
 import shutil
 import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from queue import SimpleQueue
-from typing import Any
+from typing import Any, NoReturn
+
+import psutil
 
 ROOT = Path(__file__).parents[1]
+SEED, DRAWN = 0, 120
 AT_ONCE = 2
+PATIENCE = 600  # seconds; a mutant that runs for longer is noticed by whoever waits for it
 COPIED = shutil.ignore_patterns(
-    ".git", ".venv", "cache", "tmp", "mlflow.db*", "mlartifacts", "dvc_plots"
+    ".git", ".venv", "cache", "tmp", "mlflow.db*", "mlartifacts", "dvc_plots", "__pycache__"
 )  # fmt: skip
+NOT_DRAWN = {
+    "stages/__init__.py",
+    "stages/alone.py",
+    "stages/damage.py",
+    "stages/errors.py",
+    "stages/preflight.py",
+    "stages/sources.py",
+    "stages/verify.py",
+}  # neither compute nor write to MLflow
+COMPARE_WITH_COMMITTED = [
+    "tests/test_study.py::test_the_committed_study_was_made_by_this_code_with_these_settings",
+    "tests/test_study.py::test_the_report_comes_out_of_the_committed_cells_bit_for_bit",
+]
+# The slow tests of a survivor, by the first pattern that its file matches
+SLOW = {
+    "README.md": [],
+    "stages/study.py": ["tests/test_study.py"],
+    "stages/report.py": ["tests/test_study.py"],
+    "stages/cell.py": ["tests/test_study.py"],
+    "stages/serve.py": ["tests/test_mirror.py::test_the_champion_passes_the_gate_and_answers*"],
+    "*": ["tests/test_pipeline.py", "tests/test_reproducible.py::test_the_fingerprints_*"],
+}
 
-Mutant = dict[str, Any]
+
+@dataclass(frozen=True)
+class Mutant:
+    file: str
+    old: str  # the whole lines that change
+    new: str
+    first: int  # of those lines, from 1
+    equivalent: str = ""  # why it is no mistake
+    accepted: str = ""  # why no test is worth it
+
+    @property
+    def lines(self) -> range:
+        return range(self.first, self.first + self.old.count("\n") + 1)
+
+    def __str__(self) -> str:
+        return f"{self.file}:{self.first}\n  - {self.old.strip()}\n  + {self.new.strip()}"
+
+
+# --- mutants: written down, and drawn ---
+
+
+def mutant(file: str, start: int, end: int, replacement: str, **reasons: str) -> Mutant:
+    """A file's characters from ``start`` to ``end`` replaced."""
+    text = (ROOT / file).read_text(encoding="utf-8")
+    first = text.rfind("\n", 0, start) + 1
+    last = text.find("\n", end)
+    old, new = text[first:last], text[first:start] + replacement + text[end:last]
+    return Mutant(file, old, new, text.count("\n", 0, first) + 1, **reasons)
+
+
+def written_down() -> Iterator[Mutant]:
+    entries: list[dict[str, Any]] = json.loads((ROOT / "tests/mutants.json").read_text("utf-8"))
+    for entry in entries:
+        text = (ROOT / entry["file"]).read_text(encoding="utf-8")
+        start = text.find(entry["old"])
+        if start < 0:
+            sys.exit(f"error: {entry['file']} no longer has {entry['old']!r}: change the mutant")
+        reasons = {name: entry[name] for name in ("equivalent", "accepted") if name in entry}
+        yield mutant(entry["file"], start, start + len(entry["old"]), entry["new"], **reasons)
+
+
+OTHER = {
+    ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt, ast.Eq: ast.NotEq,
+    ast.NotEq: ast.Eq, ast.In: ast.NotIn, ast.NotIn: ast.In, ast.Is: ast.IsNot, ast.IsNot: ast.Is,
+    ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Div, ast.Div: ast.Mult, ast.Mod: ast.Mult,
+    ast.FloorDiv: ast.Mult, ast.Pow: ast.Mult, ast.And: ast.Or, ast.Or: ast.And,
+}  # fmt: skip
+
+
+def changes(node: ast.AST) -> Iterator[ast.AST]:
+    """The node with one mistake in it, for each mistake that is known for its kind."""
+    new: Any = copy.deepcopy(node)
+    match node:
+        case ast.Compare(ops=[op]) if type(op) in OTHER:
+            new.ops = [OTHER[type(op)]()]
+            yield new
+        case ast.BinOp(op=ast.Div(), right=ast.Constant(value=str())):
+            pass  # a path
+        case ast.BinOp(op=op) | ast.BoolOp(op=op) | ast.AugAssign(op=op) if type(op) in OTHER:
+            new.op = OTHER[type(op)]()
+            yield new
+        case ast.UnaryOp(op=ast.Not() | ast.USub(), operand=operand):
+            yield operand
+        case ast.Constant(value=bool(value)):
+            yield ast.Constant(not value)
+        case ast.Constant(value=int(value) | float(value)):
+            yield ast.Constant(value + 1)
+        case ast.Expr(value=ast.Call()):
+            yield ast.Pass()
+        case ast.Return(value=ast.expr()):
+            new.value = None
+            yield new
+        case ast.Call(args=[first, second], keywords=[]):
+            new.args = [second, first]
+            yield new
+    match node:
+        case ast.IfExp(test=test):
+            new = copy.deepcopy(node)
+            new.test = ast.UnaryOp(ast.Not(), test)
+            yield new
+        case ast.Call(keywords=[*keywords]):
+            for at in range(len(keywords)):
+                new = copy.deepcopy(node)
+                del new.keywords[at]
+                yield new
+
+
+SKIPPED = (ast.Raise, ast.Assert, ast.JoinedStr, ast.Import, ast.ImportFrom)
+
+
+def sites(node: ast.AST) -> Iterator[ast.AST]:
+    """The nodes below whose change is one of behaviour: no wording, annotation or default."""
+    for field, value in ast.iter_fields(node):
+        if field in ("annotation", "returns", "decorator_list"):
+            continue
+        for child in value if isinstance(value, list) else [value]:
+            if isinstance(child, ast.AST) and not isinstance(child, SKIPPED):
+                yield child
+                yield from sites(child)
+
+
+def drawn() -> Iterator[Mutant]:
+    by_line: dict[tuple[str, int], list[Mutant]] = {}
+    for path in sorted((ROOT / "stages").glob("*.py")):
+        file = path.relative_to(ROOT).as_posix()
+        if file in NOT_DRAWN:
+            continue
+        text = path.read_text(encoding="utf-8")
+        starts = [0]
+        for line in text.splitlines(keepends=True):
+            starts.append(starts[-1] + len(line))
+        for node in sites(ast.parse(text)):
+            for change in changes(node):
+                # Columns are counted in bytes, and so have to be those of ASCII
+                assert isinstance(node, ast.expr | ast.stmt)
+                assert node.end_lineno is not None and node.end_col_offset is not None
+                start = starts[node.lineno - 1] + node.col_offset
+                end = starts[node.end_lineno - 1] + node.end_col_offset
+                code = ast.unparse(ast.fix_missing_locations(change))
+                code = f"({code})" if isinstance(node, ast.expr) else code
+                found = mutant(file, start, end, code)
+                by_line.setdefault((file, node.lineno), []).append(found)
+    generator = random.Random(SEED)
+    for line in sorted(generator.sample(sorted(by_line), DRAWN)):
+        yield generator.choice(by_line[line])
+
+
+# --- which tests reach which lines ---
+
+
+def pytest_collection_modifyitems(items: list[Any]) -> None:
+    """A clone runs other processes, whose lines nobody sees here: those tests count as slow."""
+    if os.environ.get("REACH"):
+        items[:] = [item for item in items if not {"clone", "small_run"} & {*item.fixturenames}]
+
+
+def pytest_runtest_setup(item: Any) -> None:
+    if os.environ.get("REACH"):
+        import coverage
+
+        current = coverage.Coverage.current()
+        assert current
+        current.switch_context(item.nodeid.split("[")[0])
+
+
+def pytest_runtest_logreport(report: Any) -> None:
+    if os.environ.get("REACH"):
+        with Path(os.environ["REACH"]).open("a", encoding="utf-8") as file:
+            file.write(f"{report.duration} {report.nodeid.split('[')[0]}\n")
+
+
+class Reach:
+    """The quick tests that reach a line, as one run of all of them under coverage saw them."""
+
+    def __init__(self, folder: Path) -> None:
+        import coverage
+
+        durations = folder.parent / "durations.txt"
+        command = ["coverage", "run", "--source=stages", "-m", "pytest", "-p", "mutants", *OPTIONS]
+        result = subprocess.run(
+            [sys.executable, "-B", "-m", *command, "-m", "not slow"],
+            cwd=folder,
+            env=os.environ | environment(folder) | {"REACH": str(durations)},
+            capture_output=True,
+            text=True,
+        )
+        if result.returncode:
+            sys.exit(f"error: a test fails without any mistake:\n{result.stdout[-2000:]}")
+        data = coverage.CoverageData(str(folder / ".coverage"))
+        data.read()
+        self.contexts: dict[str, dict[int, list[str]]] = {
+            Path(file).relative_to(folder).as_posix(): data.contexts_by_lineno(file)
+            for file in data.measured_files()
+        }
+        self.seconds: Counter[str] = Counter()
+        for line in durations.read_text(encoding="utf-8").splitlines():
+            seconds, test = line.split(" ", 1)
+            self.seconds[test] += float(seconds)
+
+    def tests(self, mutant: Mutant) -> list[str]:
+        """The quickest first. Of a line that only an import reaches, all tests of its file."""
+        if mutant.file == "README.md":
+            return ["tests/test_readme.py"]
+        lines = self.contexts.get(mutant.file, {})
+        found = {test for line in mutant.lines for test in lines.get(line, []) if test}
+        found = found or {test for tests in lines.values() for test in tests if test}
+        return sorted(found - {*COMPARE_WITH_COMMITTED}, key=lambda test: self.seconds[test])
+
+
+# --- one mutant against its tests ---
+
+# Imported once; each run of tests is a fork of the process that has them
+FORKS = multiprocessing.get_context("forkserver")
+LIBRARIES = ["numpy", "scipy.stats", "scipy.ndimage", "torch", "sklearn.metrics", "mlflow"]
+LIBRARIES += ["matplotlib.pyplot", "safetensors.torch", "pydantic", "hypothesis", "pytest"]
+
+OPTIONS = ["-x", "-q", "-p", "no:cacheprovider", "--basetemp=../tmp"]
 
 
 def copy_of_the_project(scratch: str) -> Path:
-    folder = Path(tempfile.mkdtemp(dir=scratch)) / "project"
+    """With git, which tells the tests that clone it which files there are."""
+    folder = Path(tempfile.mkdtemp(dir=scratch)).resolve() / "project"
     shutil.copytree(ROOT, folder, ignore=COPIED)
+    subprocess.run(["git", "init", "--quiet"], cwd=folder, check=True)
     return folder
 
 
-def is_noticed(mutant: Mutant, folder: Path) -> bool:
-    """Whether a test fails with the mistake made in this copy, which is then as it was."""
-    path = folder / mutant["file"]
+def environment(folder: Path) -> dict[str, str]:
+    return {"PYTHONPATH": f"{folder}{os.pathsep}{folder / 'tests'}", "MIRROR": "off"}
+
+
+def work(folder: Path, tests: list[str]) -> NoReturn:
+    """Run tests of this copy, in a process that has imported the libraries and nothing of ours."""
+    import pytest
+
+    os.setsid()
+    os.chdir(folder)
+    sys.dont_write_bytecode = True
+    sys.path[:0] = [str(folder), str(folder / "tests")]
+    os.environ |= environment(folder)
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 1)
+    os.dup2(nowhere, 2)
+    os._exit(pytest.main([*OPTIONS, *tests]))
+
+
+def exit_code(folder: Path, tests: list[str]) -> int | None:
+    """pytest's; None if it did not end."""
+    process = FORKS.Process(target=work, args=(folder, tests))
+    process.start()
+    process.join(PATIENCE)
+    code = process.exitcode
+    if code is None:
+        process.kill()
+        process.join()
+    end_what_runs_in(folder.parent)
+    return code
+
+
+def end_what_runs_in(folder: Path) -> None:
+    """A mutant of the mirror may run for ever, in a session of its own."""
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if Path(process.cwd()).is_relative_to(folder):
+                process.kill()
+
+
+def fails(mutant: Mutant, folder: Path, tests: list[str]) -> bool:
+    """Whether one of the tests fails with the mistake made in this copy, which is then undone."""
+    path = folder / mutant.file
     right = path.read_text(encoding="utf-8")
-    if mutant["old"] not in right:
-        sys.exit(f"error: {mutant['file']} no longer has {mutant['old']!r}: bring the mutant along")
-    path.write_text(right.replace(mutant["old"], mutant["new"], 1), encoding="utf-8")
-    options = [
-        "-x",
-        "-q",
-        "-m",
-        "not slow",
-        "-p",
-        "no:cacheprovider",
-        f"--basetemp={folder}/../tmp",
-    ]
+    lines = right.splitlines(keepends=True)
+    before, after = lines[: mutant.first - 1], lines[mutant.lines.stop - 1 :]
+    path.write_text("".join([*before, mutant.new, "\n", *after]), encoding="utf-8")
     try:
-        result = subprocess.run(
-            [sys.executable, "-B", "-m", "pytest", *options, mutant["tests"]],
-            cwd=folder,
-            env=os.environ | {"PYTHONPATH": str(folder), "MIRROR": "off"},
-            capture_output=True,
-        )
+        code = exit_code(folder, tests)
     finally:
         path.write_text(right, encoding="utf-8")
-    return result.returncode != 0
+    return code not in (0, 5)  # 5: there was no test
+
+
+def slow_tests(mutant: Mutant) -> list[str]:
+    pattern = next(pattern for pattern in SLOW if fnmatch.fnmatch(mutant.file, pattern))
+    leave_out = [f"--deselect={test}" for test in COMPARE_WITH_COMMITTED]
+    return [*SLOW[pattern], *leave_out] if SLOW[pattern] else []
 
 
 def main(wanted: str = "") -> None:
-    mutants: list[Mutant] = json.loads((ROOT / "tests/mutants.json").read_text(encoding="utf-8"))
-    mutants = [
-        mutant
-        for mutant in mutants
-        if "equivalent" not in mutant and wanted in mutant["file"] + mutant["old"]
-    ]
+    import stages  # noqa: F401  (sets what has to be set before the libraries are imported)
+
+    FORKS.set_forkserver_preload(LIBRARIES)
     started = time.monotonic()
+    # A mutant that is written down as well is taken from there, with its reason
+    found = {(one.file, one.old, one.new): one for one in [*drawn(), *written_down()]}
+    chosen = [one for one in found.values() if wanted in f"{one.file} {one.old}"]
+    mutants = [one for one in chosen if not one.equivalent]
     with tempfile.TemporaryDirectory(prefix="mutants-") as scratch:
         free: SimpleQueue[Path] = SimpleQueue()
         for _ in range(AT_ONCE):
             free.put(copy_of_the_project(scratch))
-        whole = {"file": "README.md", "old": "", "new": ""}
-        for tests in sorted({mutant["tests"] for mutant in mutants}):
-            if is_noticed(whole | {"tests": tests}, folder := free.get()):
-                sys.exit(f"error: {tests} fails without any mistake")
-            free.put(folder)
+        reach = Reach(folder := free.get())
+        free.put(folder)
+        print(f"which tests reach which lines: {minutes_since(started)} minutes", flush=True)
 
-        def judge(mutant: Mutant) -> bool:
+        def survives(one: Mutant) -> bool:
             folder = free.get()
             try:
-                noticed = is_noticed(mutant, folder)
+                quick, slow = reach.tests(one), [] if one.accepted else slow_tests(one)
+                noticed = any(fails(one, folder, tests) for tests in (quick, slow) if tests)
             finally:
                 free.put(folder)
             if not noticed:
-                print(f"not noticed: {mutant['file']}: {mutant['old']!r} -> {mutant['new']!r}")
-            return noticed
+                print(f"not noticed: {one}\n  {one.accepted or 'NO REASON IS KNOWN'}", flush=True)
+            return not noticed
 
         with ThreadPoolExecutor(AT_ONCE) as pool:
-            noticed = sum(pool.map(judge, mutants))
-    minutes = (time.monotonic() - started) / 60
-    print(f"{noticed} of {len(mutants)} mistakes noticed, in {minutes:.0f} minutes")
-    sys.exit(noticed < 0.9 * len(mutants))
+            survivors = list(itertools.compress(mutants, pool.map(survives, mutants)))
+    noticed = len(mutants) - len(survivors)
+    print(
+        f"{noticed} of {len(mutants)} mistakes noticed, in {minutes_since(started)} minutes; "
+        f"{len(chosen) - len(mutants)} more change no behaviour and were not tried"
+    )
+    sys.exit(not all(one.accepted for one in survivors) or noticed < 0.9 * len(mutants))
+
+
+def minutes_since(moment: float) -> int:
+    return round((time.monotonic() - moment) / 60)
 
 
 if __name__ == "__main__":
