@@ -14,12 +14,13 @@ INSTALLING := $(VENV)/.installing
 export PIP_USER := 0
 unexport PIP_TARGET PIP_PREFIX PIP_ROOT PIP_PYTHON PIP_NO_DEPS PIP_DRY_RUN
 
-.PHONY: help install repro study verify test mutants lint bench sync find check serve ui
+.PHONY: help install repro study verify attest test mutants lint bench sync find check serve ui
 
 help:
 	@echo "make repro   run the pipeline, as far as it is not up to date, and show the comparison"
 	@echo "make study   compare the recipes over several seeds (what is committed is not run again)"
 	@echo "make verify  compute the committed results anew and compare, to the bit"
+	@echo "make attest  on how many machines each out was rebuilt (ATTEST=1 make verify writes a statement)"
 	@echo "make test    run the tests"
 	@echo "make mutants make mistakes in the code, one at a time, and see whether the tests notice"
 	@echo "make lint    ruff and mypy"
@@ -98,4 +99,8 @@ ui: $(INSTALLED)
 
 # Clones the last commit, computes everything anew and compares with dvc.lock (three minutes)
 verify: $(INSTALLED)
-	@$(PY) -m stages.verify
+	@$(PY) -m stages.verify $(if $(ATTEST),attest $(KEY))
+
+# Checks the statements in reports/rebuilds
+attest: $(INSTALLED)
+	@$(PY) -m stages.attest

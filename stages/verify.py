@@ -1,8 +1,9 @@
-"""Does this machine compute what is committed? ``python -m stages.verify``
+"""Does this machine compute what is committed? ``python -m stages.verify [attest [KEY]]``
 
 Looks for damage that DVC does not look for in what is stored here and in the remote. Then clones
 the last commit into a scratch folder, runs the whole pipeline there without any cache, and compares
-every out with dvc.lock, and with the file that lies here.
+every out with dvc.lock, and with the file that lies here. With `attest` it also writes a statement
+that this machine came to the same bytes (stages/attest.py).
 """
 
 import json
@@ -16,8 +17,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from stages import damage, files, preflight, results
-from stages.errors import StageError, main_function, one_line
+from stages import attest, damage, files, preflight, results
+from stages.errors import InputError, StageError, main_function, one_line
 from stages.params import MODEL_NAMES
 
 
@@ -69,7 +70,7 @@ def reproduce(scratch: Path) -> tuple[dict[tuple[str, str], str], dict[tuple[str
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     # No stage is skipped because its outs lie there, and none is restored from a cache
     process = subprocess.Popen(
-        [sys.executable, "-m", "dvc", "repro", "--force", "--no-run-cache"],
+        [sys.executable, "-m", *attest.COMMAND],
         cwd=scratch,
         env=os.environ | {"PATH": path, "MIRROR": "off"},
         stdout=subprocess.PIPE,
@@ -143,8 +144,25 @@ def dirty_files() -> str:
     return run(["git", "status", "--porcelain"], Path()).strip()
 
 
+def key_of(arguments: Sequence[str]) -> str | None:
+    """The private key that signs the statement, if one is given.
+
+    Raises:
+        InputError: The arguments are not those of this command, or there is no such key.
+    """
+    match arguments:
+        case [] | ["attest"]:
+            return None
+        case ["attest", key] if Path(key).expanduser().is_file():
+            return str(Path(key).expanduser())
+        case ["attest", key]:
+            raise InputError(f"KEY is {key}, expected the file of a private key of OpenSSH")
+    raise InputError(f"expected `attest` and a key, or nothing, found {' '.join(arguments)}")
+
+
 @main_function
 def main() -> None:
+    key = key_of(sys.argv[1:])
     dirty = dirty_files()
     stored = damage.in_stores(damage.locked(Path()))
     for found in stored:
@@ -168,6 +186,10 @@ def main() -> None:
             )
         if wrong:
             print(origin(scratch, [out.path for out in wrong]))
+        elif sys.argv[1:]:
+            commit = run(["git", "rev-parse", "HEAD"], scratch).strip()
+            content = attest.statement(scratch, commit, [out.path for out in outs])
+            print(f"wrote {attest.write(content, key)}")
     if wrong or damaged:
         raise StageError(f"{len(wrong) + len(damaged)} of {len(outs)} outs differ")
     if stored:
