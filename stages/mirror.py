@@ -1,7 +1,9 @@
 """The process that writes the stages' runs, beside them: ``python -m stages.mirror FD STAGE``.
 
 stages/tracking.py starts it with a listening socket. It imports MLflow once, forks a process for
-each stage that connects, and ends when for a while none has come: one pipeline, one import.
+each stage that connects, and ends when for a while none has come: one pipeline, one import. On
+macOS a process may not fork once it has imported such libraries, so each stage gets a new one there
+(``python -m stages.mirror FD``).
 
 A stage sends one JSON object a line: `{"stage": ..., "environment": {...}}`, `{"epoch": {...}}` for
 each epoch, and `{"end": STATUS, "reason": ...}`; a connection that ends before that is a stage that
@@ -15,11 +17,12 @@ import json
 import os
 import select
 import socket
+import subprocess
 import sys
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from stages import claims, files, params, results, runs, store, sync
 from stages.results import Result
@@ -30,6 +33,7 @@ LINGER = 10.0  # seconds without a stage after which the process ends
 # Imported for all stages that follow, while the first ones have a processor to spare
 STORE = ("mlflow", "mlflow.store.tracking.sqlalchemy_store")
 EXPORT = ("mlflow.pytorch", "torch.export._trace")
+FORKS = sys.platform != "darwin"
 
 
 def serve(listener: socket.socket, waiting: list[str]) -> None:
@@ -56,26 +60,36 @@ def serve(listener: socket.socket, waiting: list[str]) -> None:
 def answer(listener: socket.socket) -> None:
     """Take one connection, in a process of its own: a run that hangs holds up no other."""
     connection, _ = listener.accept()
-    if os.fork() == 0:
+    if not FORKS:
+        subprocess.Popen(
+            [sys.executable, "-m", "stages.mirror", str(connection.fileno())],
+            pass_fds=[connection.fileno()],
+        )
+    elif os.fork() == 0:
         listener.close()
-        # Two, because writing to a stream drops what it has read ahead
-        said = connection.makefile("r", encoding="utf-8")
-        answers = connection.makefile("w", encoding="utf-8")
-
-        def say(line: str) -> None:
-            with contextlib.suppress(OSError):  # a killed stage's run is ended all the same
-                print(line, file=answers, flush=True)
-
-        try:
-            say(f"process {os.getpid()}")
-            say("local")
-            follow(messages(said), say)
-            say("done")
-        except BaseException as error:
-            say(f"failed: {store.explain(error)}")
-        # Threads and exit handlers of MLflow may hang where the server does
-        os._exit(0)
+        attend(connection)
     connection.close()
+
+
+def attend(connection: socket.socket) -> NoReturn:
+    """Write the run of the stage at the other end, and end this process."""
+    # Two, because writing to a stream drops what it has read ahead
+    said = connection.makefile("r", encoding="utf-8")
+    answers = connection.makefile("w", encoding="utf-8")
+
+    def say(line: str) -> None:
+        with contextlib.suppress(OSError):  # a killed stage's run is ended all the same
+            print(line, file=answers, flush=True)
+
+    try:
+        say(f"process {os.getpid()}")
+        say("local")
+        follow(messages(said), say)
+        say("done")
+    except BaseException as error:
+        say(f"failed: {store.explain(error)}")
+    # Threads and exit handlers of MLflow may hang where the server does
+    os._exit(0)
 
 
 def messages(stream: Iterable[str]) -> Iterator[dict[str, Any]]:
@@ -141,15 +155,20 @@ def finish(experiment_id: str, run_id: str, result: Result, say: Say) -> None:
 
 
 def main() -> None:
-    listener = socket.socket(fileno=int(sys.argv[1]))
+    given = socket.socket(fileno=int(sys.argv[1]))
     store.apply_settings()
-    waiting = [*EXPORT] if sys.argv[2] == "prepare" or sys.argv[2].startswith("train_") else []
+    if not sys.argv[2:]:
+        attend(given)
+    if not FORKS:
+        serve(given, [])
+        return
     try:
         for module in STORE:
             importlib.import_module(module)
     except ImportError:
         pass  # each stage is told
-    serve(listener, waiting)
+    trains = sys.argv[2] == "prepare" or sys.argv[2].startswith("train_")
+    serve(given, [*EXPORT] if trains else [])
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """The mirror of one stage and what the stage sees of it: real sockets, processes and a store."""
 
+import json
 import os
 import signal
 import socket
@@ -262,6 +263,26 @@ def test_the_first_stage_starts_a_mirror_and_the_next_ones_are_written_by_the_sa
     assert capsys.readouterr() == ("", "")
     assert sockets[0].stat().st_ctime_ns == created
     assert list((project.path / ".dvc/tmp").glob("mirror-*.sock")) == sockets
+
+
+def test_where_a_process_may_not_fork_each_stage_gets_a_process_of_its_own(
+    fresh, monkeypatch, tmp_path
+):
+    _, client = fresh
+    monkeypatch.setattr(mirror, "FORKS", False)
+    with socket.socket(socket.AF_UNIX) as listener, socket.socket(socket.AF_UNIX) as stage:
+        listener.bind(str(tmp_path / "socket"))
+        listener.listen()
+        stage.connect(str(tmp_path / "socket"))
+        mirror.answer(listener)
+        first = {"stage": "train_mlp", "environment": dict(os.environ)}
+        for message in (first, {"epoch": {"epoch": 1, "test_loss": 0.5}}, FINISHED):
+            stage.sendall(f"{json.dumps(message)}\n".encode())
+        *_, last = stage.makefile(encoding="utf-8")
+    assert last == "done\n"
+    assert os.wait()[0] != os.getpid()
+    run = newest(client)
+    assert (run.info.status, run.data.metrics["test_loss"]) == ("FINISHED", 0.5)
 
 
 def test_a_store_that_cannot_be_used_costs_a_warning_without_its_password(
