@@ -20,7 +20,7 @@ help:
 	@echo "make repro   run the pipeline, as far as it is not up to date, and show the comparison"
 	@echo "make study   compare the recipes over several seeds (what is committed is not run again)"
 	@echo "make verify  compute the committed results anew and compare, to the bit"
-	@echo "make attest  on how many machines each out was rebuilt (ATTEST=1 make verify writes a statement)"
+	@echo "make attest  on how many machines each out was rebuilt (ATTEST=yes make verify writes a statement)"
 	@echo "make test    run the tests"
 	@echo "make mutants make mistakes in the code, one at a time, and see whether the tests notice"
 	@echo "make lint    ruff and mypy"

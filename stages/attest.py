@@ -1,6 +1,6 @@
 """On which machines was each out rebuilt? ``make attest``
 
-    make verify ATTEST=1 [KEY=~/.ssh/id_ed25519]     writes a statement of this machine
+    make verify ATTEST=yes [KEY=path/to/private_key]   writes a statement of this machine
     make attest                                      checks all statements, and counts
 
 A statement says that one machine computed every out anew, without any cache, and came to the bytes
@@ -226,7 +226,7 @@ def read(path: Path, locked: Mapping[str, str]) -> Rebuild:
     if wrong:
         raise StageError(
             f"{path} does not hold: {wrong[0]} is {stated[wrong[0]]} there and "
-            f"{locked.get(wrong[0], 'missing')} in dvc.lock: remove it, or `make verify ATTEST=1`"
+            f"{locked.get(wrong[0], 'missing')} in dvc.lock: remove it, or `make verify ATTEST=yes`"
         )
     return Rebuild(frozenset(stated), key, kind, emulated)
 
@@ -259,7 +259,7 @@ def main() -> None:
     if wrong:
         raise StageError("\nerror: ".join(wrong))
     if not rebuilds:
-        raise StageError(f"{STATEMENTS} holds no statement: `make verify ATTEST=1` writes one")
+        raise StageError(f"{STATEMENTS} holds no statement: `make verify ATTEST=yes` writes one")
 
 
 if __name__ == "__main__":
