@@ -99,7 +99,7 @@ ui: $(INSTALLED)
 
 # Clones the last commit, computes everything anew and compares with dvc.lock (three minutes)
 verify: $(INSTALLED)
-	@$(PY) -m stages.verify $(if $(ATTEST),attest $(KEY))
+	@$(PY) -m stages.verify $(if $(ATTEST),attest $(if $(KEY),'$(KEY)'))
 
 # Checks the statements in reports/rebuilds
 attest: $(INSTALLED)

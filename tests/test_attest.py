@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from conftest import ROOT, missing, qemu
-from stages import attest
-from stages.errors import StageError
+from stages import attest, verify
+from stages.errors import InputError, StageError
 
 
 @pytest.fixture
@@ -94,6 +94,18 @@ def test_the_same_machine_counts_once_and_a_signature_or_another_machine_once_mo
     text = attest.count([amd, amd, intel, rebuild("Intel", "SHA256:y"), arm], ["model", "figures"])
     assert "| model | 2 | 1 | 1 |" in text
     assert "| figures | 0 | 0 | 0 |" in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["attest", "no key"], "KEY is no key, expected the file of a private key of OpenSSH"),
+        (["atest"], "expected `attest` and a key, or nothing, found atest"),
+    ],
+)
+def test_a_key_that_is_none_is_named_before_anything_is_computed(arguments, line):
+    with pytest.raises(InputError, match=line):
+        verify.key_of(arguments)
 
 
 def test_an_emulated_processor_is_told_from_a_real_one():
