@@ -63,7 +63,7 @@ study: $(INSTALLED)
 	@cat study/report/study.md
 
 test: $(INSTALLED)
-	$(PY) -m pytest -m 'not slow'
+	$(PY) -m pytest -m 'not slow' -n 2 --dist worksteal
 
 # Half an hour
 mutants: $(INSTALLED)
