@@ -9,6 +9,7 @@ import threading
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 from test_store import assert_whole
 from tiny import PIPELINE, make_project
@@ -261,6 +262,14 @@ def test_the_first_stage_starts_a_mirror_and_the_next_ones_are_written_by_the_sa
     assert newest(client).info.status == "KILLED"
     assert newest(client).data.tags["reason"] == "interrupted"
     assert capsys.readouterr() == ("", "")
+    mirrors = [
+        process.pid
+        for process in psutil.process_iter(["cmdline", "cwd"])
+        if "stages.mirror" in (process.info["cmdline"] or [])
+        and process.info["cwd"] == str(project.path)
+    ]
+    # What kills a stage with its process group leaves the mirror to end the run
+    assert mirrors and os.getsid(0) not in map(os.getsid, mirrors)
     assert sockets[0].stat().st_ctime_ns == created
     assert list((project.path / ".dvc/tmp").glob("mirror-*.sock")) == sockets
 
