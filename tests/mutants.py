@@ -249,8 +249,15 @@ class Reach:
         return self.quickest_first(test for line in mutant.lines for test in lines.get(line, []))
 
     def others(self, mutant: Mutant) -> list[str]:
-        """The other ones of its file: the first test alone reaches a line whose value is kept."""
-        found = {test for tests in self.contexts.get(mutant.file, {}).values() for test in tests}
+        """The other ones of their files, or of all files that reach the module where none does.
+
+        What a fixture computes for many tests, the first of them alone is seen to reach.
+        """
+        reaching = self.tests(mutant) or self.quickest_first(
+            itertools.chain(*self.contexts.get(mutant.file, {}).values())
+        )
+        files = {test.split("::")[0] for test in reaching}
+        found = {test for test in self.seconds if test.split("::")[0] in files}
         return self.quickest_first(found - {*self.tests(mutant)})
 
     def quickest_first(self, tests: Iterable[str]) -> list[str]:
