@@ -1,14 +1,26 @@
 """The pipeline and the study: one script a stage, and one module a concept."""
 
-import importlib.util
-import os
 import sys
-from pathlib import Path
 
-from stages import numerics
-from stages.errors import InputError, on_uncaught
 
-sys.excepthook = on_uncaught
+def _on_uncaught(kind, error, traceback):  # type: ignore[no-untyped-def]
+    """Ctrl-C is no mistake of the code, wherever it comes: also during the imports below."""
+    if issubclass(kind, KeyboardInterrupt):
+        print(
+            f"error: {str(error) or 'interrupted'}; `dvc repro` goes on from here", file=sys.stderr
+        )
+    else:
+        sys.__excepthook__(kind, error, traceback)
+
+
+sys.excepthook = _on_uncaught
+
+import importlib.util  # noqa: E402
+import os  # noqa: E402
+from pathlib import Path  # noqa: E402
+
+from stages import numerics  # noqa: E402
+from stages.errors import InputError  # noqa: E402
 
 # `python stages/train.py lenet5` looks for modules in `stages` first, may take this package from
 # another checkout, and has perhaps imported NumPy already: begin again as `python -m stages.train`

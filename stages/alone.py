@@ -42,10 +42,7 @@ def holding(stage: str) -> Iterator[None]:
                     f"{stage} already runs in this folder, started by another command: wait for it"
                 )
             time.sleep(INTERVAL)
-        # `dvc` has just read its lock files, and does not write them atomically: where it is
-        # killed in between, stages/preflight.py takes these copies
-        for path in filter(Path.is_file, map(Path, files.LOCKS)):
-            files.write_bytes(kept(path), path.read_bytes())
+        _keep_locks()
         if os.environ.get("DVC_STAGE"):
             threading.Thread(target=_end_with_dvc, daemon=True).start()
         else:
@@ -72,6 +69,18 @@ def _locked(file: int) -> bool:
     except BlockingIOError:
         return False
     return True
+
+
+def _keep_locks() -> None:
+    """Copy the lock files, which `dvc` has just read and does not write atomically.
+
+    Where it is killed while it writes one, stages/preflight.py takes the copy.
+    """
+    # Stages that start together write the same copies, through the same temporary files
+    with (FOLDER / "copies.lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        for path in filter(Path.is_file, map(Path, files.LOCKS)):
+            files.write_bytes(kept(path), path.read_bytes())
 
 
 def kept(dvc_lock: Path) -> Path:

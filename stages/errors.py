@@ -8,7 +8,6 @@ import select
 import signal
 import sys
 from collections.abc import Callable, Iterable
-from types import TracebackType
 from typing import Any, TextIO
 
 
@@ -106,15 +105,3 @@ def _unbroken(stream: Any) -> TextIO:
         line_buffering=stream.line_buffering,
         write_through=stream.write_through,
     )
-
-
-def on_uncaught(
-    kind: type[BaseException], error: BaseException, traceback: TracebackType | None
-) -> None:
-    """For sys.excepthook: Ctrl-C is no mistake of the code, wherever it comes."""
-    if issubclass(kind, KeyboardInterrupt):
-        print(
-            f"error: {str(error) or 'interrupted'}; `dvc repro` goes on from here", file=sys.stderr
-        )
-    else:
-        sys.__excepthook__(kind, error, traceback)

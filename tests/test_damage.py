@@ -1,12 +1,13 @@
 """What was damaged is found, named and told apart from what is only missing."""
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 from filelock import FileLock
 
-from stages import damage, files, preflight, verify
+from stages import alone, damage, files, preflight, verify
 from stages.errors import StageError
 
 
@@ -111,6 +112,19 @@ def test_a_lock_is_whole_where_each_entry_has_a_path_and_an_md5():
     assert not preflight.is_whole(path)
 
 
+def test_stages_that_start_together_keep_whole_copies_of_the_locks():
+    write_lock({"a": b"1"})
+
+    def start(stage: str) -> None:
+        for _ in range(20):
+            with alone.holding(stage):
+                pass
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(start, ["prepare", "train_lenet5", "train_mlp", "evaluate"]))
+    assert alone.kept(Path("dvc.lock")).read_bytes() == Path("dvc.lock").read_bytes()
+
+
 def test_a_torn_lock_is_taken_back_from_the_copy_of_before_its_last_stage(capsys):
     path = Path("dvc.lock")
     preflight.mend_dvc_lock(path)  # there is none
@@ -118,12 +132,12 @@ def test_a_torn_lock_is_taken_back_from_the_copy_of_before_its_last_stage(capsys
     whole = path.read_bytes()
     preflight.mend_dvc_lock(path)
     assert capsys.readouterr().out == ""
-    files.write_bytes(preflight.alone.kept(path), whole)
+    files.write_bytes(alone.kept(path), whole)
     path.write_bytes(whole[:-3].replace(b"outs", b"out"))
     preflight.mend_dvc_lock(path)
     assert path.read_bytes() == whole
     assert "it is the one from before its last stage began now" in capsys.readouterr().out
-    preflight.alone.kept(path).write_bytes(b"torn too")
+    alone.kept(path).write_bytes(b"torn too")
     path.write_bytes(b"torn")
     with pytest.raises(StageError, match=r"^dvc\.lock cannot be read, and git gives no older one"):
         preflight.mend_dvc_lock(path)

@@ -5,6 +5,7 @@ import re
 import shutil
 import signal
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -50,6 +51,22 @@ def test_git_s_own_reason_is_given_in_one_line(checkout, tmp_path):
         assert refused.stderr.startswith("error: ")
         assert reason in refused.stderr
         assert refused.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("module", ["stages.numerics", "stages.errors", "numpy", "torch"])
+def test_ctrl_c_during_the_imports_is_told_in_one_line(module):
+    interrupt = f"""
+import _thread, sys
+class Interrupt:
+    def find_spec(name, path=None, target=None):
+        if name == {module!r}:
+            _thread.interrupt_main()
+sys.meta_path.insert(0, Interrupt)
+import stages, stages.training
+"""
+    done = subprocess.run([sys.executable, "-c", interrupt], capture_output=True, text=True)
+    assert done.returncode == -signal.SIGINT
+    assert done.stderr == "error: interrupted; `dvc repro` goes on from here\n"
 
 
 def test_a_command_that_fails_says_why_itself(tmp_path):

@@ -227,7 +227,7 @@ def test_processes_that_start_together_create_one_store(copy):
     started = [copy.start("python", "-m", *f"stages.{name}".split()) for name in modules]
     for process in started:
         _, errors = process.communicate()
-        assert process.returncode == 0
+        assert process.returncode == 0, errors
         assert "warning" not in errors
     assert sorted(stages_of(client_of(copy))) == sorted(set(STAGES) - {"prepare"})
 
