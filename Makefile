@@ -23,7 +23,7 @@ help:
 	@echo "make attest  on how many machines each out was rebuilt (ATTEST=yes make verify writes a statement)"
 	@echo "make test    run the tests"
 	@echo "make mutants make mistakes in the code, one at a time, and see whether the tests notice"
-	@echo "make lint    ruff and mypy"
+	@echo "make lint    ruff, mypy and zizmor"
 	@echo "make bench   measure what is fast, what it is compared with, and where the time goes"
 	@echo "make sync    write the MLflow runs that are missing, from the results"
 	@echo "make find WHAT=RUN|MODEL|FILE|COMMIT   from a run to its commits, from a commit to its runs"
@@ -73,6 +73,7 @@ lint: $(INSTALLED)
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
+	$(VENV)/bin/zizmor --offline --quiet .github
 
 # Half an hour, and 7 GB of scratch space for the largest set of images
 bench: $(INSTALLED)
