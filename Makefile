@@ -34,8 +34,11 @@ help:
 install: $(INSTALLED)
 
 $(INSTALLED): pyproject.toml constraints.txt
+# What the machine lacks is said before anything is downloaded
+	@case "$$(uname)" in *_NT*) echo "error: on Windows this runs in WSL: \`wsl --install\`, and make there" >&2; exit 2;; esac
 	@command -v $(PYTHON) >/dev/null || { echo "error: there is no $(PYTHON) in PATH: install Python 3.11 or newer, or name one: make PYTHON=/path/to/python3" >&2; exit 1; }
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "error: %s is Python %s, needed is 3.11 or newer: make PYTHON=python3.12 ..." % (sys.executable, sys.version.split()[0]))'
+	@$(PYTHON) -c 'import sys; sys.exit(sys.maxsize < 2**32 and "error: %s is a 32-bit Python, and PyTorch is made for 64 bits only: make PYTHON=..." % sys.executable)'
 # An installation that was cut short is begun anew: pip takes half a package for a whole one
 	@if test -e $(INSTALLING) || ! $(PY) -m pip --version >/dev/null 2>&1; then \
 	  $(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { echo "error: $(PYTHON) cannot make an environment, because its module venv or ensurepip is missing: on Debian and Ubuntu, \`apt install python3-venv\`" >&2; exit 1; }; \

@@ -246,23 +246,40 @@ def test_make_install_begins_a_half_made_environment_anew(clone):
     assert kept.exists()
 
 
-def test_make_install_names_a_python_that_cannot_be_used(clone, tmp_path):
+def test_make_install_names_a_machine_that_cannot_be_used(clone, tmp_path):
     (clone.path / ".venv").unlink()
-    crippled = tmp_path / "python3"
-    # Debian's python3 without python3-venv: the real one, less that module
-    crippled.write_text(
-        f"#!/bin/sh\nexec '{shutil.which('python3')}' -c "
-        '\'import sys; sys.modules["ensurepip"] = None; exec(sys.argv[2])\' "$@"\n',
-        encoding="utf-8",
-    )
-    crippled.chmod(0o755)
+
+    def refusal(*arguments: str, **env: str) -> str:
+        refused = make_install(clone, *arguments, check=False, **env)
+        [line] = [text for text in refused.stderr.splitlines() if not text.startswith("make")]
+        assert "pip install" not in refused.stdout
+        return line
+
     cases = [
-        (str(crippled), "its module venv or ensurepip is missing: on Debian and Ubuntu, `apt inst"),
-        (str(tmp_path / "python9"), "python9 in PATH: install Python 3.11 or newer, or name one"),
+        ("sys.version_info = (3, 10)", ", needed is 3.11 or newer: make PYTHON="),
+        ("sys.maxsize = 2**31 - 1", " is a 32-bit Python, and PyTorch is made for 64 bits only"),
+        # Debian's python3 without python3-venv
+        (
+            'sys.modules["ensurepip"] = None',
+            "its module venv or ensurepip is missing: on Debian and Ubuntu, `apt inst",
+        ),
     ]
-    for python, line in cases:
-        refused = make_install(clone, f"PYTHON={python}", check=False)
-        errors = [text for text in refused.stderr.splitlines() if not text.startswith("make")]
-        assert len(errors) == 1
-        assert line in errors[0]
+    python = tmp_path / "python3"
+    for lack, line in cases:
+        python.write_text(
+            f"#!/bin/sh\nexec '{shutil.which('python3')}' -c "
+            f"'import sys; {lack}; exec(sys.argv[2])' \"$@\"\n",
+            encoding="utf-8",
+        )
+        python.chmod(0o755)
+        assert line in refusal(f"PYTHON={python}")
+    absent = refusal(f"PYTHON={tmp_path}/python9")
+    assert "python9 in PATH: install Python 3.11 or newer, or name one" in absent
+
+    uname = tmp_path / "uname"
+    for system in ("MINGW64_NT-10.0-26100", "MSYS_NT-10.0-26100", "CYGWIN_NT-10.0-26100"):
+        uname.write_text(f"#!/bin/sh\necho {system}\n", encoding="utf-8")
+        uname.chmod(0o755)
+        path = f"{tmp_path}{os.pathsep}{environment()['PATH']}"
+        assert "on Windows this runs in WSL" in refusal(PATH=path)
     assert not (clone.path / ".venv").exists()
