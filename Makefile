@@ -68,7 +68,7 @@ study: $(INSTALLED)
 test: $(INSTALLED)
 	$(PY) -m pytest -m 'not slow' -n 2 --dist worksteal
 
-# Half an hour
+# A quarter of an hour
 mutants: $(INSTALLED)
 	@$(PY) tests/mutants.py
 
