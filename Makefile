@@ -80,6 +80,7 @@ lint: $(INSTALLED)
 
 # Half an hour, and 7 GB of scratch space for the largest set of images
 bench: $(INSTALLED)
+	$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[peers]'
 	@$(PY) -m benchmarks
 
 sync: $(INSTALLED)

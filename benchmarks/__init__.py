@@ -1,6 +1,6 @@
 """How long things take, measured against what they are compared with in one run: `make bench`.
 
-Each measurement is a process of its own, because the pins hold from the first import on.
+Each measurement is a process of its own, because libraries read their settings when imported.
 """
 
 import os
@@ -29,7 +29,7 @@ def run(*command: str, env: Mapping[str, str] | None = None) -> tuple[str, float
     return result.stdout, time.perf_counter() - started
 
 
-def child(module: str, *arguments: str, unpinned: bool = False) -> str:
+def child(module: str, *arguments: str, env: Mapping[str, str] | None = None) -> str:
     """What ``python -m benchmarks.MODULE child ARGUMENTS`` prints."""
     command = [sys.executable, "-m", f"benchmarks.{module}", "child", *arguments]
-    return run(*command, env={"UNPINNED": "1" if unpinned else "0"})[0]
+    return run(*command, env=env)[0]

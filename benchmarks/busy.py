@@ -3,7 +3,7 @@
     .venv/bin/python -m benchmarks.busy [ROUNDS]
 
 Each figure is the time of whole processes: `python -m stages.train`, on copies of the code in
-scratch folders, and an epoch of a plain DataLoader loop, unpinned. LeNet-5 is trained for EPOCHS
+scratch folders, and an epoch of a plain DataLoader loop. LeNet-5 is trained for EPOCHS
 epochs, the MLP for all of its recipe. A thread that waits for another one spins before it sleeps.
 The environment variable GOMP_SPINCOUNT, which stages/numerics.py sets, says how often. The second
 table has other values of it, for the MLP.
@@ -54,8 +54,7 @@ def training(model: str, spins: str = numerics.SPINS) -> Command:
 
 
 def loader(model: str) -> Command:
-    env = {"GOMP_SPINCOUNT": LIBGOMP, "UNPINNED": "1"}
-    return ("-m", "benchmarks.busy", "child", model), env
+    return ("-m", "benchmarks.busy", "child", model), {"GOMP_SPINCOUNT": LIBGOMP}
 
 
 def seconds(command: Command, situation: str, places: list[Path]) -> float:

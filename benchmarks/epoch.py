@@ -1,17 +1,19 @@
-"""An epoch of this pipeline, of two usual ways to load MNIST, and of the arithmetic alone.
+"""An epoch of this pipeline, of plain PyTorch, of two usual ways to load MNIST, and of the
+arithmetic alone.
 
     .venv/bin/python -m benchmarks.epoch [ROUNDS]
 
 An epoch is 60,000 training images and the scores on the 10,000 test images. The ways, in turn:
 
-- pipeline: the prepared images, mapped, under the pins; and the same without the pins.
+- pipeline: the prepared images, mapped, and the exact sums of stages/exact.py.
+- plain PyTorch: the same images, normalised once, PyTorch's own layers, optimizer and loss; pinned,
+  with the kernels that every processor with AVX2 has, so that such processors agree on the bits.
+- JAX: the same loop on the same images, compiled by XLA, which may use all processors.
 - DataLoader: torchvision's MNIST and transforms, in a DataLoader without workers.
 - files: what the published experiment did: PNG files in a folder a digit, opened with PIL, resized
   and normalised by torchvision's transforms, in a DataLoader with 4 workers. Our own
   reimplementation of that method.
 - matrix product: LeNet-5's floating-point operations at the speed of a large float32 product.
-
-All but the first run unpinned, as they would without this project.
 """
 
 import statistics
@@ -26,12 +28,21 @@ from benchmarks import child
 from stages.tables import table
 
 WAYS = {
-    "pipeline": "this pipeline",
-    "unpinned": "this pipeline, unpinned",
+    "pipeline": "this pipeline (exact)",
+    "pinned": "plain PyTorch, pinned",
+    "plain": "plain PyTorch",
+    "jax": "JAX",
     "loader": "DataLoader",
     "files": "PNG files, DataLoader with 4 workers",
 }
 BATCH = 512
+PINS = {
+    "ATEN_CPU_CAPABILITY": "avx2",  # PyTorch's own vector kernels
+    "ONEDNN_MAX_CPU_ISA": "AVX2",  # convolutions
+    "MKL_CBWR": "COMPATIBLE",  # matrix products: one code path on Intel and AMD
+    "MKL_DYNAMIC": "FALSE",  # never fewer threads than asked for
+    "OMP_DYNAMIC": "FALSE",
+}
 
 
 def write_png_files(folder: Path) -> None:
@@ -56,7 +67,7 @@ def write_png_files(folder: Path) -> None:
 
 def pipeline_epoch(name: str) -> float:
     """Seconds of the second epoch; the first warms up."""
-    from stages import files, mnist, models, numerics, params, scoring, training
+    from stages import exact, files, mnist, models, numerics, params, scoring, training
 
     settings = params.load()
     recipe = settings.of_model(name)
@@ -71,8 +82,45 @@ def pipeline_epoch(name: str) -> float:
         order = training.random_order(len(splits["train"]), generator)
         training.train_epoch(state, data["train"], order, recipe, epoch)
         outputs = models.outputs(network, data["test"].images)
-        scoring.loss(outputs, data["test"].labels)
+        exact.cross_entropy(outputs, data["test"].labels.long()).item()
         scoring.accuracy(outputs, data["test"].labels)
+        seconds = time.perf_counter() - started
+    return seconds
+
+
+def plain_epoch(name: str) -> float:
+    """Seconds of the second epoch of a plain loop on the same images, normalised beforehand."""
+    from stages import files, mnist, models, numerics, params
+
+    # isort: split
+    import torch
+    import torch.nn.functional as F
+
+    settings = params.load()
+    numerics.configure(settings.threads, settings.seed)
+    data = {}
+    for split in ("train", "test"):
+        part = models.examples(mnist.load_split(files.DATA_PREPARED, split))
+        data[split] = models.normalize(part.images) * models.SCALE, part.labels.long()
+    network = tutorial_network(name)
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.01, momentum=0.9)
+    seconds = 0.0
+    for _ in range(2):
+        started = time.perf_counter()
+        network.train()
+        images, labels = data["train"]
+        for batch in torch.split(torch.randperm(len(labels)), BATCH):
+            optimizer.zero_grad()
+            loss = F.cross_entropy(network(images[batch]), labels[batch])
+            loss.item()  # as ours, which looks at each step's loss
+            loss.backward()
+            optimizer.step()
+        network.eval()
+        images, labels = data["test"]
+        with torch.no_grad():
+            outputs = torch.cat([network(part) for part in torch.split(images, BATCH)])
+            F.cross_entropy(outputs, labels).item()
+            (outputs.argmax(1) == labels).sum().item()
         seconds = time.perf_counter() - started
     return seconds
 
@@ -90,6 +138,81 @@ def tutorial_network(name: str) -> Any:
     return nn.Sequential(*layers)
 
 
+def jax_epoch(name: str) -> float:
+    """Seconds of the second epoch of the same plain loop in JAX, each step compiled by XLA."""
+    import jax
+    import jax.numpy as jnp
+    import numpy as np
+    from jax import lax
+
+    from stages import files, mnist, models
+
+    data = {}
+    for split in ("train", "test"):
+        part = mnist.load_split(files.DATA_PREPARED, split)
+        images = (part.images[..., None].astype(np.float32) - models.SHIFT) * models.SCALE
+        data[split] = jnp.asarray(images), jnp.asarray(part.labels, jnp.int32)
+    generator = np.random.default_rng(0)
+    weights = {}
+    for key, tensor in tutorial_network(name).state_dict().items():
+        value = tensor.numpy()
+        axes = {4: (2, 3, 1, 0), 2: (1, 0), 1: (0,)}[value.ndim]
+        weights[key] = jnp.asarray(value.transpose(axes))
+
+    def layer(weights: Any, x: Any, number: int) -> Any:
+        kernel, bias = weights[f"{number}.weight"], weights[f"{number}.bias"]
+        if kernel.ndim == 2:
+            return x.reshape(len(x), -1) @ kernel + bias
+        order = ("NHWC", "HWIO", "NHWC")
+        return lax.conv_general_dilated(x, kernel, (1, 1), "VALID", dimension_numbers=order) + bias
+
+    def pool(x: Any) -> Any:
+        return lax.reduce_window(x, 0.0, lax.add, (1, 2, 2, 1), (1, 2, 2, 1), "VALID") / 4
+
+    def network(weights: Any, x: Any, key: Any = None) -> Any:
+        if name == "mlp":
+            x, last = jax.nn.relu(layer(weights, x, 1)), 4
+        else:
+            x = pool(jnp.tanh(layer(weights, x, 0)))
+            x = pool(jnp.tanh(layer(weights, x, 3)))
+            x, last = jnp.tanh(layer(weights, jnp.tanh(layer(weights, x, 6)), 9)), 12
+        if key is not None:
+            x = jnp.where(jax.random.bernoulli(key, 0.5, x.shape), x * 2, 0)
+        return layer(weights, x, last)
+
+    def cross_entropy(weights: Any, x: Any, labels: Any, key: Any = None) -> Any:
+        return -jax.nn.log_softmax(network(weights, x, key))[jnp.arange(len(x)), labels].mean()
+
+    @jax.jit
+    def step(weights: Any, velocity: Any, x: Any, labels: Any, key: Any) -> Any:
+        loss, gradient = jax.value_and_grad(cross_entropy)(weights, x, labels, key)
+        velocity = jax.tree.map(lambda v, g: 0.9 * v + g, velocity, gradient)
+        return jax.tree.map(lambda w, v: w - 0.01 * v, weights, velocity), velocity, loss
+
+    @jax.jit
+    def score(weights: Any, x: Any, labels: Any) -> Any:
+        right = network(weights, x).argmax(1) == labels
+        return cross_entropy(weights, x, labels), right.sum()
+
+    velocity, key = jax.tree.map(jnp.zeros_like, weights), jax.random.key(0)
+    seconds = 0.0
+    for _ in range(2):  # the first one compiles
+        started = time.perf_counter()
+        images, labels = data["train"]
+        order = generator.permutation(len(labels))
+        for start in range(0, len(labels), BATCH):
+            batch = order[start : start + BATCH]
+            key, own = jax.random.split(key)
+            weights, velocity, loss = step(weights, velocity, images[batch], labels[batch], own)
+            loss.item()
+        images, labels = data["test"]
+        for start in range(0, len(labels), BATCH):
+            batch = slice(start, start + BATCH)
+            jax.block_until_ready(score(weights, images[batch], labels[batch]))
+        seconds = time.perf_counter() - started
+    return seconds
+
+
 def usual_epoch(way: str, name: str, folder: str) -> float:
     """Seconds of the first epoch with DataLoaders; making them is not timed."""
     import torch
@@ -102,7 +225,7 @@ def usual_epoch(way: str, name: str, folder: str) -> float:
     from torchvision import datasets, transforms
 
     steps = [transforms.Resize((32, 32)), transforms.ToTensor()]
-    steps.append(transforms.Normalize(models.MEAN, models.STD))
+    steps.append(transforms.Normalize(0.1307, models.STD))
     warnings.simplefilter("ignore")  # more workers than processors, as published
     loaders = {}
     for split in ("train", "test"):
@@ -132,9 +255,6 @@ def usual_epoch(way: str, name: str, folder: str) -> float:
 
 def epoch_flop() -> float:
     """Floating-point operations of LeNet-5's forward and backward passes over 60,000 images."""
-    import stages  # noqa: F401  (the pins, before torch)
-
-    # isort: split
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
@@ -159,6 +279,10 @@ def matrix_product() -> float:
     return 2 * 2048**3 / min(seconds)
 
 
+def environment(way: str) -> dict[str, str]:
+    return PINS if way == "pinned" else {}
+
+
 def measure(rounds: int = 3) -> str:
     with tempfile.TemporaryDirectory() as scratch:
         from stages import files
@@ -167,16 +291,16 @@ def measure(rounds: int = 3) -> str:
         (Path(scratch) / "MNIST").mkdir()
         (Path(scratch) / "MNIST" / "raw").symlink_to(files.DATA_RAW.resolve())
         seconds: dict[tuple[str, str], list[float]] = {}
-        speeds: dict[bool, list[float]] = {True: [], False: []}
+        speeds: dict[str, list[float]] = {"plain": [], "pinned": []}
         for _ in range(rounds):
-            for unpinned in speeds:
-                speeds[unpinned].append(float(child("epoch", "product", unpinned=unpinned)))
+            for way, values in speeds.items():
+                values.append(float(child("epoch", "product", env=environment(way))))
             for way in WAYS:
                 for name in ("lenet5", "mlp"):
-                    said = child("epoch", way, name, scratch, unpinned=way != "pipeline")
+                    said = child("epoch", way, name, scratch, env=environment(way))
                     seconds.setdefault((way, name), []).append(float(said))
                     print(f"{way} {name} {seconds[way, name][-1]:.2f} s", file=sys.stderr)
-    unpinned, pinned = (statistics.median(speeds[key]) for key in (True, False))
+    plain, pinned = (statistics.median(speeds[way]) for way in ("plain", "pinned"))
     rows = []
     ours = [seconds["pipeline", name] for name in ("lenet5", "mlp")]
     for way, title in WAYS.items():
@@ -187,14 +311,14 @@ def measure(rounds: int = 3) -> str:
         times = [f"{statistics.median(values):.2f}" for values in (lenet5, mlp)]
         rows.append([title, *times, f"{both:.2f}"])
     flop = epoch_flop()
-    limit = flop / unpinned
-    rows.append(["matrix product alone, unpinned", f"{limit:.2f}", "", ""])
-    ratio = statistics.median(a / (flop / b) for a, b in zip(ours[0], speeds[True], strict=True))
+    rows.append(["matrix product alone", f"{flop / plain:.2f}", "", ""])
+    pairs = zip(ours[0], speeds["plain"], strict=True)
+    ratio = statistics.median(a / (flop / b) for a, b in pairs)
     header = "an epoch of training and its test scores | LeNet-5 s | MLP s | both, ours = 1"
     note = (
         f"LeNet-5's epoch takes {ratio:.1f} times its {flop / 1e9:.1f} GFLOP at the speed of "
-        f"a float32 matrix product ({unpinned / 1e9:.0f} GFLOP/s unpinned, {pinned / 1e9:.0f} "
-        f"under the pins). Medians of {rounds}.\n"
+        f"a float32 matrix product ({plain / 1e9:.0f} GFLOP/s, {pinned / 1e9:.0f} pinned). "
+        f"Medians of {rounds}.\n"
     )
     return f"{table(header, 'lrrr', rows)}\n\n{note}"
 
@@ -203,11 +327,13 @@ def main(arguments: list[str]) -> None:
     if arguments[:1] != ["child"]:
         print(measure(*map(int, arguments)))
     elif arguments[1] == "product":
-        import stages  # noqa: F401  (the pins)
-
         print(matrix_product())
-    elif arguments[1] in ("pipeline", "unpinned"):
+    elif arguments[1] == "pipeline":
         print(pipeline_epoch(arguments[2]))
+    elif arguments[1] == "jax":
+        print(jax_epoch(arguments[2]))
+    elif arguments[1] in ("pinned", "plain"):
+        print(plain_epoch(arguments[2]))
     else:
         print(usual_epoch(*arguments[1:]))
 

@@ -24,7 +24,7 @@ STRETCHES = 10
 
 def write(folder: Path, size: int) -> None:
     """A file like the one that prepare writes, with ``size`` images, without holding them."""
-    import stages  # noqa: F401  (the pins, before NumPy)
+    import stages  # noqa: F401  (before torch is imported)
 
     # isort: split
     import numpy as np

@@ -20,10 +20,9 @@ import os  # noqa: E402
 from pathlib import Path  # noqa: E402
 
 from stages import numerics  # noqa: E402
-from stages.errors import InputError  # noqa: E402
 
-# `python stages/train.py lenet5` looks for modules in `stages` first, may take this package from
-# another checkout, and has perhaps imported NumPy already: begin again as `python -m stages.train`
+# `python stages/train.py lenet5` looks for modules in `stages` first, and may take this package
+# from another checkout: begin again as `python -m stages.train`
 _script = Path(getattr(sys.modules["__main__"], "__file__", None) or "")
 if _script.parent.name == "stages" and sys.modules["__main__"].__spec__ is None:
     _options = sys.orig_argv[1 : -len(sys.argv)]
@@ -36,10 +35,4 @@ if importlib.util.find_spec("torch") is None:
         "(`. .venv/bin/activate`; `make install` creates it)"
     )
 
-# Here and not in each script: the pins hold only if they are set before torch and numpy are
-# imported, and no module of this package can be imported before this line has run.
-try:
-    numerics.pin()
-except InputError as error:
-    print(f"error: {error}", file=sys.stderr)
-    sys.exit(error.exit_code)
+numerics.set_spins()  # here, because no module that imports torch can be imported before

@@ -1,7 +1,7 @@
 """Random distortions of the training images: affine and elastic, in one bilinear warp.
 
-Written with floor, gather and elementwise arithmetic, which give the same bits on every processor;
-`grid_sample` is not known to.
+The same bits on every processor, as :mod:`stages.exact` explains: elementwise arithmetic, floor,
+gather, and sums of products that are exact.
 """
 
 import functools
@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from stages import exact
 from stages.mnist import INPUT_SIDE
 from stages.params import Augmentation
 
@@ -20,47 +21,67 @@ POINTS = torch.arange(-2, INPUT_SIDE // SPACING + 2)  # a side; the spline needs
 
 @functools.cache
 def _spline_weights() -> Tensor:
-    """Cubic B-spline weights (32, 12): of a row's pixels, over the control points."""
-    position = (torch.arange(INPUT_SIDE) + 0.5) / SPACING - 0.5
-    distance = (position.unsqueeze(1) - POINTS).abs()
-    near = 2 / 3 - distance**2 + distance**3 / 2
-    far = (2 - distance).clamp(min=0) ** 3 / 6
-    return torch.where(distance < 1, near, far)
+    """6 times the cubic B-spline weights (32, 12): of a row's pixels, over the control points.
+
+    Positions are multiples of 1/8, so that these are multiples of 1/512, without a rounding.
+    """
+    position = (torch.arange(INPUT_SIDE, dtype=torch.float64) + 0.5) * (1 / SPACING) - 0.5
+    d = (position.unsqueeze(1) - POINTS).abs()
+    near = 4 - d * d * 6 + d * d * d * 3
+    far = (2 - d).clamp(min=0)
+    return torch.where(d < 1, near, far * far * far)
+
+
+def _cos_sin(x: Tensor) -> tuple[Tensor, Tensor]:
+    """cos and sin of float64, at most pi in size, by their Taylor series."""
+    q = x * x
+    cos, sin = (
+        torch.full_like(x, 1 / math.factorial(28)),
+        torch.full_like(x, 1 / math.factorial(29)),
+    )
+    for power in range(26, -1, -2):
+        cos.mul_(q).neg_().add_(1 / math.factorial(power))
+        sin.mul_(q).neg_().add_(1 / math.factorial(power + 1))
+    return cos, sin * x
 
 
 def distort(images: Tensor, settings: Augmentation, generator: torch.Generator) -> Tensor:
     """Images (B, 1, 32, 32), uint8, each distorted in its own way: float32 of the same shape.
 
     Rotation, scale of each axis, shear and shift are uniform between minus and plus their setting;
-    `elastic` is the standard deviation of a normal displacement of each control point of a cubic
-    B-spline. The spline passes an affine map of its control points on to all pixels unchanged, so
-    one field holds both. What comes from outside the image is black.
+    `elastic` is the standard deviation of the displacement of each control point of a cubic
+    B-spline, a sum of four uniform numbers. The spline passes an affine map of its control points
+    on to all pixels unchanged, so one field holds both. What comes from outside the image is
+    black. The result holds whole numbers of 0 to 255, as the images do.
     """
     size, device = len(images), images.device
     weights = _spline_weights().to(device)
     side = len(POINTS)
 
     def uniform(largest: float) -> Tensor:
-        return largest * (2 * torch.rand(size, generator=generator) - 1)
+        return largest * (2 * torch.rand(size, 1, generator=generator).double() - 1)
 
-    angle = uniform(math.radians(settings.rotation))
-    cos, sin = angle.cos(), angle.sin()
+    cos, sin = _cos_sin(uniform(math.radians(settings.rotation)))
     scale_x, scale_y = 1 + uniform(settings.scale), 1 + uniform(settings.scale)
     shear = uniform(settings.shear)
-    # Displacements, so that settings of 0 leave each pixel exactly where it is
-    to_x = [cos * scale_x - 1, shear * cos * scale_x - sin * scale_y]
-    to_y = [sin * scale_x, shear * sin * scale_x + cos * scale_y - 1]
-    matrix = torch.stack([*to_x, *to_y], 1).view(-1, 2, 2)
-    shift = torch.stack([uniform(settings.shift), uniform(settings.shift)], 1).unsqueeze(2)
-    line = (POINTS + 0.5) * SPACING - INPUT_SIDE / 2
+    line = ((POINTS + 0.5) * SPACING - INPUT_SIDE / 2).double()
     # Columns first, because the products below exchange the axes
-    points = torch.stack([line.repeat_interleave(side), line.repeat(side)])  # (2, 144): x and y
-    elastic = settings.elastic * torch.randn(size, 2, side * side, generator=generator)
-    moves = (matrix @ points + shift + elastic).view(-1, 2, side, side).to(device)
-    field = (moves @ weights.T).mT.contiguous() @ weights.T  # (B, 2, 32, 32), in pixels
+    x, y = line.repeat_interleave(side), line.repeat(side)
+    # Displacements, so that settings of 0 leave each pixel exactly where it is
+    moves_x = (cos * scale_x - 1) * x + (shear * cos * scale_x - sin * scale_y) * y
+    moves_y = sin * scale_x * x + (shear * sin * scale_x + cos * scale_y - 1) * y
+    shift_x, shift_y = uniform(settings.shift), uniform(settings.shift)
+    drawn = torch.rand(4, size, 2, side * side, generator=generator).double().sum(0) - 2
+    elastic = drawn * (settings.elastic * math.sqrt(3))  # their variance is 4 / 12
+    moves = torch.stack([moves_x + shift_x, moves_y + shift_y], 1) + elastic
+    # 2^-20 pixels times 2^-9 times 2^-9, and at most 64 pixels times 6 times 6: less than 53 bits
+    moves = exact.on_grid(moves.clamp(-64, 64), 2.0**-20).view(-1, 2, side, side).to(device)
+    field = (moves @ weights.T).mT.contiguous() @ weights.T  # (B, 2, 32, 32), in 1/36 pixels
+    pixels = (field * (1 / 36)).float()
     pixel = torch.arange(INPUT_SIDE, device=device)
-    x, y = (field[:, 0] + pixel).flatten(1), (field[:, 1] + pixel.unsqueeze(1)).flatten(1)
-    return _sample(images, x, y)
+    columns = (pixels[:, 0] + pixel).flatten(1)
+    lines = (pixels[:, 1] + pixel.unsqueeze(1)).flatten(1)
+    return _sample(images, columns, lines)
 
 
 def _sample(images: Tensor, x: Tensor, y: Tensor) -> Tensor:
@@ -72,7 +93,8 @@ def _sample(images: Tensor, x: Tensor, y: Tensor) -> Tensor:
     padded = F.pad(images, (1, 2, 1, 2)).flatten(1)
     index = (top * side + left).long()
     corners = [padded.gather(1, index + offset).float() for offset in (0, 1, side, side + 1)]
-    across = x - left
-    above = torch.lerp(corners[0], corners[1], across)
-    below = torch.lerp(corners[2], corners[3], across)
-    return torch.lerp(above, below, y - top).view(len(images), 1, INPUT_SIDE, INPUT_SIDE)
+    across, down = x - left, y - top
+    above = (corners[1] - corners[0]).mul_(across).add_(corners[0])
+    below = (corners[3] - corners[2]).mul_(across).add_(corners[2])
+    value = (below - above).mul_(down).add_(above).round_()
+    return value.view(len(images), 1, INPUT_SIDE, INPUT_SIDE)

@@ -1,11 +1,17 @@
-"""How sure a classifier is, and how often it is right; probabilities are arrays (N, 10)."""
+"""How sure a classifier is, and how often it is right; probabilities are arrays (N, 10).
+
+By :mod:`stages.exact`, because NumPy's and SciPy's exp and log differ from processor to processor:
+by little, but a search for a minimum may then go another way.
+"""
+
+import math
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from scipy.optimize import minimize_scalar
-from scipy.special import log_softmax, softmax
 
-from stages import scoring
+from stages import exact, scoring
 
 Floats = NDArray[np.float64]
 Labels = NDArray[np.uint8]  # (N,)
@@ -13,14 +19,15 @@ Labels = NDArray[np.uint8]  # (N,)
 
 def logarithms(probabilities: Floats) -> Floats:
     """Finite also where a probability is too small for a float64."""
-    result: Floats = np.log(np.maximum(probabilities, np.finfo(np.float64).tiny))
+    above_0 = np.maximum(probabilities, np.finfo(np.float64).tiny)
+    result: Floats = exact.log(torch.from_numpy(above_0)).numpy()
     return result
 
 
 def negative_log_likelihood(probabilities: Floats, labels: Labels) -> float:
     """Mean over images, in nats, whatever the network was trained with."""
     of_label = probabilities[np.arange(len(labels)), labels]
-    return float(-logarithms(of_label).mean())
+    return -math.fsum(logarithms(of_label)) / len(labels)
 
 
 def calibration_error(probabilities: Floats, labels: Labels) -> float:
@@ -30,18 +37,20 @@ def calibration_error(probabilities: Floats, labels: Labels) -> float:
 
 def scaled(probabilities: Floats, temperature: float) -> Floats:
     """The probabilities after their logits are divided by a temperature."""
-    result: Floats = softmax(logarithms(probabilities) / temperature, axis=1)
+    logits = torch.from_numpy(logarithms(probabilities) / temperature)
+    result: Floats = exact.probabilities(logits).numpy()
     return result
 
 
 def fitted_temperature(probabilities: Floats, labels: Labels) -> float:
     """The temperature with the least negative log likelihood on these images
     (C. Guo et al., "On calibration of modern neural networks", ICML 2017)."""
-    logs = logarithms(probabilities)
-    chosen = np.arange(len(labels)), labels
+    logits = torch.from_numpy(logarithms(probabilities))
+    chosen = torch.from_numpy(labels).long()
 
-    def loss(log_temperature: float) -> float:
-        return float(-log_softmax(logs / np.exp(log_temperature), axis=1)[chosen].mean())
+    def loss(factor: float) -> float:
+        return exact.cross_entropy(logits * factor, chosen).item()
 
-    found = minimize_scalar(loss, bounds=(np.log(0.02), np.log(50)), method="bounded")
-    return float(np.exp(found.x))
+    # SciPy's bounded search is made of sums, products, quotients and square roots of floats
+    found = minimize_scalar(loss, bounds=(0.02, 50.0), method="bounded", options={"xatol": 1e-7})
+    return 1 / float(found.x)

@@ -109,12 +109,9 @@ def follow(sent: Iterator[dict[str, Any]], say: Say) -> None:
     from mlflow.entities import RunTag
     from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
-    from stages import numerics
-
     say("ready")
-    portable = numerics.is_pinned() and params.load().device == "cpu"
-    tags = results.provenance() | {"portable": str(portable).lower()}
-    run_id = runs.start(experiment_id, results.of_files(stage, with_outs=False), tags)
+    result = results.of_files(stage, with_outs=False)
+    run_id = runs.start(experiment_id, result, results.provenance())
     say("ready")
     trains = stage.partition("@")[0] in runs.TRAINING
     monitor = SystemMetricsMonitor(run_id) if trains else None  # type: ignore[no-untyped-call]

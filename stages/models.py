@@ -2,13 +2,13 @@
 
 LeNet-5 after Y. LeCun, L. Bottou, Y. Bengio, P. Haffner, "Gradient-based learning applied to
 document recognition", Proc. IEEE 86 (1998), with plain average pooling and a linear output layer.
+What a network computes has the same bits on every processor: see :mod:`stages.exact`.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import safetensors
@@ -18,12 +18,15 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from stages import files, scoring
+from stages import exact, files, optimizers, scoring
 from stages.errors import InputError
 from stages.mnist import INPUT_SIDE, Split
 from stages.params import ModelName, Recipe
 
-MEAN, STD = 0.1307, 0.3081  # of the 60,000 training images, pixels in [0, 1]
+STD = 0.3081  # of the 60,000 training images, pixels in [0, 1]; their mean is 0.1307
+SHIFT = 33  # the mean of the pixels, 33.3, as a whole number: exact sums need whole inputs
+LARGEST = 255 - SHIFT  # of the inputs
+SCALE = 1 / (255 * STD)  # times the inputs: of standard deviation 1; the first weights take it over
 EVALUATION_BATCH = 500
 
 # Weights and biases of each layer. LeNet-5's sum is 61,706, the MLP's 62,110.
@@ -31,38 +34,6 @@ PARAMETERS: dict[ModelName, dict[str, int]] = {
     "lenet5": {"conv1": 156, "conv2": 2_416, "conv3": 48_120, "fc1": 10_164, "fc2": 850},
     "mlp": {"fc1": 61_500, "fc2": 610},
 }
-
-
-class TanhPool(torch.autograd.Function):
-    """What :func:`tanh_pool` does, in fewer and faster passes over memory, with its gradient.
-
-    tanh(x) = 2 s - 1 with s = sigmoid(2x), which PyTorch computes in a third of tanh's time. The
-    mean over four is then sum(s) / 2 - 1, and its derivative by each x is s (1 - s). Rows are added
-    first: in channels-last format they are long runs of memory, which avg_pool2d takes apart.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        s = x.mul(2).sigmoid_()
-        ctx.save_for_backward(s)
-        rows = s[:, :, ::2] + s[:, :, 1::2]
-        return (rows[..., ::2] + rows[..., 1::2]).div_(2).sub_(1)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        (s,) = ctx.saved_tensors
-        rows = torch.empty_like(s[:, :, ::2])
-        rows[..., ::2] = rows[..., 1::2] = gradient
-        both = rows.unsqueeze(3).expand(-1, -1, -1, 2, -1)
-        pairs = s.unflatten(2, (-1, 2))
-        result: Tensor = torch.ops.aten.sigmoid_backward(both, pairs).flatten(2, 3)
-        return result
-
-
-def tanh_pool(x: Tensor) -> Tensor:
-    """tanh and 2x2 average pooling: (B, C, H, W) to (B, C, H/2, W/2)."""
-    pooled: Tensor = TanhPool.apply(x)  # type: ignore[no-untyped-call]
-    return pooled
 
 
 class LeNet5(nn.Module):
@@ -81,22 +52,44 @@ class LeNet5(nn.Module):
         self.conv3 = nn.Conv2d(16, 120, 5)
         self.fc1 = nn.Linear(120, 84)
         self.fc2 = nn.Linear(84, 10)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = dropout
         self.softmax_before_loss = softmax_before_loss
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalised images (B, 1, 32, 32) to logits, or to probabilities, (B, 10)."""
-        x = tanh_pool(self.conv1(x))  # (B, 6, 14, 14)
-        x = tanh_pool(self.conv2(x))  # (B, 16, 5, 5)
+        weight, bias = weights(self.conv1)
+        x = exact.conv_tanh_pool(x, weight * SCALE, bias, LARGEST, 1.0, run=4)  # (B, 6, 14, 14)
+        # Up to the last layer, what comes out of tanh is at most 1
+        x = exact.conv_tanh_pool(x, *weights(self.conv2), 1.0, 2.0**-8, run=2)  # (B, 16, 5, 5)
         # Its kernel covers all of its input, so the convolution is one matrix product
-        x = F.linear(rows(x), rows(self.conv3.weight), self.conv3.bias).tanh_()  # (B, 120)
-        x = self.fc1(x).tanh_()  # (B, 84)
-        x = self.fc2(self.dropout(x))
-        return x.softmax(1) if self.softmax_before_loss else x
+        weight, bias = weights(self.conv3)
+        x = exact.tanh(exact.linear(rows(x), rows(weight), bias, 1.0))  # (B, 120)
+        x = exact.tanh(exact.linear(x, *weights(self.fc1), 1.0))  # (B, 84)
+        if self.training:
+            x = dropout(x, self.dropout)
+        x = exact.linear(x, *weights(self.fc2), 1 / (1 - self.dropout))
+        return exact.softmax(x) if self.softmax_before_loss else x
+
+
+def weights(layer: nn.Module) -> tuple[Tensor, Tensor]:
+    """The weights and the biases of a layer."""
+    weight, bias = layer.parameters(recurse=False)
+    return weight, bias
+
+
+def dropout(x: Tensor, probability: float) -> Tensor:
+    """Zero with ``probability``, else divided by the rest, which keeps the mean.
+
+    The numbers are drawn on the CPU, evenly from multiples of 2^-24, which no processor rounds.
+    """
+    if probability == 0:
+        return x
+    keep = (torch.rand(x.shape) >= probability).to(x.device)
+    return x * (keep * (1 / (1 - probability)))
 
 
 def rows(x: Tensor) -> Tensor:
-    """(B, C, H, W) to (B, HWC), the order in which channels-last memory holds them."""
+    """(B, C, H, W) to (B, HWC), the order in which the memory of a pooled tensor holds them."""
     return x.permute(0, 2, 3, 1).flatten(1)
 
 
@@ -107,21 +100,28 @@ class MLP(nn.Module):
         super().__init__()
         self.fc1 = nn.Linear(INPUT_SIDE * INPUT_SIDE, 60)
         self.fc2 = nn.Linear(60, 10)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = dropout
         self.softmax_before_loss = softmax_before_loss
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalised images (B, 1, 32, 32) to logits, or to probabilities, (B, 10)."""
-        x = F.relu(self.fc1(x.flatten(1)))  # (B, 60)
-        x = self.fc2(self.dropout(x))
-        return x.softmax(1) if self.softmax_before_loss else x
+        weight, bias = weights(self.fc1)
+        x = exact.linear(x.flatten(1), weight * SCALE, bias, LARGEST).clamp(min=0)  # (B, 60)
+        if self.training:
+            x = dropout(x, self.dropout)
+        x = exact.linear(x, *weights(self.fc2))
+        return exact.softmax(x) if self.softmax_before_loss else x
 
 
 Network = LeNet5 | MLP
 
 
 class Classifier(nn.Module):
-    """What a person uses: raw images in, probabilities out, whatever the recipe trained."""
+    """What a person uses: raw images in, probabilities out, whatever the recipe trained.
+
+    To be exported: it then holds PyTorch's own operations, whose sums may round, so that its
+    probabilities are not the same to the bit everywhere.
+    """
 
     def __init__(self, network: Network) -> None:
         super().__init__()
@@ -129,23 +129,19 @@ class Classifier(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Images (B, 28, 28), uint8, white on black as in MNIST, to probabilities (B, 10)."""
-        return probabilities(self.network, self.network(normalize(resize(images))))
+        outputs = self.network(normalize(resize(images)))
+        return outputs if self.network.softmax_before_loss else exact.softmax(outputs)
 
 
 def build(name: ModelName, recipe: Recipe) -> Network:
-    """The network ``name`` with PyTorch's default initialisation, drawn from the global generator.
-
-    Its memory format is channels-last, in which a step of LeNet-5 takes two thirds of the time.
-    """
-    network: Network
-    if name == "lenet5":
-        network = LeNet5(recipe.dropout, recipe.softmax_before_loss)
-    else:
-        network = MLP(recipe.dropout, recipe.softmax_before_loss)
+    """The network ``name``, its weights drawn from the global generator."""
+    kind = LeNet5 if name == "lenet5" else MLP
+    with torch.device("meta"):  # where PyTorch draws no weights of its own
+        network: Network = kind(recipe.dropout, recipe.softmax_before_loss)
+    optimizers.initialize(network.to_empty(device="cpu"))
     for layer, expected in PARAMETERS[name].items():
         found = sum(parameter.numel() for parameter in network.get_submodule(layer).parameters())
         assert found == expected, f"{name}.{layer} has {found} parameters, not {expected}"
-    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return network
 
 
@@ -157,13 +153,17 @@ def resize(images: Tensor) -> Tensor:
 
 
 def normalize(images: Tensor) -> Tensor:
-    """uint8 pixels to floats of mean 0 and standard deviation 1 over the training images."""
-    return images.to(torch.float32, copy=True).div_(255).sub_(MEAN).div_(STD)
+    """Pixels of 0 to 255 to whole numbers, as floats, whose mean over the training images is 0.3.
+
+    Not divided by their standard deviation: the networks multiply the first layer's weights by
+    ``SCALE`` instead, and the pixels need few enough bits for a sum of products to be exact.
+    """
+    return images.to(torch.float32, copy=True).sub_(SHIFT)
 
 
 @dataclass(frozen=True)
 class Examples:
-    """Resized images (N, 1, 32, 32), uint8 or normalised, and labels (N,), uint8."""
+    """Resized images (N, 1, 32, 32) and labels (N,), uint8."""
 
     images: Tensor
     labels: Tensor
@@ -174,16 +174,6 @@ def examples(part: Split, device: str = "cpu") -> Examples:
     """``part``, resized, as tensors: on the CPU its own memory, on a GPU a copy there."""
     images, labels = torch.from_numpy(part.images), torch.from_numpy(part.labels)
     return Examples(images.unsqueeze(1).to(device), labels.to(device), part.release)
-
-
-def normalized(data: Examples) -> Examples:
-    """A copy with normalised images, in 4 KB an image."""
-    images = torch.empty(data.images.shape, device=data.images.device)
-    for start in range(0, len(images), EVALUATION_BATCH):
-        rows = slice(start, start + EVALUATION_BATCH)
-        images[rows] = normalize(data.images[rows])
-    data.release()
-    return replace(data, images=images)
 
 
 @torch.no_grad()
@@ -199,8 +189,10 @@ def outputs(network: Network, images: Tensor) -> Tensor:
 
 
 def probabilities(network: Network, network_outputs: Tensor) -> Tensor:
-    """The probabilities (N, 10) that outputs (N, 10) of ``network`` stand for."""
-    return network_outputs if network.softmax_before_loss else network_outputs.softmax(1)
+    """The probabilities (N, 10), float64, that outputs (N, 10) of ``network`` stand for."""
+    if network.softmax_before_loss:
+        return network_outputs.double()
+    return exact.probabilities(network_outputs)
 
 
 @dataclass(frozen=True)
@@ -234,15 +226,15 @@ def answers(network: Network, part: Split, device: str = "cpu") -> Answers:
     found = outputs(network, data.images)
     return Answers(
         outputs_sha256=files.sha256(found.cpu().numpy().tobytes()),
-        loss=scoring.loss(found, data.labels),
-        probabilities=probabilities(network, found.cpu().double()).numpy(),
+        loss=exact.cross_entropy(found, data.labels.long()).item(),
+        probabilities=probabilities(network, found).cpu().numpy(),
         labels=part.labels,
     )
 
 
 def to_bytes(network: Network) -> bytes:
     """The weights as the bytes of a safetensors file; the same weights give the same bytes."""
-    return save({name: tensor.contiguous() for name, tensor in network.state_dict().items()})
+    return save(network.state_dict())
 
 
 def fingerprint(network: Network) -> str:

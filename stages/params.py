@@ -14,6 +14,7 @@ from stages.errors import InputError, did_you_mean
 
 PATH = Path("params.yaml")
 TRAIN_SIZE = 60_000  # images in MNIST's training set
+LARGEST_BATCH = 2**13  # of which a gradient is still an exact sum: stages/exact.py
 CLASSES = 10
 SEEDS = 2**32  # how many there are, for NumPy as for PyTorch
 
@@ -49,7 +50,7 @@ class Recipe(Section):
     """How one model is trained; what has a default here is left out where it is not used."""
 
     epochs: Annotated[int, Field(ge=1, le=10_000)]
-    batch_size: Annotated[int, Field(ge=1, le=TRAIN_SIZE)]
+    batch_size: Annotated[int, Field(ge=1, le=LARGEST_BATCH)]
     optimizer: Literal["sgd", "adamw"] = "sgd"
     learning_rate: Annotated[float, Field(gt=0)]
     schedule: Literal["constant", "one_cycle"] = "constant"

@@ -4,7 +4,6 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
 from matplotlib.figure import Figure
 
 from stages import alone, figures, files, mnist, params, scoring, study, tracking
@@ -173,7 +172,7 @@ def best(settings: Params, rows: Sequence[Row]) -> str:
     """The recipe with the highest mean accuracy of both models."""
     return max(
         settings.study.recipes,
-        key=lambda recipe: np.mean([row.correct.mean() for row in rows if row.recipe == recipe]),
+        key=lambda recipe: sum(int(row.correct.sum()) for row in rows if row.recipe == recipe),
     )
 
 

@@ -323,7 +323,6 @@ def export(
     """Write the model of a file of weights as MLflow keeps it: a pt2 archive, none of our code."""
     import mlflow.pytorch
     import numpy as np
-    import torch
     from mlflow.models import Model, ModelSignature
     from mlflow.types import Schema, TensorSpec
 
@@ -332,7 +331,6 @@ def export(
     name: ModelName = "lenet5" if path.stem == "lenet5" else "mlp"
     network = models.load_model(name, recipe_here(name), path)
     classifier = models.Classifier(network).eval()
-    classifier.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     signature = ModelSignature(
         inputs=Schema([TensorSpec(np.dtype(np.uint8), (-1, mnist.SIDE, mnist.SIDE))]),
         outputs=Schema([TensorSpec(np.dtype(np.float32), (-1, mnist.CLASSES))]),

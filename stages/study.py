@@ -1,6 +1,7 @@
 """The study's cells, one network each, and what several seeds of them say together."""
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -149,12 +150,13 @@ class OverSeeds:
 
 
 def over_seeds(values: Sequence[float]) -> OverSeeds:
-    n, mean = len(values), float(np.mean(values))
+    n, mean = len(values), math.fsum(values) / len(values)
     if n < 2:
         return OverSeeds(mean)
-    sd = float(np.std(values, ddof=1))
+    sd = math.sqrt(math.fsum((value - mean) * (value - mean) for value in values) / (n - 1))
+    # That SciPy's quantile is the same everywhere, after rounding to 6 digits, is assumed
     quantile = float(t.ppf((1 + scoring.CONFIDENCE) / 2, n - 1))
-    half, next_half = quantile * sd * n**-0.5, quantile * sd * (1 + 1 / n) ** 0.5
+    half, next_half = quantile * sd / math.sqrt(n), quantile * sd * math.sqrt(1 + 1 / n)
     return OverSeeds(mean, sd, mean - half, mean + half, mean - next_half, mean + next_half)
 
 
@@ -171,12 +173,13 @@ class Difference:
 def difference(first: Row, second: Row) -> Difference:
     pairs = list(zip(first.correct, second.correct, strict=True))
     found = [scoring.paired_difference(a, b) for a, b in pairs]
-    by_image = (first.correct.astype(float) - second.correct).mean(0)
-    low, high = bootstrap_interval(by_image)
+    # Over all seeds together: of whole numbers, NumPy's sums are exact
+    by_image = first.correct.sum(0) - second.correct.sum(0)
+    low, high = bootstrap_interval(by_image.astype(float))
     return Difference(
         seeds=over_seeds([one.accuracy for one in found]),
-        images_low=low,
-        images_high=high,
+        images_low=low / len(pairs),
+        images_high=high / len(pairs),
         p_values=[one.mcnemar_p for one in found],
     )
 

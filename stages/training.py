@@ -6,14 +6,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
-from torch.optim import SGD, AdamW
 from torch.optim.lr_scheduler import ConstantLR, OneCycleLR
 
-from stages import augmentation, files, models, numerics, scoring
+from stages import augmentation, exact, files, models, scoring
 from stages.errors import StageError
 from stages.mnist import Split
+from stages.optimizers import SGD, AdamW
 from stages.params import Recipe
 
 Row = dict[str, float]
@@ -45,7 +44,6 @@ class State:
             "scheduler": self.scheduler.state_dict(),
             "generator": self.generator.get_state(),
             "global generator": torch.get_rng_state(),  # of dropout
-            "GPU generators": torch.cuda.get_rng_state_all(),
             "history": self.history,
             "weights": self.weights,
         }
@@ -56,7 +54,6 @@ class State:
         self.scheduler.load_state_dict(saved["scheduler"])
         self.generator.set_state(saved["generator"])
         torch.set_rng_state(saved["global generator"])
-        torch.cuda.set_rng_state_all(saved["GPU generators"])
         self.history, self.weights = saved["history"], saved["weights"]
 
 
@@ -84,8 +81,6 @@ def train(
     network = state.network
     device = str(next(network.parameters()).device)
     data = {name: models.examples(part, device) for name, part in splits.items() if len(part)}
-    if len(splits["train"]) <= WHOLE and not recipe.augmentation:
-        data["train"] = models.normalized(data["train"])
     if not state.history:
         state.record_weights("initial")
     for epoch in range(len(state.history) + 1, recipe.epochs + 1):
@@ -96,7 +91,8 @@ def train(
         for name in ("validation", "test"):
             if name in data:
                 outputs = models.outputs(network, data[name].images)
-                row[f"{name}_loss"] = scoring.loss(outputs, data[name].labels)
+                loss = exact.cross_entropy(outputs, data[name].labels.long())
+                row[f"{name}_loss"] = loss.item()
                 row[f"{name}_accuracy"] = scoring.accuracy(outputs, data[name].labels)
         state.history.append(files.rounded(row))
         on_epoch(state)
@@ -111,16 +107,15 @@ def begin(network: models.Network, recipe: Recipe, steps: int, generator: torch.
     weights, rate = network.parameters(), recipe.learning_rate
     optimizer: torch.optim.Optimizer
     if recipe.optimizer == "sgd":
-        optimizer = SGD(weights, rate, recipe.momentum, weight_decay=recipe.weight_decay)
+        optimizer = SGD(weights, rate, recipe.momentum, recipe.weight_decay)
     else:
-        # Not fused, its square root would round differently on different processors
-        betas = (recipe.momentum, 0.999)
-        optimizer = AdamW(weights, rate, betas, weight_decay=recipe.weight_decay, fused=True)
+        optimizer = AdamW(weights, rate, (recipe.momentum, 0.999), recipe.weight_decay)
     scheduler: torch.optim.lr_scheduler.LRScheduler
     if recipe.schedule == "constant":
         scheduler = ConstantLR(optimizer, factor=1.0)
     else:
-        # Linear, because the cosine of the C library is not the same everywhere
+        # Linear, because the cosine of the C library is not the same everywhere; the rest of this
+        # schedule, and all of the constant one, is a sum, a product or a quotient of Python floats
         scheduler = OneCycleLR(
             optimizer, rate, steps, pct_start=0.1, anneal_strategy="linear", cycle_momentum=False
         )
@@ -141,13 +136,9 @@ def train_epoch(
         labels, images = data.labels[batch].long(), data.images[batch]
         if recipe.augmentation:
             images = augmentation.distort(images, recipe.augmentation, state.generator)
-            images = models.normalize(images)
-        elif images.dtype == torch.uint8:
-            images = models.normalize(images)
-        outputs = network(images)
-        with numerics.one_thread():
-            loss = F.cross_entropy(outputs, labels)
-            loss_value = loss.item()
+        outputs = network(models.normalize(images))
+        loss = exact.cross_entropy(outputs, labels)
+        loss_value = loss.item()
         if not math.isfinite(loss_value):
             raise StageError(
                 f"the loss is {loss_value} in epoch {epoch}, step {step}; no model is written. "
@@ -155,8 +146,7 @@ def train_epoch(
             )
         state.optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
-        with numerics.one_thread():
-            state.optimizer.step()
+        state.optimizer.step()
         state.scheduler.step()
         if epoch == step == 1:
             state.record_weights("first batch")

@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from ruamel.yaml import YAML
 
-import stages  # noqa: F401  (sets the pins before numpy is imported)
+import stages  # noqa: F401  (before torch is imported)
 from stages import mnist, params, preflight
 from stages.errors import StageError
 

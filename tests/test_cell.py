@@ -51,11 +51,12 @@ def project(tmp_path, monkeypatch):
     """A folder in which `prepare` ran last, as its dvc.lock says."""
     monkeypatch.chdir(tmp_path)
     shutil.copy(ROOT / "params.yaml", tmp_path)
+    settings = YAML(typ="safe").load(Path("params.yaml"))
     files.write_bytes(Path("stages/prepare.py"), b"code")
     files.write_bytes(Path("data/prepared/train.safetensors"), b"images")
     entries = {
         "deps": [{"path": "stages/prepare.py", "md5": files.md5(Path("stages/prepare.py"))}],
-        "params": {"params.yaml": {"seed": 0, "threads": 2}},
+        "params": {"params.yaml": {key: settings[key] for key in ("seed", "data")}},
         "outs": [{"path": "data/prepared", "md5": files.md5(Path("data/prepared"))}],
     }
     YAML(typ="safe").dump({"stages": {"prepare": entries}}, Path("dvc.lock"))
@@ -84,8 +85,9 @@ def test_prepared_images_are_refused_after_an_edit_of_the_code_or_of_themselves(
 
 def test_prepared_images_are_refused_after_a_change_of_a_setting_that_prepare_reads(project):
     text = Path("params.yaml").read_text(encoding="utf-8")
-    for key, old in (("seed", "seed: 0 "), ("threads", "threads: 2 ")):
-        Path("params.yaml").write_text(text.replace(old, f"{key}: 1 "), encoding="utf-8")
+    for key, old in (("seed", "seed: 0 "), ("data", "validation_size: 0 ")):
+        new = old.replace("0", "1")
+        Path("params.yaml").write_text(text.replace(old, new), encoding="utf-8")
         assert refusal().startswith(f"params.yaml: {key} was changed since `prepare` ran")
     Path("params.yaml").write_text(text.replace("device: cpu ", "device: cuda "), encoding="utf-8")
     cell.check_prepared()

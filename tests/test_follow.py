@@ -57,7 +57,7 @@ def test_a_stage_that_ends_has_a_finished_run_with_its_epochs_and_outs(fresh):
     outs = {tag[4:]: md5 for tag, md5 in tags.items() if tag.startswith("out:")}
     assert outs == project.outs("train_mlp")
     commit = project.git("rev-parse", "HEAD")
-    assert (tags["commit"], tags["dirty"], tags["portable"]) == (commit, "false", "true")
+    assert (tags["commit"], tags["dirty"]) == (commit, "false")
     assert "backfilled" not in tags
     assert said.count("local") == 1 and len(said) > 8
 
@@ -116,20 +116,18 @@ def test_a_stage_that_does_not_finish_has_a_run_that_says_why_and_no_outs(
 
 def test_a_cell_is_a_run_of_the_study_and_connects_nothing(fresh):
     _, client = fresh
-    follow("cell@fast-mlp-1", FINISHED, UNPINNED="1")
+    follow("cell@fast-mlp-1", FINISHED)
     run = newest(client, "mnist-study")
     assert run.info.status == "FINISHED"
     assert run.data.tags["stage"] == "cell@fast-mlp-1"
-    assert run.data.tags["portable"] == "false"  # its bits are this machine's
     assert run.data.metrics["test_accuracy"] == 0.7
     assert client.get_experiment_by_name("mnist") is None
 
 
-def test_a_run_with_another_device_is_not_portable(fresh):
+def test_a_run_beside_files_that_differ_from_the_commit_is_dirty(fresh):
     project, client = fresh
     project.edit("params.yaml", "device: cpu", "device: cuda")
     follow("prepare")
-    assert newest(client).data.tags["portable"] == "false"
     assert newest(client).data.tags["dirty"] == "true"
 
 

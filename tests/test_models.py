@@ -1,8 +1,8 @@
 """The two networks are exactly the published ones, and what is served is what was trained."""
 
+import copy
 import hashlib
 import math
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +11,9 @@ import torch
 from PIL import Image
 from sklearn.metrics import log_loss
 from torch import nn
-from torch.nn.functional import avg_pool2d, conv2d, cross_entropy, dropout, linear
+from torch.nn.functional import avg_pool2d, conv2d, cross_entropy, linear
 
-from stages import mnist, models, numerics, params, scoring, training
+from stages import exact, mnist, models, numerics, params, training
 from stages.errors import StageError
 from stages.params import Augmentation, Recipe
 
@@ -45,19 +45,6 @@ def test_parameter_counts_are_the_published_ones(name, layers, total):
     assert sum(layers) == total == sum(models.PARAMETERS[name].values())
 
 
-def test_tanh_pool_is_tanh_and_average_pooling_with_their_gradient():
-    torch.manual_seed(0)
-    x = 2 * torch.randn(3, 6, 10, 8, dtype=torch.double)
-    x.requires_grad_()
-    for memory_format in (torch.contiguous_format, torch.channels_last):
-        pooled = models.tanh_pool(x.to(memory_format=memory_format))
-        expected = avg_pool2d(x.tanh(), 2)
-        assert torch.allclose(pooled, expected, rtol=0, atol=1e-12)
-        weights = torch.randn_like(expected)
-        gradients = [torch.autograd.grad(y, x, weights)[0] for y in (pooled, expected)]
-        assert torch.allclose(*gradients, rtol=0, atol=1e-12)
-
-
 def plain_lenet5(layers: nn.Module, x: torch.Tensor) -> torch.Tensor:
     """The published network of PyTorch's own parts, up to the input of its last layer."""
     x = avg_pool2d(torch.tanh(conv2d(x, layers.conv1.weight, layers.conv1.bias)), 2)
@@ -78,77 +65,111 @@ def built(name, seed=0, **settings):
     return models.build(name, RECIPE.model_copy(update=settings))
 
 
+def pixels(count):
+    """Images as normalize() gives them, and as PyTorch's own networks take them."""
+    whole = torch.randint(0, 256, (count, 1, 32, 32), dtype=torch.uint8)
+    return models.normalize(whole), models.normalize(whole).double() / (255 * 0.3081)
+
+
 @pytest.mark.parametrize("name", params.MODEL_NAMES)
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("softmax", [False, True])
 def test_outputs_and_all_gradients_are_those_of_the_plain_network(name, training, softmax):
-    network = built(name, dropout=0.3, softmax_before_loss=softmax).double().train(training)
+    network = built(name, dropout=0.3, softmax_before_loss=softmax).train(training)
     with torch.no_grad():
         for parameter in network.parameters():  # so that each bias and each tanh's bend matters
-            parameter.add_(0.1 * torch.randn_like(parameter))
-    x = torch.randn(7, 1, 32, 32, dtype=torch.double, requires_grad=True)
-    labels = torch.arange(7)
+            parameter.add_(0.1 * torch.randn_like(parameter) * parameter.abs().max())
+    plain = copy.deepcopy(network).double()
+    x, normalised = pixels(96)
+    labels = torch.arange(96) % 10
     torch.manual_seed(1)
     found = network(x)
     torch.manual_seed(1)  # the same entries are dropped
-    expected = linear(
-        dropout(PLAIN[name](network, x), 0.3, training), network.fc2.weight, network.fc2.bias
-    )
-    expected = (
-        torch.exp(expected) / torch.exp(expected).sum(1, keepdim=True) if softmax else expected
-    )
-    assert found.shape == (7, 10)
-    assert torch.allclose(found, expected, rtol=0, atol=1e-10)
-    inputs = [x, *network.parameters()]
+    hidden = PLAIN[name](plain, normalised)
+    if training:
+        hidden = hidden * (torch.rand(hidden.shape) >= 0.3) / 0.7
+    expected = linear(hidden, plain.fc2.weight, plain.fc2.bias)
+    expected = expected.softmax(1) if softmax else expected
+    assert found.shape == (96, 10)
+    assert found.dtype == torch.float32
+    assert torch.allclose(found.double(), expected, rtol=0, atol=2e-3)
     gradients = [
-        torch.autograd.grad(cross_entropy(outputs, labels), inputs) for outputs in (found, expected)
+        torch.autograd.grad(cross_entropy(outputs, labels), list(net.parameters()))
+        for outputs, net in ((found, network), (expected, plain))
     ]
-    for ours, plain in zip(*gradients, strict=True):
-        assert plain.any()
-        assert torch.allclose(ours, plain, rtol=1e-9, atol=1e-12)
+    for ours, theirs in zip(*gradients, strict=True):
+        # Random images' gradients cancel out, their rounding does not; test_exact.py has a layer's
+        assert 0 < (ours - theirs).norm() < 0.02 * theirs.norm()
 
 
 @pytest.mark.parametrize("name", params.MODEL_NAMES)
 @pytest.mark.parametrize(("probability", "training"), [(0.3, True), (0.3, False), (0.0, True)])
 def test_the_last_layer_and_no_other_sees_dropout_of_the_recipes_probability(
-    name, probability, training
+    name, probability, training, monkeypatch
 ):
     network = built(name, dropout=probability).train(training)
-    seen = {}
-    for layer in models.PARAMETERS[name]:
-        network.get_submodule(layer).register_forward_hook(
-            lambda module, inputs, output, layer=layer: seen.update({layer: inputs[0].clone()})
-        )
-    x = torch.randn(500, 1, 32, 32)
+    plain, seen = copy.deepcopy(network).double(), []
+    monkeypatch.setattr(exact, "linear", note_inputs(exact.linear, seen))
+    x, normalised = pixels(500)
     network(x)
-    undropped = PLAIN[name](network, x)
-    nonzero = undropped.abs() > 1e-4  # ReLU makes zeros of its own
-    dropped = (seen["fc2"] == 0)[nonzero]
+    undropped = PLAIN[name](plain, normalised)
+    nonzero = undropped.abs() > 0.01  # ReLU makes zeros of its own
+    last = seen[-1].double()
+    dropped = (last == 0)[nonzero]
     if probability and training:
         assert float(dropped.float().mean()) == pytest.approx(probability, abs=0.01)
     else:
         assert not dropped.any()
-    kept = nonzero & (seen["fc2"] != 0)
+    kept = nonzero & (last != 0)
     scale = 1 / (1 - probability) if training else 1
-    assert torch.allclose(seen["fc2"][kept], scale * undropped[kept], atol=1e-5)
-    earlier = {layer: tensor for layer, tensor in seen.items() if layer != "fc2"}
+    assert torch.allclose(last[kept], scale * undropped[kept], atol=2e-3)
+    earlier = seen[:-1]
+    seen.clear()
     network.eval()(x)
-    assert all(torch.equal(tensor, seen[layer]) for layer, tensor in earlier.items())
+    assert all(torch.equal(*both) for both in zip(earlier, seen[:-1], strict=True))
 
 
-def test_initial_weights_are_pytorchs_defaults_drawn_layer_by_layer_from_the_global_generator():
-    for name, layers in {
-        "lenet5": [(nn.Conv2d, 1, 6, 5), (nn.Conv2d, 6, 16, 5), (nn.Conv2d, 16, 120, 5),
-                   (nn.Linear, 120, 84), (nn.Linear, 84, 10)],
-        "mlp": [(nn.Linear, 1024, 60), (nn.Linear, 60, 10)],
-    }.items():  # fmt: skip
-        network = built(name, seed=3)
-        torch.manual_seed(3)
-        plain = [kind(*sizes) for kind, *sizes in layers]
-        expected = [parameter for layer in plain for parameter in layer.parameters()]
-        for found, drawn in zip(network.parameters(), expected, strict=True):
-            assert torch.equal(found, drawn)
-            assert found.requires_grad
+def note_inputs(function, seen):
+    def noting(x, *others):
+        seen.append(x.detach().clone())
+        return function(x, *others)
+
+    return noting
+
+
+def test_dropout_keeps_each_number_or_not_by_itself_and_the_mean():
+    torch.manual_seed(0)
+    x = torch.full((1_000, 100), 3.0, requires_grad=True)
+    found = models.dropout(x, 0.3)
+    assert set(found.unique().tolist()) == {0.0, float(torch.tensor(3.0) * (1 / 0.7))}
+    assert float(found.detach().mean()) == pytest.approx(3.0, rel=0.01)
+    for axis in (0, 1):
+        shares = (found == 0).double().mean(axis)
+        assert float(shares.std()) == pytest.approx((0.21 / found.shape[axis]) ** 0.5, rel=0.3)
+    [gradient] = torch.autograd.grad(found.sum(), x)
+    assert torch.equal(gradient * 3, found)
+    assert models.dropout(x, 0.0) is x
+
+
+def test_initial_weights_have_pytorchs_range_and_come_from_the_global_generator():
+    for name in params.MODEL_NAMES:
+        network, again, other = (built(name, seed=seed) for seed in (3, 3, 4))
+        plain = [getattr(network, layer) for layer in models.PARAMETERS[name]]
+        for layer in plain:
+            largest = layer.weight[0].numel() ** -0.5  # what PyTorch's reset_parameters() takes
+            for weight in (layer.weight, layer.bias):
+                values = weight.detach().double().flatten() / largest
+                assert weight.requires_grad
+                assert float(values.abs().max()) <= 1
+                if len(values) > 1_000:
+                    assert abs(float(values.mean())) < 0.05
+                    assert float(values.std()) == pytest.approx(3**-0.5, rel=0.05)
+                    assert float(values.abs().max()) > 0.99
+        assert models.fingerprint(network) == models.fingerprint(again)
+        pairs = zip(network.parameters(), other.parameters(), strict=True)
+        assert not any(torch.equal(a, b) for a, b in pairs)
+        flat = torch.cat([weight.flatten() for weight in network.parameters()])
+        assert len(flat.unique()) > 0.98 * len(flat)  # each is drawn for itself
 
 
 def test_resize_is_pillows_to_the_bit(splits):
@@ -174,30 +195,19 @@ def test_normalisation_is_by_mean_and_deviation_of_all_training_images(raw):
     pixels = torch.arange(256, dtype=torch.uint8)
     found = models.normalize(pixels)
     assert found.dtype == torch.float32
-    assert torch.allclose(found, torch.from_numpy((levels - 0.1307) / 0.3081).float(), atol=1e-6)
+    assert torch.equal(found, found.round())  # whole, and with their scale of about that mean
+    scaled = found.double() * models.SCALE
+    assert torch.allclose(scaled, torch.from_numpy((levels - 0.1307) / 0.3081), atol=0.005)
+    assert float(found.abs().max()) == models.LARGEST
     assert torch.equal(pixels, torch.arange(256, dtype=torch.uint8))
     floats = pixels.float()  # of distorted images; they are left as they are
     assert torch.equal(models.normalize(floats), found)
     assert torch.equal(floats, pixels.float())
 
 
-def test_all_images_of_a_split_are_normalised_each_in_its_place(resized):
-    data = models.examples(resized["train"])
-    assert len(data.images) > 2 * models.EVALUATION_BATCH
-    part = models.examples(
-        mnist.Split(*(a[:1_203] for a in (data.images[:, 0].numpy(), data.labels.numpy())))
-    )
-    released = []
-    found = models.normalized(replace(part, release=lambda: released.append(True)))
-    assert released  # what was read of a mapped file is not needed any more
-    assert torch.equal(found.images, models.normalize(part.images))
-    assert torch.equal(found.labels, part.labels)
-    assert part.images.dtype == torch.uint8
-
-
 def test_softmax_before_the_loss_keeps_it_above_1_4612():
     certain_and_right = torch.eye(10)
-    floor = scoring.loss(certain_and_right, torch.arange(10))
+    floor = float(exact.cross_entropy(certain_and_right, torch.arange(10)))
     assert floor == pytest.approx(math.log(math.e + 9) - 1, abs=1e-6)
     network = models.build("lenet5", RECIPE.model_copy(update={"softmax_before_loss": True}))
     outputs = models.outputs(network, torch.zeros(3, 1, 32, 32, dtype=torch.uint8))
@@ -214,7 +224,7 @@ def by_hand(name, network, images):
     larger = np.stack(
         [np.asarray(Image.fromarray(image).resize(size, bilinear)) for image in images]
     )
-    x = torch.from_numpy((larger[:, None] / 255 - 0.1307) / 0.3081).float()
+    x = torch.from_numpy((larger[:, None] - 33.0) / (255 * 0.3081)).float()
     return linear(PLAIN[name](network, x), network.fc2.weight, network.fc2.bias)
 
 
@@ -224,7 +234,7 @@ def test_classifier_gives_the_probabilities_of_raw_images(name, softmax, splits)
     network = built(name, softmax_before_loss=softmax).eval()
     images = splits["test"].images[:5].copy()
     served = models.Classifier(network)(torch.from_numpy(images))
-    assert torch.allclose(served, softmax_of(by_hand(name, network, images)), atol=1e-5)
+    assert torch.allclose(served, softmax_of(by_hand(name, network, images)), atol=1e-4)
 
 
 @pytest.mark.parametrize("name", params.MODEL_NAMES)
@@ -235,15 +245,16 @@ def test_answers_are_those_of_each_image_without_dropout(name, softmax, splits):
     found = models.answers(network, mnist.Split(mnist.resize(images), labels.copy()))
     with torch.no_grad():
         expected = softmax_of(by_hand(name, network, images).double()).numpy()
-    assert np.allclose(found.probabilities, expected, atol=1e-5)
+    assert np.allclose(found.probabilities, expected, atol=1e-4)
     assert np.array_equal(found.labels, labels)
-    assert np.array_equal(found.predicted, expected.argmax(1))
-    assert np.allclose(found.confidence, expected.max(1), atol=1e-5)
-    assert np.array_equal(found.correct, expected.argmax(1) == labels)
+    assert np.array_equal(found.predicted, found.probabilities.argmax(1))
+    assert (found.predicted != expected.argmax(1)).mean() < 0.01  # an untrained network is unsure
+    assert np.allclose(found.confidence, expected.max(1), atol=1e-4)
+    assert np.array_equal(found.correct, found.predicted == labels)
     assert 0 < found.correct.sum() < len(labels)
     outputs = expected if softmax else np.log(expected)  # cross-entropy applies log-softmax itself
     assert found.loss == pytest.approx(
-        log_loss(labels, softmax_rows(outputs), labels=range(10)), abs=1e-5
+        log_loss(labels, softmax_rows(outputs), labels=range(10)), abs=1e-4
     )
 
 
@@ -267,7 +278,7 @@ def test_scoring_is_without_dropout_and_leaves_the_network_as_it_was(training, r
     before = models.fingerprint(network)
     images = models.examples(resized["test"]).images[:50]
     assert torch.equal(models.outputs(network, images), models.outputs(network, images))
-    assert network.training is network.dropout.training is training
+    assert network.training is training
     assert not models.outputs(network, images).requires_grad
     assert models.fingerprint(network) == before
 
@@ -321,6 +332,23 @@ def test_two_runs_with_one_seed_are_bitwise_identical_and_learn(name, ingredient
     assert not any(torch.equal(a, b) for a, b in zip(first, other, strict=True))
     assert history[-1]["train_loss"] < history[0]["train_loss"]
     assert history[-1]["test_accuracy"] > 0.7
+
+
+@pytest.mark.parametrize("name", params.MODEL_NAMES)
+@pytest.mark.parametrize("softmax", [False, True])
+def test_an_exported_classifier_answers_as_the_exact_one(name, softmax, resized, splits):
+    recipe = RECIPE.model_copy(update={"epochs": 4, "softmax_before_loss": softmax})
+    state = begun(name, recipe)
+    training.train(state, resized, recipe, lambda state: None)
+    classifier = models.Classifier(state.network).eval()
+    images = torch.from_numpy(splits["test"].images[:3_000].copy())
+    batch = {0: torch.export.Dim("batch", min=1)}
+    exported = torch.export.export(classifier, (images[:2],), dynamic_shapes=(batch,)).module()
+    with torch.no_grad():
+        expected, found = classifier(images), exported(images)
+        assert torch.equal(exported(images[:1]).argmax(1), expected[:1].argmax(1))
+    assert torch.equal(found.argmax(1), expected.argmax(1))
+    assert (found - expected).abs().max() < 1e-4
 
 
 def test_a_loss_that_is_not_finite_stops_with_epoch_and_step(resized):

@@ -31,6 +31,11 @@ def write(tmp_path, monkeypatch):
             "expected here: seed, threads, device, data, registry, study, recipe, recipes",
         ),
         (
+            "device: cpu",
+            "arithmetic: fast\ndevice: cpu",
+            "arithmetic is not a setting, expected here: seed, threads, device, data, registry",
+        ),
+        (
             "dropout: 0.0",
             "drop_out: 0.0\n      dropout: 0.0",
             "recipes.published.lenet5.drop_out is not a setting, expected here: epochs, batch_size",
@@ -79,8 +84,8 @@ def write(tmp_path, monkeypatch):
             "data.sources is 'raw', expected a list of: raw, torchvision, package\nerror: "
             "params.yaml: data.moved is not a setting",
         ),
-        ("threads: 2", "threads: 0", "threads is 0, expected greater than or equal to 1"),
-        ("threads: 2", "threads: 1000", "threads is 1000, expected less than or equal to 64"),
+        ("threads: 1", "threads: 0", "threads is 0, expected greater than or equal to 1"),
+        ("threads: 1", "threads: 1000", "threads is 1000, expected less than or equal to 64"),
         ("- raw", "- row", "data.sources.0 is 'row', expected 'raw', 'torchvision' or 'package'"),
         (
             "sources:\n",
@@ -151,7 +156,7 @@ ENDS = {
     "study.validation_size": [(10, 9), (59_990, 59_991)],
     "study.seeds.0": [(5, -1), (2**32 - 1, 2**32)],
     "recipes.fast.mlp.epochs": [(1, 0), (10_000, 10_001)],
-    "recipes.fast.mlp.batch_size": [(1, 0), (60_000, 60_001)],
+    "recipes.fast.mlp.batch_size": [(1, 0), (8_192, 8_193)],
     "recipes.fast.mlp.learning_rate": [(1e-300, 0.0), (1e300, float("inf"))],
     "recipes.fast.mlp.momentum": [(0.0, -1e-9), (1 - 1e-9, 1.0)],
     "recipes.fast.mlp.weight_decay": [(0.0, -1e-9), (1e300, float("inf"))],

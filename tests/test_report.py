@@ -255,7 +255,7 @@ def test_each_difference_is_its_first_recipe_or_model_minus_the_second(settings)
             assert one.seeds.mean == pytest.approx(mean)
             over_seeds = [100 * one.seeds.low, 100 * one.seeds.high]
             over_images = [100 * one.images_low, 100 * one.images_high]
-            assert line[:2] == [name, f"{100 * mean:+.2f}"]
+            assert line[:2] == [name, f"{100 * one.seeds.mean:+.2f}"]
             assert line[2] == "{:.2f} to {:.2f}".format(*over_seeds)
             assert line[3] == "{:.2f} to {:.2f}".format(*over_images)
             smallest, largest = map(float, line[4].split(" to "))
