@@ -270,6 +270,14 @@ def test_a_layer_and_its_gradients_are_nearly_pytorchs(name):
         assert (ours - plain).abs().max() < 1e-5 * plain.abs().max()
 
 
+def test_no_order_changes_a_total_of_numbers_of_all_sizes():
+    x = torch.randn(8192, 3) * 2.0 ** torch.randint(-30, 1, (8192, 3))
+    found = exact.total(x)
+    for order in (torch.randperm(8192), torch.arange(8192).flip(0)):
+        assert torch.equal(exact.total(x[order]), found)
+    assert (found - x.double().sum(0)).abs().max() < 1e-9
+
+
 def test_8192_products_of_20_bits_each_fit_into_a_float64():
     x = torch.full((2, exact.LONGEST), exact.STEPS - 1, dtype=torch.float64)
     assert (x @ x.T == float(exact.LONGEST * (int(exact.STEPS) - 1) ** 2)).all()
