@@ -14,7 +14,7 @@ INSTALLING := $(VENV)/.installing
 export PIP_USER := 0
 unexport PIP_TARGET PIP_PREFIX PIP_ROOT PIP_PYTHON PIP_NO_DEPS PIP_DRY_RUN
 
-.PHONY: help install repro study verify attest test mutants lint bench sync find check serve ui
+.PHONY: help install repro study verify attest test mutants lint bench sync find serve ui
 
 help:
 	@echo "make repro   run the pipeline, as far as it is not up to date, and show the comparison"
@@ -28,17 +28,15 @@ help:
 	@echo "make sync    write the MLflow runs that are missing, from the results"
 	@echo "make find WHAT=RUN|MODEL|FILE|COMMIT   from a run to its commits, from a commit to its runs"
 	@echo "make ui      browse the runs in MLflow (PORT=...)"
-	@echo "make check WHAT=MODEL   whether a logged model is, byte by byte, what a commit holds"
 	@echo "make serve   answer images over HTTP with the champion"
 
 install: $(INSTALLED)
 
-$(INSTALLED): pyproject.toml constraints.txt
+$(INSTALLED): pyproject.toml constraints.txt requirements/compute.txt requirements/figures.txt
 # What the machine lacks is said before anything is downloaded
 	@case "$$(uname)" in *_NT*) echo "error: on Windows this runs in WSL: \`wsl --install\`, and make there" >&2; exit 2;; esac
 	@command -v $(PYTHON) >/dev/null || { echo "error: there is no $(PYTHON) in PATH: install Python 3.11 or newer, or name one: make PYTHON=/path/to/python3" >&2; exit 1; }
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "error: %s is Python %s, needed is 3.11 or newer: make PYTHON=python3.12 ..." % (sys.executable, sys.version.split()[0]))'
-	@$(PYTHON) -c 'import sys; sys.exit(sys.maxsize < 2**32 and "error: %s is a 32-bit Python, and PyTorch is made for 64 bits only: make PYTHON=..." % sys.executable)'
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "error: %s is Python %s, needed is 3.11 or newer: make PYTHON=python3.12 ..." % (sys.executable, sys.version.split()[0]) or sys.maxsize < 2**32 and "error: %s is a 32-bit Python, and PyTorch is made for 64 bits only: make PYTHON=..." % sys.executable)'
 # An installation that was cut short is begun anew: pip takes half a package for a whole one
 	@if test -e $(INSTALLING) || ! $(PY) -m pip --version >/dev/null 2>&1; then \
 	  $(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { echo "error: $(PYTHON) cannot make an environment, because its module venv or ensurepip is missing: on Debian and Ubuntu, \`apt install python3-venv\`" >&2; exit 1; }; \
@@ -49,19 +47,17 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@mv $(INSTALLING) $(INSTALLED)
 
 repro: $(INSTALLED)
-	@$(PY) -m stages.preflight
+	@$(PY) -m dvc_mlflow mend
 	$(PY) -m dvc repro
-	@[ "$(MIRROR)" = off ] || $(PY) -m stages.tracking sync || true
-	@echo
-	@cat reports/comparison.md
-	@echo
-	@echo "Figures: reports/figures   Metrics: .venv/bin/dvc metrics show   Runs: make ui"
+	@[ "$(MIRROR)" = off ] || $(PY) -m dvc_mlflow sync || true
+	@! test -f reports/comparison.md || { echo; cat reports/comparison.md; echo; }
+	@echo "Figures: reports/figures   Metrics: $(VENV)/bin/dvc metrics show   Runs: make ui"
 
 study: $(INSTALLED)
-	@$(PY) -m stages.preflight
+	@$(PY) -m dvc_mlflow mend
 	$(PY) -m dvc repro prepare
 	cd study && "$(abspath $(PY))" -m dvc repro
-	@[ "$(MIRROR)" = off ] || $(PY) -m stages.tracking sync-study || true
+	@[ "$(MIRROR)" = off ] || $(PY) -m dvc_mlflow sync || true
 	@echo
 	@cat study/report/study.md
 
@@ -84,28 +80,24 @@ bench: $(INSTALLED)
 	@$(PY) -m benchmarks
 
 sync: $(INSTALLED)
-	@$(PY) -m stages.tracking sync $(REV)
-	@$(if $(REV),,$(PY) -m stages.tracking sync-study)
+	@$(PY) -m dvc_mlflow sync $(REV)
 
 find: $(INSTALLED)
-	@$(PY) -m stages.tracking find '$(WHAT)'
+	@$(PY) -m dvc_mlflow find '$(WHAT)'
 
-check: $(INSTALLED)
-	@$(PY) -m stages.tracking check '$(WHAT)'
-
-# The model is served only if it is, byte by byte, what a commit's dvc.lock holds
+# The model is built from the weights in a commit's dvc.lock
 MODEL ?= models:/mnist@champion
 serve: $(INSTALLED)
 	@$(PY) -m stages.serve '$(MODEL)' $(or $(PORT),5001)
 
 # Without PORT it is 5000, or the first free one after it
 ui: $(INSTALLED)
-	@$(PY) -m stages.tracking ui $(PORT)
+	@$(PY) -m dvc_mlflow view $(PORT)
 
 # Clones the last commit, computes everything anew and compares with dvc.lock (three minutes)
 verify: $(INSTALLED)
-	@$(PY) -m stages.verify $(if $(ATTEST),attest $(if $(KEY),'$(KEY)'))
+	@$(PY) -m dvc_mlflow verify $(if $(ATTEST),statement $(if $(KEY),'$(KEY)'))
 
 # Checks the statements in reports/rebuilds
 attest: $(INSTALLED)
-	@$(PY) -m stages.attest
+	@$(PY) -m dvc_mlflow attest

@@ -1,4 +1,4 @@
-"""How long things take, measured against what they are compared with in one run: `make bench`.
+"""How long things take, compared with other ways in the same run: `make bench`.
 
 Each measurement is a process of its own, because libraries read their settings when imported.
 """
@@ -19,7 +19,7 @@ ENVIRONMENT = os.environ | {
 
 
 def run(*command: str, env: Mapping[str, str] | None = None) -> tuple[str, float]:
-    """What a command run in the project's folder prints, and the seconds it takes."""
+    """The output of a command that runs in the main folder, and the seconds that it takes."""
     started = time.perf_counter()
     result = subprocess.run(
         command, cwd=ROOT, env=ENVIRONMENT | (env or {}), stdout=subprocess.PIPE, text=True
@@ -30,6 +30,6 @@ def run(*command: str, env: Mapping[str, str] | None = None) -> tuple[str, float
 
 
 def child(module: str, *arguments: str, env: Mapping[str, str] | None = None) -> str:
-    """What ``python -m benchmarks.MODULE child ARGUMENTS`` prints."""
+    """The output of ``python -m benchmarks.MODULE child ARGUMENTS``."""
     command = [sys.executable, "-m", f"benchmarks.{module}", "child", *arguments]
     return run(*command, env=env)[0]

@@ -5,8 +5,8 @@
 Each figure is the time of whole processes: `python -m stages.train`, on copies of the code in
 scratch folders, and an epoch of a plain DataLoader loop. LeNet-5 is trained for EPOCHS
 epochs, the MLP for all of its recipe. A thread that waits for another one spins before it sleeps.
-The environment variable GOMP_SPINCOUNT, which stages/numerics.py sets, says how often. The second
-table has other values of it, for the MLP.
+The environment variable GOMP_SPINCOUNT, which stages/base/numerics.py sets, says how often. The
+second table has other values of it, for the MLP.
 """
 
 import shutil
@@ -19,8 +19,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from benchmarks import ENVIRONMENT, ROOT
-from stages import files, numerics
-from stages.tables import TITLES, table
+from stages.base import files, numerics
+from stages.base.params import TITLES
+from stages.show.tables import table
 
 EPOCHS = 2
 LIBGOMP = "300000"  # its default
@@ -34,17 +35,17 @@ Command = tuple[tuple[str, ...], Mapping[str, str]]  # arguments of Python, and 
 def place(scratch: Path) -> Path:
     """A copy of the code in a folder of its own: one folder takes one training at a time."""
     folder = Path(tempfile.mkdtemp(dir=scratch))
-    for package in ("stages", "benchmarks"):
+    for package in ("dvc_mlflow", "stages", "benchmarks"):
         shutil.copytree(ROOT / package, folder / package)
-    for name in ("params.yaml", "pyproject.toml", "dvc.yaml"):
+    for name in ("params.yaml", "recipes.yaml", "pyproject.toml", "dvc.yaml"):
         shutil.copy(ROOT / name, folder)
     (folder / "data").symlink_to(ROOT / "data")
     (folder / "MNIST").mkdir()
     (folder / "MNIST" / "raw").symlink_to(ROOT / files.DATA_RAW)
-    params = folder / "params.yaml"
-    head, lenet5 = params.read_text(encoding="utf-8").split("  documented:\n    lenet5:\n")
+    recipes = folder / "recipes.yaml"
+    head, lenet5 = recipes.read_text(encoding="utf-8").split("\ndocumented:\n  lenet5:\n")
     lenet5 = lenet5.replace("epochs: 20", f"epochs: {EPOCHS}", 1)
-    params.write_text(f"{head}  documented:\n    lenet5:\n{lenet5}", encoding="utf-8")
+    recipes.write_text(f"{head}\ndocumented:\n  lenet5:\n{lenet5}", encoding="utf-8")
     return folder
 
 

@@ -1,4 +1,4 @@
-"""What it costs that a killed training can go on.
+"""The cost of checkpoints, with which an interrupted training resumes.
 
     .venv/bin/python -m benchmarks.checkpoints [ROUNDS]
 
@@ -17,7 +17,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 from benchmarks import child
-from stages.tables import table
+from stages.show.tables import table
 
 EPOCHS = {"lenet5": 5, "mlp": 20}
 
@@ -40,31 +40,35 @@ class Clock:
 
 
 def measured(name: str, protected: bool) -> tuple[float, float]:
-    """Seconds of the whole of `train.fit`, and those of them that checkpoints take."""
-    from stages import alone, checkpoint, files, mnist, numerics, params, train
+    """Seconds of a whole training, and those of them that checkpoints take."""
+    from dvc_mlflow import alone
+    from stages.base import files, numerics, params
+    from stages.base.splits import SPLITS, load_split
+    from stages.learn import checkpoint, resume
 
     settings = params.load()
     recipe = getattr(settings.recipes["documented"], name)
     recipe = recipe.model_copy(update={"epochs": EPOCHS[name]})
-    splits = {part: mnist.load_split(files.DATA_PREPARED, part) for part in mnist.SPLITS}
+    splits = {part: load_split(files.DATA_PREPARED, part) for part in SPLITS}
     clock = Clock()
     if protected:
-        train.key = clock(checkpoint.key)
+        resume.key = clock(checkpoint.key)
         for method in ("restore", "save", "remove"):
             wrapped = clock(getattr(checkpoint.Checkpoint, method))
             setattr(checkpoint.Checkpoint, method, wrapped)
     else:
-        train.key = lambda *_: b""
-        train.Checkpoint = lambda *_: SimpleNamespace(
+        resume.key = lambda *_: b""
+        resume.Checkpoint = lambda *_: SimpleNamespace(
             restore=lambda state: None, save=lambda state: None, remove=lambda: None
         )
     generator = numerics.configure(settings.threads, settings.seed)
-    run = SimpleNamespace(log_epoch=lambda row: None)
     with tempfile.TemporaryDirectory(dir=Path()) as folder, chdir(folder):
         alone.FOLDER.mkdir(parents=True)
         started = time.perf_counter()
-        with train.fit("train", name, splits, recipe, "cpu", generator, run):
+        training = resume.Training("train", name, splits, recipe, "cpu", generator)
+        for _ in training.epochs():
             pass
+        training.finish()
         return time.perf_counter() - started, clock.seconds
 
 
@@ -73,7 +77,7 @@ def measure(rounds: int = 8) -> str:
     for name in EPOCHS:
         ratios, shares = [], []
         for number in range(rounds):
-            # Which comes first alternates, because what is warm favours the second
+            # Which comes first alternates, because a warm cache favours the second
             ways = ("without", "with") if number % 2 else ("with", "without")
             found = {
                 way: [float(word) for word in child("checkpoints", name, way).split()[-2:]]

@@ -5,14 +5,14 @@ arithmetic alone.
 
 An epoch is 60,000 training images and the scores on the 10,000 test images. The ways, in turn:
 
-- pipeline: the prepared images, mapped, and the exact sums of stages/exact.py.
+- pipeline: the prepared images, mapped, and the exact sums of stages/networks/exact.py.
 - plain PyTorch: the same images, normalised once, PyTorch's own layers, optimizer and loss; pinned,
   with the kernels that every processor with AVX2 has, so that such processors agree on the bits.
 - JAX: the same loop on the same images, compiled by XLA, which may use all processors.
 - DataLoader: torchvision's MNIST and transforms, in a DataLoader without workers.
-- files: what the published experiment did: PNG files in a folder a digit, opened with PIL, resized
-  and normalised by torchvision's transforms, in a DataLoader with 4 workers. Our own
-  reimplementation of that method.
+- files: the method of the published experiment: PNG files in a folder a digit, opened with PIL,
+  resized and normalised by torchvision's transforms, in a DataLoader with 4 workers. It is
+  implemented anew here.
 - matrix product: LeNet-5's floating-point operations at the speed of a large float32 product.
 """
 
@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import child
-from stages.tables import table
+from stages.show.tables import table
 
 WAYS = {
     "pipeline": "this pipeline (exact)",
@@ -49,17 +49,18 @@ def write_png_files(folder: Path) -> None:
     """MNIST as PNG files, in a folder a split and digit."""
     from PIL import Image
 
-    from stages import files, mnist
+    from stages.base import files
+    from stages.base.params import CLASSES
+    from stages.mnist import idx
 
     for split, images, labels in (
-        ("train", mnist.TRAIN_IMAGES, mnist.TRAIN_LABELS),
-        ("test", mnist.TEST_IMAGES, mnist.TEST_LABELS),
+        ("train", idx.TRAIN_IMAGES, idx.TRAIN_LABELS),
+        ("test", idx.TEST_IMAGES, idx.TEST_LABELS),
     ):
         pixels, digits = (
-            mnist.parse(file, (files.DATA_RAW / file.name).read_bytes())
-            for file in (images, labels)
+            idx.parse(file, (files.DATA_RAW / file.name).read_bytes()) for file in (images, labels)
         )
-        for digit in range(mnist.CLASSES):
+        for digit in range(CLASSES):
             (folder / split / str(digit)).mkdir(parents=True)
         for index, (image, digit) in enumerate(zip(pixels, digits, strict=True)):
             Image.fromarray(image).save(folder / split / str(digit) / f"{index}.png")
@@ -67,11 +68,14 @@ def write_png_files(folder: Path) -> None:
 
 def pipeline_epoch(name: str) -> float:
     """Seconds of the second epoch; the first warms up."""
-    from stages import exact, files, mnist, models, numerics, params, scoring, training
+    from stages.base import files, numerics, params
+    from stages.base.splits import load_split
+    from stages.learn import training
+    from stages.networks import exact, models
 
     settings = params.load()
     recipe = settings.of_model(name)
-    splits = {split: mnist.load_split(files.DATA_PREPARED, split) for split in ("train", "test")}
+    splits = {split: load_split(files.DATA_PREPARED, split) for split in ("train", "test")}
     data = {split: models.examples(part) for split, part in splits.items()}
     generator = numerics.configure(settings.threads, settings.seed)
     network = models.build(name, recipe)
@@ -83,14 +87,16 @@ def pipeline_epoch(name: str) -> float:
         training.train_epoch(state, data["train"], order, recipe, epoch)
         outputs = models.outputs(network, data["test"].images)
         exact.cross_entropy(outputs, data["test"].labels.long()).item()
-        scoring.accuracy(outputs, data["test"].labels)
+        models.accuracy(outputs, data["test"].labels)
         seconds = time.perf_counter() - started
     return seconds
 
 
 def plain_epoch(name: str) -> float:
     """Seconds of the second epoch of a plain loop on the same images, normalised beforehand."""
-    from stages import files, mnist, models, numerics, params
+    from stages.base import files, numerics, params
+    from stages.base.splits import load_split
+    from stages.networks import models
 
     # isort: split
     import torch
@@ -100,7 +106,7 @@ def plain_epoch(name: str) -> float:
     numerics.configure(settings.threads, settings.seed)
     data = {}
     for split in ("train", "test"):
-        part = models.examples(mnist.load_split(files.DATA_PREPARED, split))
+        part = models.examples(load_split(files.DATA_PREPARED, split))
         data[split] = models.normalize(part.images) * models.SCALE, part.labels.long()
     network = tutorial_network(name)
     optimizer = torch.optim.SGD(network.parameters(), lr=0.01, momentum=0.9)
@@ -145,11 +151,13 @@ def jax_epoch(name: str) -> float:
     import numpy as np
     from jax import lax
 
-    from stages import files, mnist, models
+    from stages.base import files
+    from stages.base.splits import load_split
+    from stages.networks import models
 
     data = {}
     for split in ("train", "test"):
-        part = mnist.load_split(files.DATA_PREPARED, split)
+        part = load_split(files.DATA_PREPARED, split)
         images = (part.images[..., None].astype(np.float32) - models.SHIFT) * models.SCALE
         data[split] = jnp.asarray(images), jnp.asarray(part.labels, jnp.int32)
     generator = np.random.default_rng(0)
@@ -219,7 +227,8 @@ def usual_epoch(way: str, name: str, folder: str) -> float:
     import torch.nn.functional as F
     from torch.utils.data import DataLoader
 
-    from stages import models, sources
+    from stages.mnist import sources
+    from stages.networks import models
 
     sources.define_missing_operators()
     from torchvision import datasets, transforms
@@ -267,7 +276,7 @@ def matrix_product() -> float:
     """Floating-point operations a second of a 2048 x 2048 x 2048 product, the best of ten."""
     import torch
 
-    from stages import params
+    from stages.base import params
 
     torch.set_num_threads(params.load().threads)
     a, b = torch.rand(2, 2048, 2048)
@@ -285,7 +294,7 @@ def environment(way: str) -> dict[str, str]:
 
 def measure(rounds: int = 3) -> str:
     with tempfile.TemporaryDirectory() as scratch:
-        from stages import files
+        from stages.base import files
 
         write_png_files(Path(scratch) / "png")
         (Path(scratch) / "MNIST").mkdir()

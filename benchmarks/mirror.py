@@ -1,9 +1,9 @@
-"""What the mirror costs: `dvc repro --force` with MLflow's runs and without, in turn.
+"""The cost of the runs in MLflow: `dvc repro --force` with them and without, in turn.
 
     .venv/bin/python -m benchmarks.mirror [ROUNDS]
 
-Runs the pipeline for real in this checkout; what it writes is the same. The store is the default
-one, a SQLite file.
+Runs the pipeline for real in this checkout, and writes the same results again. The store is the
+default one, a SQLite file.
 """
 
 import statistics
@@ -15,7 +15,7 @@ from benchmarks import run
 def main(rounds: int = 3) -> None:
     pairs = []
     for number in range(rounds):
-        # Which comes first alternates, because what is warm favours the second
+        # Which comes first alternates, because a warm cache favours the second
         order = ("on", "off") if number % 2 else ("off", "on")
         seconds = {
             mirror: run("dvc", "repro", "--force", env={"MIRROR": mirror})[1] for mirror in order

@@ -2,8 +2,8 @@
 
     .venv/bin/python -m benchmarks.recipes
 
-Runs stage cell of study/dvc.yaml in this checkout, without a run in MLflow; what it writes is the
-same.
+Runs the stage cell of the study in this checkout, without a run in MLflow, and writes the same
+cells again.
 """
 
 import json
@@ -11,20 +11,20 @@ import statistics
 import sys
 
 from benchmarks import ROOT, run
-from stages import files, params
-from stages.tables import table
+from stages.show.tables import table
+from study import settings
 
 
 def cell(recipe: str, model: str, seed: int) -> tuple[float, float]:
     """Seconds of the whole process, and the test accuracy that it ends with."""
-    command = [sys.executable, "-m", "stages.cell", recipe, model, str(seed)]
+    command = [sys.executable, "-m", "study.cell", recipe, model, str(seed)]
     _, seconds = run(*command, env={"MIRROR": "off"})
-    scores = ROOT / files.cell_path(recipe, model, seed)
+    scores = ROOT / settings.cell_path(recipe, model, seed)
     return seconds, json.loads(scores.read_text(encoding="utf-8"))["test_accuracy"]
 
 
 def main() -> None:
-    seeds = params.load().study.seeds
+    seeds = settings.load().seeds
     runs = [
         ("fast", "lenet5", seeds),
         ("record", "lenet5", seeds[:1]),

@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 
 from benchmarks import child
-from stages.tables import table
+from stages.show.tables import table
 
 SIZES = (60_000, 600_000, 6_000_000)
 STRETCHES = 10
@@ -29,12 +29,13 @@ def write(folder: Path, size: int) -> None:
     # isort: split
     import numpy as np
 
-    from stages import files, mnist
+    from stages.base import files
+    from stages.base.splits import INPUT_SIDE, load_split
 
-    part = mnist.load_split(files.DATA_PREPARED, "train")
+    part = load_split(files.DATA_PREPARED, "train")
     shifts = np.random.default_rng(0).integers(-2, 3, (size // len(part), 2))
-    shape = [size, mnist.INPUT_SIDE, mnist.INPUT_SIDE]
-    end = size * mnist.INPUT_SIDE**2
+    shape = [size, INPUT_SIDE, INPUT_SIDE]
+    end = size * INPUT_SIDE**2
     header = json.dumps(
         {
             "images": {"dtype": "U8", "shape": shape, "data_offsets": [0, end]},
@@ -51,7 +52,9 @@ def write(folder: Path, size: int) -> None:
 
 def train(name: str, folder: str) -> None:
     """Print the ratio of the times of an image, here and in the 60,000, and the peak memory."""
-    from stages import files, mnist, models, numerics, params, training
+    from stages.base import files, numerics, params, splits
+    from stages.learn import training
+    from stages.networks import models
 
     settings = params.load()
     recipe = settings.of_model(name)
@@ -60,7 +63,7 @@ def train(name: str, folder: str) -> None:
     state = training.begin(network, recipe, 10_000, generator)
     sets = []
     for place in (Path(folder), files.DATA_PREPARED):
-        data = models.examples(mnist.load_split(place, "train"))
+        data = models.examples(splits.load_split(place, "train"))
         order = training.random_order(len(data.labels), generator)
         sets.append((data, order.split(training.WHOLE)))
 

@@ -1,4 +1,4 @@
-"""What made LeNet-5's epoch faster, a step at a time, and where the time that is left goes.
+"""The steps that made LeNet-5's epoch faster, one at a time, and where the rest of the time goes.
 
 .venv/bin/python -m benchmarks.steps [ROUNDS]
 """
@@ -8,10 +8,10 @@ import sys
 import time
 
 from benchmarks import child
-from stages.tables import table
+from stages.show.tables import table
 
 STEPS = [
-    "exact sums (`stages.exact`), a batch at a time",
+    "exact sums (`stages.networks.exact`), a batch at a time",
     "freed memory kept by the C library, fresh memory not filled",
     "convolutions 64 images at a time, whose numbers a processor keeps close (`exact.CACHED`)",
 ]
@@ -19,7 +19,9 @@ STEPS = [
 
 def epoch(step: int, profiled: bool) -> float:
     """Seconds of the second training epoch with the first ``step`` steps taken."""
-    from stages import exact, files, mnist, models, numerics, params, training
+    from stages.base import files, numerics, params, splits
+    from stages.learn import training
+    from stages.networks import exact, models
 
     # isort: split
     import torch
@@ -30,7 +32,7 @@ def epoch(step: int, profiled: bool) -> float:
         numerics._keep_freed_memory = lambda: None
     if step < 2:
         exact.CACHED = recipe.batch_size
-    data = models.examples(mnist.load_split(files.DATA_PREPARED, "train"))
+    data = models.examples(splits.load_split(files.DATA_PREPARED, "train"))
     generator = numerics.configure(settings.threads, settings.seed)
     torch.utils.deterministic.fill_uninitialized_memory = step < 1
     network = models.build("lenet5", recipe)

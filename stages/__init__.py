@@ -1,33 +1,51 @@
-"""The pipeline and the study: one script a stage, and one module a concept."""
+"""The pipeline: one script per stage, and the folders that the stages share.
+
+This file runs before every other module. It cannot change a result.
+"""
 
 import sys
 
 
 def _on_uncaught(kind, error, traceback):  # type: ignore[no-untyped-def]
-    """Ctrl-C is no mistake of the code, wherever it comes: also during the imports below."""
+    """Ctrl-C is not a mistake in the code. It can come at any time, also during imports."""
     if issubclass(kind, KeyboardInterrupt):
-        print(
-            f"error: {str(error) or 'interrupted'}; `dvc repro` goes on from here", file=sys.stderr
-        )
+        print(f"error: {str(error) or 'interrupted'}; `dvc repro` resumes here", file=sys.stderr)
     else:
         sys.__excepthook__(kind, error, traceback)
 
 
 sys.excepthook = _on_uncaught
 
+# The study depends on the folders below this one. For DVC, a `__pycache__` in them would be code:
+# .dvcignore counts inside a DVC project only, and these folders are outside of the study's.
+sys.dont_write_bytecode = True
+
 import importlib.util  # noqa: E402
 import os  # noqa: E402
 from pathlib import Path  # noqa: E402
 
-from stages import numerics  # noqa: E402
+from stages.base import numerics  # noqa: E402
 
 # `python stages/train.py lenet5` looks for modules in `stages` first, and may take this package
-# from another checkout: begin again as `python -m stages.train`
+# from another checkout. So start again as `python -m stages.train`.
 _script = Path(getattr(sys.modules["__main__"], "__file__", None) or "")
-if _script.parent.name == "stages" and sys.modules["__main__"].__spec__ is None:
+if _script.parent.name in ("stages", "study") and sys.modules["__main__"].__spec__ is None:
     _options = sys.orig_argv[1 : -len(sys.argv)]
-    _module = ["-m", f"stages.{_script.stem}"]
+    _module = ["-m", f"{_script.parent.name}.{_script.stem}"]
     os.execv(sys.executable, [sys.executable, *_options, *_module, *sys.argv[1:]])
+
+# The names of version 1.0.0
+_RENAMED = {
+    "stages.attest": "dvc_mlflow attest",
+    "stages.cell": "study.cell",
+    "stages.damage": "dvc_mlflow damage",
+    "stages.preflight": "dvc_mlflow mend",
+    "stages.report": "study.report",
+    "stages.tracking": "dvc_mlflow",
+    "stages.verify": "dvc_mlflow verify",
+}
+for _name in {*_RENAMED} & {*sys.orig_argv[:4]} if "-m" in sys.orig_argv else ():
+    sys.exit(f"error: `python -m {_name}` is `python -m {_RENAMED[_name]}` now")
 
 if importlib.util.find_spec("torch") is None:
     sys.exit(
@@ -35,4 +53,4 @@ if importlib.util.find_spec("torch") is None:
         "(`. .venv/bin/activate`; `make install` creates it)"
     )
 
-numerics.set_spins()  # here, because no module that imports torch can be imported before
+numerics.set_spins()  # no module that imports torch can be imported before this line

@@ -6,26 +6,29 @@ from typing import Any
 import numpy as np
 from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 
-from stages import alone, files, mnist, models, numerics, params, scoring, tracking
-from stages.errors import main_function
-from stages.models import Answers
-from stages.params import MODEL_NAMES, Params
-from stages.tables import TITLES
+import dvc_mlflow
+from dvc_mlflow.errors import main_function
+from stages import scoring
+from stages.base import files, numerics, params, splits
+from stages.base.params import MODEL_NAMES, TITLES, Params
+from stages.networks import models
+from stages.networks.models import Answers
 
-DIGITS = range(mnist.CLASSES)
+DIGITS = range(params.CLASSES)
 
 
-def model_metrics(answers: Answers) -> dict[str, Any]:
-    """What metrics.json says of one model; fractions, and loss in nats."""
-    low, high = scoring.accuracy_interval(answers.correct)
+def model_metrics(answers: Answers) -> dict[str, float]:
+    """The part of metrics.json for one model. The accuracy is a fraction, the loss is in nats."""
+    return {"accuracy": float(answers.correct.mean()), "loss": answers.loss}
+
+
+def model_details(answers: Answers) -> dict[str, list[float]]:
+    """The part of evaluation.json for one model. `dvc metrics show` does not show lists."""
     bins = scoring.calibration(answers.confidence, answers.correct)
     return {
-        "accuracy": float(answers.correct.mean()),
-        "accuracy_low": low,
-        "accuracy_high": high,
-        "calibration_error": scoring.calibration_error(bins),
-        "errors": int((~answers.correct).sum()),
-        "loss": answers.loss,
+        "accuracy_interval": list(scoring.accuracy_interval(answers.correct)),
+        "calibration_error": [scoring.calibration_error(bins)],
+        "errors": [int((~answers.correct).sum())],
     }
 
 
@@ -45,7 +48,7 @@ def write_confusion(name: str, answers: Answers) -> None:
 
 
 def class_rows(name: str, answers: Answers) -> list[list[Any]]:
-    """Model, digit, precision, recall, F1 and images of each digit."""
+    """Per digit: model, digit, precision, recall, F1 score, and number of images."""
     columns = precision_recall_fscore_support(
         answers.labels, answers.predicted, labels=DIGITS, zero_division=0.0
     )
@@ -55,12 +58,16 @@ def class_rows(name: str, answers: Answers) -> list[list[Any]]:
     ]
 
 
-def comparison_rows(settings: Params, metrics: dict[str, Any]) -> list[dict[str, Any]]:
-    """A row a model of ours, then a row a model of the published experiment."""
+def comparison_rows(
+    settings: Params, metrics: dict[str, Any], details: dict[str, Any]
+) -> list[dict[str, Any]]:
+    """One row per model: first ours, then those of the published experiment."""
     rows: list[dict[str, Any]] = []
     for name in MODEL_NAMES:
-        ours = {key: metrics[name][key] for key in ("loss", "accuracy", "calibration_error")}
-        interval = {key: metrics[name][key] for key in ("accuracy_low", "accuracy_high")}
+        ours = {key: metrics[name][key] for key in ("loss", "accuracy")}
+        ours["calibration_error"] = details[name]["calibration_error"][0]
+        low, high = details[name]["accuracy_interval"]
+        interval = {"accuracy_low": low, "accuracy_high": high}
         parameters = sum(models.PARAMETERS[name].values())
         row = {"model": name, "source": f"recipe {settings.recipe}", "parameters": parameters}
         rows.append(row | ours | interval)
@@ -75,16 +82,16 @@ def comparison_rows(settings: Params, metrics: dict[str, Any]) -> list[dict[str,
 @main_function
 def main() -> None:
     settings = params.load()
-    with alone.holding("evaluate"), tracking.run("evaluate"):
+    with dvc_mlflow.run("evaluate"):
         numerics.configure(settings.threads, settings.seed)
-        test = mnist.load_split(files.DATA_PREPARED, "test")
+        test = splits.load_split(files.DATA_PREPARED, "test")
         answers = {}
         for name in MODEL_NAMES:
             network = models.load_model(name, settings.of_model(name), files.model_path(name))
             answers[name] = models.answers(network, test)
         difference = scoring.paired_difference(answers["lenet5"].correct, answers["mlp"].correct)
         metrics: dict[str, Any] = {name: model_metrics(answers[name]) for name in MODEL_NAMES}
-        rows = comparison_rows(settings, metrics)
+        details: dict[str, Any] = {name: model_details(answers[name]) for name in MODEL_NAMES}
         for name in MODEL_NAMES:
             write_predictions(name, answers[name])
             write_confusion(name, answers[name])
@@ -93,10 +100,14 @@ def main() -> None:
             ["model", "digit", "precision", "recall", "f1", "images"],
             (row for name in MODEL_NAMES for row in class_rows(name, answers[name])),
         )
-        files.write_rows(files.COMPARISON, rows)
+        files.write_rows(files.COMPARISON, comparison_rows(settings, metrics, details))
         outputs = [(name, answers[name].outputs_sha256) for name in MODEL_NAMES]
-        metrics |= {"difference": asdict(difference), "outputs": files.fingerprint_lines(outputs)}
-        files.write_json(files.METRICS, metrics)
+        details |= {
+            "difference": {key: [value] for key, value in asdict(difference).items()},
+            "outputs": files.fingerprint_lines(outputs),
+        }
+        files.write_json(files.METRICS, {**metrics, "difference": difference.accuracy})
+        files.write_json(files.EVALUATION, details)
         for name in MODEL_NAMES:
             print(f"{TITLES[name]}: test accuracy {metrics[name]['accuracy']:.2%}")
 

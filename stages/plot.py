@@ -1,4 +1,4 @@
-"""Stage plot: the figures and the comparison to read, from the results of the other stages."""
+"""Stage plot: draw the figures and write the comparison, from the results of the other stages."""
 
 import csv
 import json
@@ -10,15 +10,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from stages import alone, figures, files, mnist, params, scoring, tracking
-from stages.errors import InputError, main_function
-from stages.params import MODEL_NAMES
-from stages.tables import TITLES, table
+import dvc_mlflow
+from dvc_mlflow.errors import InputError, main_function
+from dvc_mlflow.files import write_text
+from stages import scoring
+from stages.base import files, params, splits
+from stages.base.params import MODEL_NAMES, TITLES
+from stages.show import figures
+from stages.show.tables import table
 
 
 @contextmanager
 def reading(path: Path, stage: str) -> Iterator[None]:
-    """Turn the reason why a stage's out cannot be read into one line."""
+    """Say in one line why a result of ``stage`` cannot be read."""
     try:
         yield
     except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
@@ -33,11 +37,11 @@ def read(path: Path, stage: str) -> dict[str, list[float]]:
 
 
 def comparison_markdown(rows: Sequence[Mapping[str, str]], difference: Mapping[str, Any]) -> str:
-    """The table of the models, and the sentence on their difference.
+    """The table of the models, and a sentence about their difference.
 
     Args:
-        rows: Those of reports/comparison.csv.
-        difference: The part of reports/metrics.json with this name.
+        rows: The rows of reports/comparison.csv.
+        difference: The part of reports/evaluation.json with this name.
     """
     lines = []
     for row in rows:
@@ -65,15 +69,16 @@ def comparison_markdown(rows: Sequence[Mapping[str, str]], difference: Mapping[s
 def comparison() -> str:
     with reading(files.COMPARISON, "evaluate"), files.COMPARISON.open(encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
-    with reading(files.METRICS, "evaluate"):
-        difference = json.loads(files.METRICS.read_text(encoding="utf-8"))["difference"]
+    with reading(files.EVALUATION, "evaluate"):
+        found = json.loads(files.EVALUATION.read_text(encoding="utf-8"))["difference"]
+        difference = {key: value for key, [value] in found.items()}
     return comparison_markdown(rows, difference)
 
 
 @main_function
 def main() -> None:
     settings = params.load()
-    with alone.holding("plot"), tracking.run("plot"):
+    with dvc_mlflow.run("plot"):
         histories: dict[str, figures.History] = {
             name: read(files.history_path(name), f"train_{name}") for name in MODEL_NAMES
         }
@@ -85,7 +90,7 @@ def main() -> None:
         title = f"LeNet-5 and the MLP, recipe {settings.recipe}"
         figures.save(figures.curves(histories, title), files.FIGURES / "curves.png")
 
-        images = mnist.load_split(files.DATA_PREPARED, "test").images
+        images = splits.load_split(files.DATA_PREPARED, "test").images
         matrices: dict[str, NDArray[np.int64]] = {}
         bins: dict[str, list[scoring.CalibrationBin]] = {}
         for name in MODEL_NAMES:
@@ -93,7 +98,7 @@ def main() -> None:
             actual = np.array(columns["actual"], np.int64)
             predicted = np.array(columns["predicted"], np.int64)
             confidence = np.array(columns["confidence"])
-            matrices[name] = np.zeros((mnist.CLASSES, mnist.CLASSES), np.int64)
+            matrices[name] = np.zeros((params.CLASSES, params.CLASSES), np.int64)
             np.add.at(matrices[name], (actual, predicted), 1)
             bins[name] = scoring.calibration(confidence, actual == predicted)
             figures.save(
@@ -102,7 +107,7 @@ def main() -> None:
             )
         figures.save(figures.confusion(matrices), files.FIGURES / "confusion.png")
         figures.save(figures.reliability(bins), files.FIGURES / "reliability.png")
-        files.write_text(files.COMPARISON.with_suffix(".md"), comparison())
+        write_text(files.COMPARISON.with_suffix(".md"), comparison())
 
 
 if __name__ == "__main__":

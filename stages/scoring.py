@@ -1,32 +1,24 @@
 """Metrics and statistics of classifiers on one test set.
 
-The same on every processor, but for scipy's quantiles and p values: those may differ in their last
-bits, and that they do not after :func:`files.rounded` is assumed.
+They are the same on every processor. SciPy's intervals and p values might differ in their last
+bits, so it is assumed that :func:`stages.base.files.rounded` removes such a difference.
 """
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-if TYPE_CHECKING:  # two of the four stages that come here do without torch, and save its import
-    from torch import Tensor
-
 CONFIDENCE = 0.95
 NORMAL_QUANTILE = 1.959963984540054  # of (1 + CONFIDENCE) / 2
 CALIBRATION_BINS = 15
-PUBLISHED = {  # loss and accuracy on the test images, as the published experiment states them
+PUBLISHED = {  # loss and accuracy on the test images, from the published experiment
     "lenet5": (1.5190, 0.945),
     "mlp": (0.0928, 0.9731),
 }
 
 Bools = NDArray[np.bool_]
-
-
-def accuracy(outputs: "Tensor", labels: "Tensor") -> float:
-    return int((outputs.argmax(1) == labels).sum()) / len(labels)
 
 
 def accuracy_interval(correct: Bools) -> tuple[float, float]:
@@ -46,7 +38,7 @@ class CalibrationBin:
 
 
 def calibration(confidence: NDArray[np.float64], correct: Bools) -> list[CalibrationBin]:
-    """Bins of equal width over the confidence of the predicted class; empty ones left out."""
+    """Bins of equal width over the confidence of the predicted class, without the empty ones."""
     index = np.minimum((confidence * CALIBRATION_BINS).astype(int), CALIBRATION_BINS - 1)
     return [
         CalibrationBin(
@@ -59,7 +51,7 @@ def calibration(confidence: NDArray[np.float64], correct: Bools) -> list[Calibra
 
 def calibration_error(bins: list[CalibrationBin]) -> float:
     """Expected calibration error (C. Guo et al., ICML 2017): mean distance of confidence and
-    accuracy, each bin weighted by its count."""
+    accuracy, with the count of each bin as its weight."""
     total = sum(part.count for part in bins)
     return math.fsum(part.count * abs(part.confidence - part.accuracy) for part in bins) / total
 
@@ -79,9 +71,10 @@ class PairedDifference:
 def paired_difference(first: Bools, second: Bools) -> PairedDifference:
     """Compare two classifiers by the images on which they disagree.
 
-    The interval is Agresti and Min's (Statistics in Medicine 24, 2005): Wald's, with a half added
-    to each cell of the 2x2 table, which keeps its coverage when few images decide. The p value is
-    McNemar's (Psychometrika 12, 1947), exact: a two-sided binomial test at 1/2.
+    The interval is that of A. Agresti and Y. Min (Statistics in Medicine 24, 2005): Wald's, with
+    1/2 added to each cell of the 2x2 table. It keeps its coverage also if the classifiers disagree
+    on few images. The p value is that of the exact test of Q. McNemar (Psychometrika 12, 1947), a
+    two-sided binomial test at 1/2.
     """
     from scipy.stats import binomtest
 

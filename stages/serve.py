@@ -2,8 +2,9 @@
 
     python -m stages.serve [MODEL [PORT]]
 
-MLflow's scoring server, as `mlflow models serve` starts it, with a check before it. Alone it cuts
-the fractions off a float image and answers 500 to a request without a content type.
+The model is built from the weights that a commit's dvc.lock holds. The server is MLflow's scoring
+server, as `mlflow models serve` starts it, with a check before it. Without the check it would cut
+the fractions off a float image, and answer 500 to a request without a content type.
 """
 
 import json
@@ -15,8 +16,9 @@ from typing import Any
 
 import numpy as np
 
-from stages import find, store
-from stages.errors import InputError, main_function
+from dvc_mlflow import find, git, models, results, store
+from dvc_mlflow.errors import InputError, StageError, main_function
+from stages import hooks
 
 MODEL = "models:/mnist@champion"
 PORT = 5001
@@ -24,7 +26,7 @@ LARGEST_BODY = 64 * 2**20  # bytes; 10,000 images are about 25 MB of JSON
 
 
 def refusal(content_type: str | None, body: bytes) -> tuple[int, str] | None:
-    """The HTTP status and the reason why a request is refused, or None."""
+    """The HTTP status and the reason if a request is refused, or None."""
     if (content_type or "").split(";")[0].strip().lower() != "application/json":
         return 415, f"the content type is {content_type or 'missing'}, expected application/json"
     if len(body) > LARGEST_BODY:
@@ -47,7 +49,7 @@ def refusal(content_type: str | None, body: bytes) -> tuple[int, str] | None:
 
 
 def application(model: Path) -> Any:
-    """MLflow's scoring server for a logged model in a folder, behind :func:`refusal`."""
+    """MLflow's scoring server for a model in a folder, behind :func:`refusal`."""
     from fastapi import Request
     from fastapi.responses import JSONResponse
     from mlflow.pyfunc import scoring_server
@@ -66,17 +68,47 @@ def application(model: Path) -> Any:
     return app
 
 
+def build(what: str, folder: Path) -> str:
+    """Build a model anew, from the file of weights in the history that it was logged from.
+
+    Args:
+        what: See :func:`find.logged_model`.
+        folder: Gets the model, in the format of MLflow.
+
+    Returns:
+        A description: the file, and the commit that holds it.
+
+    Raises:
+        StageError: No commit holds its weights, or they cannot be had.
+    """
+    model = find.logged_model(what)
+    md5, path = model.tags.get("md5", ""), model.tags.get("file", "")
+    holding = [holder for holder in git.holders() if holder.holds({path: md5})]
+    if not holding:
+        raise StageError(f"{what} is refused: its bytes match no dvc.lock of this history")
+    commit = holding[0].first
+    with results.checkout(commit) as (project, bring):
+        locked = project.locked()
+        made = {out: found for one in locked.values() for out, found in one.outs.items()}
+        [result] = [one for one in locked.values() if path in one.outs]
+        for needed in (path, *hooks.reads(result)):
+            bring(needed, made[needed])
+        models.export(result, Path(path), folder)
+    return f"{what} is {path} (md5 {md5}) of commit {commit[:10]}"
+
+
 @main_function
 def main() -> None:
     what, port, *more = [*sys.argv[1:], *(MODEL, str(PORT))[len(sys.argv) - 1 :]]
     if more or not port.isdecimal() or not 0 < int(port) < 2**16:
         raise InputError("usage: python -m stages.serve [MODEL [PORT]]")
     os.chdir(Path(__file__).parents[1])
-    with tempfile.TemporaryDirectory(prefix="serve-") as folder:
+    with tempfile.TemporaryDirectory(prefix="serve-") as scratch:
+        folder = Path(scratch) / "model"
         with store.explained():
             store.find_experiment()
-            print(find.check(what, Path(folder)))
-            app = application(Path(folder) / "logged")
+            print(build(what, folder))
+            app = application(folder)
         import uvicorn
 
         print(f"answers POST http://127.0.0.1:{port}/invocations", flush=True)

@@ -17,17 +17,22 @@ import pytest
 from filelock import FileLock
 
 import stages  # noqa: F401  (sets how long threads spin, before any test imports torch)
-from stages import files, mnist, sources
+from dvc_mlflow import store
+from dvc_mlflow.files import md5
+from dvc_mlflow.hooks import settings
+from stages.base import files
+from stages.base.splits import Split
+from stages.mnist import idx, sources
 
 ROOT = Path(__file__).parents[1]
 NO_OUTS = (".gitignore", "benchmarks.md", "platforms.md")  # in the folders that hold DVC's outs
 
 
-def missing(what: str) -> None:
+def missing(reason: str) -> None:
     """Skip a test whose component this machine lacks, or fail it where NO_SKIP says so (CI)."""
     if os.environ.get("NO_SKIP"):
-        pytest.fail(what)
-    pytest.skip(what)
+        pytest.fail(reason)
+    pytest.skip(reason)
 
 
 def qemu(cpu: str) -> list[str]:
@@ -43,7 +48,7 @@ def crashed(said: str) -> bool:
 
 
 @pytest.fixture(scope="session")
-def raw() -> dict[mnist.IdxFile, bytes]:
+def raw() -> dict[idx.IdxFile, bytes]:
     """MNIST's four files, from wherever they can be had; kept in data/raw."""
     # Tests run two at a time, and both may find that the folder is empty
     with FileLock(ROOT / ".dvc" / "tmp" / "raw.lock"):
@@ -51,21 +56,53 @@ def raw() -> dict[mnist.IdxFile, bytes]:
 
 
 @pytest.fixture(scope="session")
-def splits(raw) -> dict[str, mnist.Split]:
-    return mnist.split(raw, validation_size=0, train_limit=2_000, seed=0)
+def splits(raw) -> dict[str, Split]:
+    return idx.split(raw, validation_size=0, train_limit=2_000, seed=0)
 
 
-def as_inputs(parts: dict[str, mnist.Split]) -> dict[str, mnist.Split]:
+def as_inputs(parts: dict[str, Split]) -> dict[str, Split]:
     """Splits as the networks take them."""
     return {
-        name: mnist.Split(mnist.resize(part.images), part.labels.copy())
-        for name, part in parts.items()
+        name: Split(idx.resize(part.images), part.labels.copy()) for name, part in parts.items()
     }
 
 
 @pytest.fixture(scope="session")
-def resized(splits) -> dict[str, mnist.Split]:
+def resized(splits) -> dict[str, Split]:
     return as_inputs(splits)
+
+
+@pytest.fixture(scope="session")
+def small(resized) -> dict[str, Split]:
+    """150 images to train on, the last batch of which is smaller, 40 for validation, 60 to test."""
+    train, test = resized["train"], resized["test"]
+    return {
+        "train": Split(train.images[:150], train.labels[:150]),
+        "validation": Split(train.images[200:240], train.labels[200:240]),
+        "test": Split(test.images[:60], test.labels[:60]),
+    }
+
+
+@pytest.fixture(autouse=True)
+def settings_of_the_folder():
+    """Each test may stand in another folder. A process looks at the one where it starts, once."""
+    forget_the_folder()
+
+
+def forget_the_folder() -> None:
+    settings.cache_clear()
+    store.root.cache_clear()
+
+
+@pytest.fixture
+def settings_of_torch():
+    """Its threads and its seed are those of before when the test ends."""
+    import torch
+
+    threads, state = torch.get_num_threads(), torch.get_rng_state()
+    yield
+    torch.set_num_threads(threads)
+    torch.set_rng_state(state)
 
 
 def environment(more: dict[str, str] | None = None) -> dict[str, str]:
@@ -179,15 +216,15 @@ class Clone:
     def make_small(self) -> None:
         """2 epochs on 600 images: the real pipeline in seconds."""
         self.edit("params.yaml", "train_limit: 0", "train_limit: 600")
-        self.edit("params.yaml", "epochs: 20", "epochs: 2", count=-1)
-        self.edit("params.yaml", "batch_size: 512", "batch_size: 64", count=-1)
+        self.edit("recipes.yaml", "epochs: 20", "epochs: 2", count=-1)
+        self.edit("recipes.yaml", "batch_size: 512", "batch_size: 64", count=-1)
 
     def outs(self) -> dict[str, str]:
         """The md5 of every file in the folders that hold DVC outs, by path."""
         folders = ["models", "data/prepared", "reports"]
         paths = [path for name in folders for path in (self.path / name).rglob("*")]
         return {
-            path.relative_to(self.path).as_posix(): files.md5(path)
+            path.relative_to(self.path).as_posix(): md5(path)
             for path in paths
             if path.is_file() and path.name not in NO_OUTS and path.parent.name != "rebuilds"
         }
@@ -242,8 +279,6 @@ def copy(small_run, tmp_path) -> Clone:
 @pytest.fixture(scope="session")
 def empty_store(tmp_path_factory) -> Path:
     """The file of a real SQLite store, to be copied: making its tables takes seconds."""
-    from stages import store
-
     store.apply_settings()
     from mlflow import MlflowClient
 
@@ -284,16 +319,21 @@ def standing_in(empty_store):
     it gives the client of that."""
     import mlflow
 
+    from stages import hooks
+
     @contextlib.contextmanager
     def entered(project: Clone) -> Iterator[mlflow.MlflowClient]:
         shutil.copy(empty_store, project.path)
         before = mlflow.get_tracking_uri()
         with pytest.MonkeyPatch.context() as patch, contextlib.chdir(project.path):
+            patch.setattr(hooks, "ROOT", project.path)
             for name in ("DVC_ROOT", "MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME"):
                 patch.setenv(name, "")  # and back at the end, also where MLflow sets it
+            forget_the_folder()
             try:
                 yield mlflow.MlflowClient(f"sqlite:///{project.path}/mlflow.db")
             finally:
                 mlflow.set_tracking_uri(before)
+                forget_the_folder()
 
     return entered

@@ -4,6 +4,7 @@ Only our own errors may come out. Ends with the peak of resident memory, in MB.
 """
 
 import gzip
+import io
 import json
 import string
 import sys
@@ -17,17 +18,26 @@ from hypothesis import strategies as st
 from ruamel.yaml import YAML
 
 import stages  # noqa: F401  (before torch is imported)
-from stages import mnist, params, preflight
-from stages.errors import StageError
+from dvc_mlflow import mend
+from dvc_mlflow.errors import StageError
+from stages.base import params, splits
+from stages.mnist import idx
+from study import settings as study_settings
 
 EXAMPLES = int(sys.argv[1]) if len(sys.argv) > 1 else 100
 FOLDER = Path(tempfile.mkdtemp(prefix="fuzz-"))
-GIVEN = params.PATH.read_text(encoding="utf-8")
+# The files of settings, and what reads them
+READERS = {
+    params.PATH: params.load,
+    params.RECIPES_PATH: params.load,
+    study_settings.PATH: study_settings.load,
+}
+GIVEN = {path: path.read_text(encoding="utf-8") for path in READERS}
 quick = settings(
     max_examples=EXAMPLES, deadline=5_000, suppress_health_check=list(HealthCheck), database=None
 )
 
-FILE = mnist.TEST_LABELS
+FILE = idx.TEST_LABELS
 WHOLE = FILE.header + bytes(FILE.length - len(FILE.header))
 
 
@@ -56,15 +66,15 @@ def mutated(draw: st.DrawFn, content: bytes) -> bytes:
 @given(st.one_of(st.binary(max_size=4_000), mutated(gzip.compress(WHOLE))))
 @example(bomb(300))
 def fuzz_gunzip(content: bytes) -> None:
-    with suppress(mnist.WrongBytes):
-        assert len(mnist.gunzip(content, FILE.length)) <= FILE.length
+    with suppress(idx.WrongBytes):
+        assert len(idx.gunzip(content, FILE.length)) <= FILE.length
 
 
 @quick
 @given(st.one_of(st.binary(max_size=4_000), mutated(WHOLE)))
 def fuzz_idx(content: bytes) -> None:
-    with suppress(mnist.WrongBytes):
-        mnist.check(FILE, content)
+    with suppress(idx.WrongBytes):
+        idx.check(FILE, content)
         raise AssertionError("zeros, or something near them, are not MNIST's labels")
 
 
@@ -92,7 +102,7 @@ tensor = st.fixed_dictionaries(
 def fuzz_split(content: bytes) -> None:
     (FOLDER / "train.safetensors").write_bytes(content)
     with suppress(StageError):
-        mnist.load_split(FOLDER, "train")
+        splits.load_split(FOLDER, "train")
 
 
 yaml_values = st.recursive(
@@ -104,30 +114,43 @@ yaml_values = st.recursive(
 )
 
 
+def read_settings(path: Path, content: bytes) -> None:
+    """Read the settings with another content in one of their files."""
+    path.write_bytes(content)
+    try:
+        with suppress(StageError):
+            READERS[path]()
+    finally:
+        path.write_text(GIVEN[path], encoding="utf-8")
+
+
+def contents(path: Path) -> st.SearchStrategy[tuple[Path, bytes]]:
+    text = st.text(max_size=300).map(lambda text: text.encode("utf-8", "surrogatepass"))
+    content = st.one_of(st.binary(max_size=500), mutated(GIVEN[path].encode()), text)
+    return st.tuples(st.just(path), content)
+
+
 @quick
-@given(
-    st.one_of(
-        st.binary(max_size=500),
-        mutated(GIVEN.encode()),
-        st.text(max_size=300).map(lambda text: text.encode("utf-8", "surrogatepass")),
-    )
+@given(st.one_of(*map(contents, READERS)))
+@example((params.PATH, b"[" * 100_000))
+@example(
+    (params.PATH, b"a: &a [x]\n" + b"".join(b"b%d: &b%d [*a, *a]\n" % (i, i) for i in range(30)))
 )
-@example(b"[" * 100_000)
-@example(b"a: &a [x]\n" + b"".join(b"b%d: &b%d [*a, *a]\n" % (i, i) for i in range(30)))
-@example(b"\xff\xfe")
-@example(("seed: " + LAUGHS).encode())
-@example(b"!!python/object/apply:os.system [echo]")
-def fuzz_params_text(content: bytes) -> None:
-    params.PATH.write_bytes(content)
-    with suppress(StageError):
-        params.load()
+@example((params.PATH, b"\xff\xfe"))
+@example((params.PATH, ("seed: " + LAUGHS).encode()))
+@example((params.RECIPES_PATH, ("fast: " + LAUGHS).encode()))
+@example((study_settings.PATH, ("seeds: " + LAUGHS).encode()))
+@example((params.PATH, b"!!python/object/apply:os.system [echo]"))
+def fuzz_settings_text(given: tuple[Path, bytes]) -> None:
+    read_settings(*given)
 
 
 @quick
 @given(st.data())
-def fuzz_params_values(data: st.DataObject) -> None:
-    """params.yaml with one value, anywhere in it, replaced."""
-    content = YAML(typ="safe").load(GIVEN)
+def fuzz_settings_values(data: st.DataObject) -> None:
+    """A file of settings with one value, anywhere in it, replaced."""
+    path = data.draw(st.sampled_from(list(READERS)))
+    content = YAML(typ="safe").load(GIVEN[path])
     place = content
     while True:
         keys = list(place) if isinstance(place, dict) else list(range(len(place)))
@@ -137,17 +160,16 @@ def fuzz_params_values(data: st.DataObject) -> None:
             continue
         place[key] = data.draw(yaml_values)
         break
-    with params.PATH.open("w", encoding="utf-8") as file:
+    with io.BytesIO() as file:
         YAML(typ="safe").dump(content, file)
-    with suppress(StageError):
-        params.load()
+        read_settings(path, file.getvalue())
 
 
 @quick
 @given(st.one_of(st.binary(max_size=500), mutated(Path("dvc.lock").read_bytes()[:3_000])))
 def fuzz_dvc_lock(content: bytes) -> None:
     (FOLDER / "dvc.lock").write_bytes(content)
-    preflight.is_whole(FOLDER / "dvc.lock")
+    mend.is_whole(FOLDER / "dvc.lock")
 
 
 def peak() -> int:

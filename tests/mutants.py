@@ -43,29 +43,37 @@ PATIENCE = 600  # seconds; a mutant that runs for longer is noticed by whoever w
 COPIED = shutil.ignore_patterns(
     ".git", ".venv", "cache", "tmp", "mlflow.db*", "mlartifacts", "dvc_plots", "__pycache__"
 )  # fmt: skip
+HOUSES = ("dvc_mlflow", "stages", "study")
 NOT_DRAWN = {
+    "dvc_mlflow/alone.py",
+    "dvc_mlflow/attest.py",
+    "dvc_mlflow/damage.py",
+    "dvc_mlflow/errors.py",
+    "dvc_mlflow/mend.py",
+    "dvc_mlflow/verify.py",
     "stages/__init__.py",
-    "stages/alone.py",
-    "stages/attest.py",
-    "stages/damage.py",
-    "stages/errors.py",
-    "stages/preflight.py",
-    "stages/sources.py",
-    "stages/verify.py",
+    "stages/mnist/sources.py",
 }  # neither compute nor write to MLflow
 COMPARE_WITH_COMMITTED = [
-    "tests/test_study.py::test_the_committed_study_was_made_by_this_code_with_these_settings",
-    "tests/test_study.py::test_the_report_comes_out_of_the_committed_cells_bit_for_bit",
+    f"tests/study/test_comparison.py::test_the_{name}"
+    for name in (
+        "committed_study_was_made_by_this_code_with_these_settings",
+        "report_comes_out_of_the_committed_cells_bit_for_bit",
+    )
 ]
-# The slow tests of a survivor, by its file
-MIRROR = "tests/test_mirror.py::test_commits_lead_to_their_runs_and_back"
-HTTP = "tests/test_mirror.py::test_the_champion_passes_the_gate_and_answers_images_over_http"
-NONE = ["README.md", "stages/figures.py", "stages/tables.py", "stages/study.py"]
-MIRRORS = ["claims", "find", "mirror", "registry", "results", "runs", "store", "sync", "tracking"]
-SLOW = dict.fromkeys(NONE, "")
-SLOW |= {f"stages/{module}.py": MIRROR for module in [*MIRRORS, "ui"]}
-SLOW |= {"stages/serve.py": HTTP}
-OTHERS = "tests/test_pipeline.py"
+# The slow test of a survivor, by its file
+LIVE = "tests/dvc_mlflow/test_live.py"
+
+
+def slow_test(file: str) -> str:
+    """Nothing where no slow test runs this file."""
+    if file == "README.md" or file.startswith(("stages/show/", "study/comparison")):
+        return ""
+    if file in ("stages/serve.py", "stages/hooks.py"):
+        return f"{LIVE}::test_the_champion_passes_the_gate_and_answers_images_over_http"
+    if file.startswith("dvc_mlflow/"):
+        return f"{LIVE}::test_commits_lead_to_their_runs_and_back"
+    return "tests/test_pipeline.py"
 
 
 @dataclass(frozen=True)
@@ -173,7 +181,7 @@ def sites(node: ast.AST) -> Iterator[ast.AST]:
 
 def drawn() -> Iterator[Mutant]:
     by_line: dict[tuple[str, int], list[Mutant]] = {}
-    for path in sorted((ROOT / "stages").glob("*.py")):
+    for path in sorted(path for house in HOUSES for path in (ROOT / house).rglob("*.py")):
         file = path.relative_to(ROOT).as_posix()
         if file in NOT_DRAWN:
             continue
@@ -306,7 +314,7 @@ def work(folder: Path, tests: list[str], durations: Path | None) -> NoReturn:
     if not durations:
         os._exit(pytest.main([*OPTIONS, *tests]))
     os.environ["REACH"] = str(durations)
-    watched = coverage.Coverage(source=["stages"])
+    watched = coverage.Coverage(source=[*HOUSES])
     with watched.collect():
         code = pytest.main([*OPTIONS, "-p", "mutants", *tests])
     watched.save()
@@ -373,7 +381,7 @@ def main(wanted: str = "") -> None:
             return code == 0
 
         def survives(one: Mutant) -> bool:
-            slow = "" if one.accepted else SLOW.get(one.file, OTHERS)
+            slow = "" if one.accepted else slow_test(one.file)
             folder = free.get()
             try:
                 noticed = fails(one, folder, reach.tests(one)) or fails(

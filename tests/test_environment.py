@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from conftest import Clone, environment, make_clone, wait_for
-from stages import files
-from stages.errors import StageError, did_you_mean
-from stages.verify import run
+from dvc_mlflow.commands import output_of
+from dvc_mlflow.errors import StageError, did_you_mean
+from stages.base import files
 
 HEAD_FIRST = ["bash", "-c", '"$@" | head -n 1; echo "${PIPESTATUS[0]}"', "-"]
 CLOSED = ["bash", "-c", '"$@" 2>&1 | true; echo "${PIPESTATUS[0]}"', "-"]
@@ -44,16 +44,16 @@ def test_git_s_own_reason_is_given_in_one_line(checkout, tmp_path):
         (without_git(tmp_path / "bin"), "git cannot be started"),
     ]
     for env, reason in cases:
-        for module in ("stages.preflight", "stages.damage"):  # these need no git
-            assert checkout.run(python, "-m", module, env=env).stderr == ""
-        refused = checkout.run(python, "-m", "stages.verify", env=env, check=False)
+        for command in ("mend", "damage"):  # these need no git
+            assert checkout.run(python, "-m", "dvc_mlflow", command, env=env).stderr == ""
+        refused = checkout.run(python, "-m", "dvc_mlflow", "verify", env=env, check=False)
         assert refused.returncode == 1
         assert refused.stderr.startswith("error: ")
         assert reason in refused.stderr
         assert refused.stderr.count("\n") == 1
 
 
-@pytest.mark.parametrize("module", ["stages.numerics", "stages.errors", "numpy", "torch"])
+@pytest.mark.parametrize("module", ["stages.base.numerics", "dvc_mlflow.errors", "numpy", "torch"])
 def test_ctrl_c_during_the_imports_is_told_in_one_line(module):
     interrupt = f"""
 import _thread, signal, sys
@@ -63,16 +63,16 @@ class Interrupt:
         if name == {module!r}:
             _thread.interrupt_main()
 sys.meta_path.insert(0, Interrupt)
-import stages, stages.training
+import stages, stages.learn.training
 """
     done = subprocess.run([sys.executable, "-c", interrupt], capture_output=True, text=True)
     assert done.returncode == -signal.SIGINT
-    assert done.stderr == "error: interrupted; `dvc repro` goes on from here\n"
+    assert done.stderr == "error: interrupted; `dvc repro` resumes here\n"
 
 
 def test_a_command_that_fails_says_why_itself(tmp_path):
     with pytest.raises(StageError, match=r"^`git rev-parse HEAD`: fatal: .*not a git repository"):
-        run(["git", "rev-parse", "HEAD"], tmp_path)
+        output_of(["git", "rev-parse", "HEAD"], tmp_path)
 
 
 @pytest.mark.slow
@@ -84,17 +84,17 @@ def test_a_zip_file_of_the_project_runs_and_is_told_apart_from_a_clone(clone, sm
     assert "this is no git repository: DVC does without" in ran.stdout
     assert "Traceback" not in ran.stderr
     assert clone.outs() == small_run.outs()
-    assert clone.run("python", "-m", "stages.preflight").stdout == ""  # said once
-    assert clone.run("python", "-m", "stages.damage").stderr == ""
+    assert clone.run("python", "-m", "dvc_mlflow", "mend").stdout == ""  # said once
+    assert clone.run("python", "-m", "dvc_mlflow", "damage").stderr == ""
 
-    refused = clone.run("python", "-m", "stages.verify", check=False)
+    refused = clone.run("python", "-m", "dvc_mlflow", "verify", check=False)
     assert refused.stderr.startswith("error: the last commit is verified, and this is no git rep")
     assert refused.stderr.count("\n") == 1
 
     path = clone.path / files.METRICS
     before = path.read_bytes()
     path.write_bytes(before + b" ")
-    found = clone.run("python", "-m", "stages.damage", check=False).stderr
+    found = clone.run("python", "-m", "dvc_mlflow", "damage", check=False).stderr
     clone.run("sh", "-c", found.split("`")[1])
     assert path.read_bytes() == before
 
@@ -109,24 +109,47 @@ def test_a_stage_started_by_hand_says_that_dvc_will_not_know(copy):
         assert said[0].startswith("note: DVC did not start this and will not know of its results")
         assert "`dvc repro train_mlp`" in said[0]
     assert "note: " not in copy.run("dvc", "repro", "--force", "train_mlp").stderr
-    cell = copy.run("python", "-m", "stages.cell", "documented", "mlp", "7").stderr
+    cell = copy.run("python", "-m", "study.cell", "documented", "mlp", "7").stderr
     assert "`cd study && dvc repro cell@documented-mlp-7`" in cell
 
 
-@pytest.mark.parametrize("script", ["plot", "evaluate", "prepare", "cell"])
+@pytest.mark.parametrize(
+    "script", ["stages/plot", "stages/evaluate", "stages/prepare", "study/cell"]
+)
 def test_a_script_named_by_its_path_is_the_same_as_its_module(checkout, script):
     """These import NumPy before anything of ours."""
     env = {"PYTHONPATH": str(checkout.path)}
     path = checkout.path / "params.yaml"
     before = path.read_text(encoding="utf-8")
     path.write_text(before.replace("threads: 1", "threads: 0"), encoding="utf-8")
+    given = ["documented", "mlp", "0"] if script == "study/cell" else []
     try:
-        by_path = checkout.run("python", f"stages/{script}.py", env=env, check=False)
-        by_name = checkout.run("python", "-m", f"stages.{script}", check=False)
+        by_path = checkout.run("python", f"{script}.py", *given, env=env, check=False)
+        module = script.replace("/", ".")
+        by_name = checkout.run("python", "-m", module, *given, check=False)
     finally:
         path.write_text(before, encoding="utf-8")
     assert by_path.stderr == by_name.stderr
     assert "threads is 0, expected" in by_path.stderr
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        (["stages.tracking", "sync"], "dvc_mlflow"),
+        (["stages.preflight"], "dvc_mlflow mend"),
+        (["stages.damage", "remove"], "dvc_mlflow damage"),
+        (["stages.verify"], "dvc_mlflow verify"),
+        (["stages.attest"], "dvc_mlflow attest"),
+        (["stages.cell", "fast", "mlp", "0"], "study.cell"),
+        (["stages.report"], "study.report"),
+    ],
+)
+@pytest.mark.parametrize("options", [[], ["-u"]])
+def test_a_command_of_version_1_names_the_one_of_today(checkout, old, new, options):
+    refused = checkout.run("python", *options, "-m", *old, check=False)
+    assert refused.returncode != 0 and refused.stdout == ""
+    assert refused.stderr == f"error: `python -m {old[0]}` is `python -m {new}` now\n"
 
 
 # --- output that nobody reads ---
@@ -147,7 +170,7 @@ def test_a_training_whose_reader_goes_finishes_all_the_same(copy, reader):
 def test_a_report_whose_reader_goes_ends_without_a_word(checkout, tmp_path):
     errors = tmp_path / "errors"
     (checkout.path / "untracked").touch()  # verify has a line to say before it clones
-    command = f"(python -m stages.verify; echo $? >&2) 2>'{errors}' | true"
+    command = f"(python -m dvc_mlflow verify; echo $? >&2) 2>'{errors}' | true"
     checkout.run("bash", "-c", command)
     (checkout.path / "untracked").unlink()
     assert errors.read_text(encoding="utf-8") == f"{128 + signal.SIGPIPE}\n"
@@ -155,7 +178,7 @@ def test_a_report_whose_reader_goes_ends_without_a_word(checkout, tmp_path):
 
 def test_verify_whose_reader_goes_stops_what_it_started(checkout):
     process = subprocess.Popen(
-        ["bash", "-c", "python -m stages.verify | head -n 1"],
+        ["bash", "-c", "python -m dvc_mlflow verify | head -n 1"],
         cwd=checkout.path,
         env=environment({"TMPDIR": str(checkout.path.parent)}),
         stdout=subprocess.PIPE,
@@ -182,10 +205,12 @@ def test_the_nearest_name_is_suggested_and_a_distant_one_is_not():
 def shrink(clone: Clone) -> None:
     """One small package is all that the project needs, and its environment is not made yet."""
     (clone.path / ".venv").unlink()
+    libraries = clone.path / "requirements/compute.txt"
+    [tqdm] = re.findall(r"(?m)^tqdm==.*$", libraries.read_text(encoding="utf-8"))
+    libraries.write_text(f"{tqdm}\n", encoding="utf-8")
+    (clone.path / "requirements/figures.txt").write_text("", encoding="utf-8")
     path = clone.path / "pyproject.toml"
     text = path.read_text(encoding="utf-8")
-    tqdm = re.search(r'"tqdm==.*?"', text)[0]
-    text = re.sub(r"\ndependencies = \[.*?\n\]", f"\ndependencies = [{tqdm}]", text, flags=re.S)
     text = re.sub(r"\ndev = \[.*?\n\]", "\ndev = []", text, flags=re.S)
     path.write_text(text, encoding="utf-8")
 

@@ -17,7 +17,9 @@ import pytest
 from test_pipeline import STAGES
 
 from conftest import ROOT, Clone, flip_bit, make_clone, missing, wait_for
-from stages import alone, files
+from dvc_mlflow import alone
+from dvc_mlflow.files import md5
+from stages.base import files
 
 pytestmark = pytest.mark.slow
 TRAINER = alone.FOLDER / "train_mlp.pt"
@@ -33,7 +35,7 @@ def namespace(*flags: str) -> list[str]:
 
 def make_long(clone: Clone) -> None:
     """A training of the MLP that goes on until something happens to it, or for half a minute."""
-    clone.edit("params.yaml", "epochs: 2", "epochs: 3000", count=-1)
+    clone.edit("recipes.yaml", "epochs: 2", "epochs: 3000", count=-1)
 
 
 def start_training(clone: Clone, *command: str) -> subprocess.Popen[str]:
@@ -60,7 +62,7 @@ def trainers(clone: Clone) -> list[psutil.Process]:
 def finish(clone: Clone) -> str:
     """Let the long training go on, by an end that comes sooner; what it says. It would come out of
     the run cache otherwise."""
-    clone.edit("params.yaml", "epochs: 3000", "epochs: 2", count=-1)
+    clone.edit("recipes.yaml", "epochs: 3000", "epochs: 2", count=-1)
     return clone.run("dvc", "repro", "--force", "--no-run-cache", "train_mlp").stdout
 
 
@@ -70,22 +72,22 @@ def finish(clone: Clone) -> str:
 @pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
 def test_a_training_whose_process_group_is_killed_goes_on_where_it_was(copy, sent):
     copy.commit("small")
-    copy.edit("params.yaml", "epochs: 2", "epochs: 60", count=-1)
+    copy.edit("recipes.yaml", "epochs: 2", "epochs: 60", count=-1)
     process = start_training(copy)
     os.killpg(process.pid, sent)
     _, errors = process.communicate()
     assert process.returncode != 0
     assert "Traceback" not in errors
     if sent == signal.SIGINT:
-        assert "error: interrupted; `dvc repro` goes on from here" in errors
+        assert "error: interrupted; `dvc repro` resumes here" in errors
     assert not (copy.path / files.model_path("mlp")).exists()  # DVC removes it first
 
     again = copy.run("dvc", "repro", "train_mlp").stdout
-    assert "train_mlp goes on after epoch " in again
+    assert "train_mlp resumes after epoch " in again
     assert not (copy.path / TRAINER).exists()
-    interrupted = files.md5(copy.path / files.model_path("mlp"))
+    interrupted = md5(copy.path / files.model_path("mlp"))
     copy.run("dvc", "repro", "--force", "--no-run-cache", "--single-item", "train_mlp")
-    assert files.md5(copy.path / files.model_path("mlp")) == interrupted
+    assert md5(copy.path / files.model_path("mlp")) == interrupted
 
 
 def test_a_checkpoint_of_another_setting_or_other_code_is_not_gone_on_with(copy):
@@ -94,14 +96,14 @@ def test_a_checkpoint_of_another_setting_or_other_code_is_not_gone_on_with(copy)
     process = start_training(copy)
     os.killpg(process.pid, signal.SIGKILL)
     process.communicate()
-    with (copy.path / "stages/models.py").open("a", encoding="utf-8") as file:
+    with (copy.path / "stages/networks/models.py").open("a", encoding="utf-8") as file:
         file.write("# changed\n")
     process = copy.start("python", "-u", "-m", "stages.train", "mlp")
     first = process.stdout.readline()
     os.killpg(process.pid, signal.SIGKILL)
     process.communicate()
     assert first.startswith("epoch    1/3000")
-    assert "goes on" not in finish(copy)
+    assert "resumes" not in finish(copy)
     assert copy.outs() == expected
 
 
@@ -167,7 +169,7 @@ def test_a_torn_dvc_lock_is_taken_back(copy, share, kept):
     if not share:  # what DVC leaves when it is killed between emptying and writing it
         refused = copy.run("dvc", "repro", check=False)
         assert "'./dvc.lock' validation failed" in refused.stderr
-    said = copy.run("python", "-m", "stages.preflight").stdout
+    said = copy.run("python", "-m", "dvc_mlflow", "mend").stdout
     origin = "from before its last stage began" if kept else "of the last commit"
     assert said == f"dvc.lock could not be read; it is the one {origin} now\n"
     # What the copy from before the last stage lacks, that stage is run for again
@@ -188,9 +190,9 @@ def test_a_flipped_bit_in_the_cache_or_in_a_remote_is_found_and_the_cure_works(c
     copy.run("dvc", "remote", "add", "--default", "--local", "store", str(tmp_path / "a store"))
     copy.run("dvc", "push")
     assert copy.repro() == []
-    # Of prepared five and its listing, two models, two predictions; for the run cache, the nine
+    # Of prepared five and its listing, two models, two predictions; for the run cache, the ten
     # results in git, which are not pushed
-    for store, count in (copy.path / ".dvc/cache", 10 + 9), (tmp_path / "a store", 10):
+    for store, count in (copy.path / ".dvc/cache", 10 + 10), (tmp_path / "a store", 10):
         objects = [path for path in (store / "files/md5").rglob("*") if path.is_file()]
         assert len(objects) == count
         for path in sorted(objects, key=lambda path: path.suffix):  # the listing last
@@ -199,14 +201,14 @@ def test_a_flipped_bit_in_the_cache_or_in_a_remote_is_found_and_the_cure_works(c
                 assert "up to date" in copy.run("dvc", "repro").stdout
             flip_bit(path)
             path.chmod(0o444)
-        found = copy.run("python", "-m", "stages.damage", check=False)
+        found = copy.run("python", "-m", "dvc_mlflow", "damage", check=False)
         assert found.returncode == 1
         for stage in ("prepare", "train_lenet5", "train_mlp", "evaluate"):
             assert f"of stage {stage})" in found.stderr
         while found.returncode:  # a damaged listing hides what it lists
             for command in cures(found.stderr):
                 copy.run("sh", "-c", command)
-            found = copy.run("python", "-m", "stages.damage", check=False)
+            found = copy.run("python", "-m", "dvc_mlflow", "damage", check=False)
         assert found.stderr == ""
 
 
@@ -218,7 +220,7 @@ def test_an_out_edited_with_its_time_restored_is_found_with_the_command_that_bri
     flip_bit(path)
     os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
     assert "up to date" in copy.run("dvc", "repro").stdout  # DVC looks at size and time
-    found = copy.run("python", "-m", "stages.damage", check=False)
+    found = copy.run("python", "-m", "dvc_mlflow", "damage", check=False)
     assert found.returncode == 1
     assert "models/mlp.safetensors of stage train_mlp" in found.stderr
     [cure] = cures(found.stderr)
@@ -281,7 +283,7 @@ def test_a_read_only_checkout_is_refused_in_one_line(copy):
     assert "unexpected error" in by_dvc.stderr
     assert by_make.stderr.startswith("error: .dvc/tmp cannot be written (Read-only file system)")
     # These have nothing to write here
-    copy.run(*namespace("--mount"), "sh", "-c", f"{readonly} python -m stages.damage")
+    copy.run(*namespace("--mount"), "sh", "-c", f"{readonly} python -m dvc_mlflow damage")
     assert copy.outs() == expected
 
 
@@ -304,8 +306,8 @@ def test_a_clock_that_was_set_back_hides_no_edit(copy):
         if path.is_file() and ".dvc" not in path.parts:
             os.utime(path, (1_000_000_000, 1_000_000_000))
     assert copy.repro() == []
-    path = copy.path / "stages/figures.py"
-    copy.edit("stages/figures.py", "MISTAKES_SHOWN = 15", "MISTAKES_SHOWN = 14")
+    path = copy.path / "stages/show/figures.py"
+    copy.edit("stages/show/figures.py", "MISTAKES_SHOWN = 15", "MISTAKES_SHOWN = 14")
     os.utime(path, (900_000_000, 900_000_000))
     assert copy.repro() == ["plot"]
 

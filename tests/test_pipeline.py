@@ -1,6 +1,5 @@
 """The pipeline as DVC sees it: what is declared is what is used, and only what changed reruns."""
 
-import ast
 import json
 import subprocess
 from contextlib import nullcontext
@@ -10,51 +9,21 @@ from types import SimpleNamespace
 import pytest
 from ruamel.yaml import YAML
 
+import dvc_mlflow
 from conftest import ROOT, Clone
-from stages import evaluate, files, params, plot, prepare, tracking, train
-from stages.params import MODEL_NAMES
+from stages import evaluate, plot, prepare, train
+from stages.base import files, params
+from stages.base.params import MODEL_NAMES
 
 PIPELINE = YAML(typ="safe").load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))
 STAGES = ["prepare", "train_lenet5", "train_mlp", "evaluate", "plot"]
 MAINS = dict(zip(STAGES, [prepare, train, train, evaluate, plot], strict=True))
-MIRROR = "stages/tracking.py"
 OF_THE_TIME = {"threads", "device"}  # settings that change no bit of a result
-
-
-def imported_modules(path: str) -> set[str]:
-    """The modules of ours that a file imports itself, wherever in it."""
-    found = {"stages/__init__.py"}
-    for node in ast.walk(ast.parse((ROOT / path).read_text(encoding="utf-8"))):
-        names = []
-        if isinstance(node, ast.ImportFrom) and node.module == "stages":
-            names = [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("stages."):
-            names = [node.module.removeprefix("stages.")]
-        elif isinstance(node, ast.Import):
-            names = [a.name.removeprefix("stages.") for a in node.names if "stages." in a.name]
-        found |= {f"stages/{name}.py" for name in names}
-    return found
-
-
-def closure(path: str) -> set[str]:
-    seen, waiting = set(), {path}
-    while waiting:
-        current = waiting.pop()
-        seen.add(current)
-        waiting |= imported_modules(current) - seen - {MIRROR}
-    return seen
 
 
 def test_there_are_the_five_stages_each_with_a_description():
     assert list(PIPELINE["stages"]) == STAGES
     assert all(len(stage["desc"]) > 20 for stage in PIPELINE["stages"].values())
-
-
-@pytest.mark.parametrize("stage", STAGES)
-def test_deps_are_exactly_the_modules_that_the_stage_imports(stage):
-    module = PIPELINE["stages"][stage]["cmd"].split()[2].replace(".", "/") + ".py"
-    declared = {dep for dep in PIPELINE["stages"][stage]["deps"] if dep.startswith("stages/")}
-    assert declared == closure(module)
 
 
 class Recorder:
@@ -86,36 +55,48 @@ def test_params_are_exactly_the_settings_that_the_stage_reads(stage, copy, monke
     settings = params.load()
     monkeypatch.setattr(params, "load", lambda: Recorder(settings, "", read))
     untracked = nullcontext(SimpleNamespace(log_epoch=lambda row: None))
-    monkeypatch.setattr(tracking, "run", lambda stage: untracked)
+    monkeypatch.setattr(dvc_mlflow, "run", lambda stage: untracked)
     monkeypatch.setattr("sys.argv", ["stage", *PIPELINE["stages"][stage]["cmd"].split()[3:]])
     MAINS[stage].main()
 
     entries = PIPELINE["stages"][stage]["params"]
-    declared = {e.replace("${recipe}", settings.recipe) for e in entries if isinstance(e, str)}
+    declared = {entry for entry in entries if isinstance(entry, str)}
+    for entry in (entry for entry in entries if isinstance(entry, dict)):
+        [(file, recipes)] = entry.items()
+        assert file == params.RECIPES_PATH.as_posix()
+        declared |= {f"recipes.{name.replace('${recipe}', settings.recipe)}" for name in recipes}
     assert (read >= OF_THE_TIME) == stage.startswith("train_")
     read -= OF_THE_TIME
     covering = {key: [d for d in declared if f"{key}.".startswith(f"{d}.")] for key in read}
     assert not [key for key, found in covering.items() if not found], "read, not declared"
-    mirrors = {"registry"} if stage == "evaluate" else set()  # stages/registry.py reads it
+    mirrors = {"registry"} if stage == "evaluate" else set()  # the hooks read it
     read_here = {entry for found in covering.values() for entry in found}
     assert declared == read_here | mirrors, "never read"
-    assert {"pyproject.toml": ["project.dependencies"]} in entries
+    assert "requirements/compute.txt" in PIPELINE["stages"][stage]["deps"]
+
+
+def edit_recipe(clone: Clone, recipe: str, model: str, old: str, new: str) -> None:
+    """Edit one setting of one recipe, of which the file has several."""
+    path = clone.path / params.RECIPES_PATH
+    text = path.read_text(encoding="utf-8")
+    start = text.index(f"  {model}:", text.index(f"\n{recipe}:"))
+    found = text.index(old, start)
+    path.write_text(text[:found] + new + text[found + len(old) :], encoding="utf-8")
 
 
 def test_only_what_a_change_touches_is_run_again(copy):
     assert copy.repro() == []
 
-    copy.edit("stages/figures.py", "MISTAKES_SHOWN = 15", "MISTAKES_SHOWN = 10")
+    copy.edit("stages/show/figures.py", "MISTAKES_SHOWN = 15", "MISTAKES_SHOWN = 10")
     assert copy.repro() == ["plot"]
 
-    copy.edit("params.yaml", "learning_rate: 0.01", "learning_rate: 0.02", count=-1)
-    text = (copy.path / "params.yaml").read_text(encoding="utf-8")
-    head, *sections = text.split("    mlp:")
-    restored = [section.replace("0.02", "0.01", 1) for section in sections]
-    (copy.path / "params.yaml").write_text("    mlp:".join([head, *restored]), encoding="utf-8")
+    copy.edit("requirements/figures.txt", "matplotlib==", "matplotlib ==")
+    assert copy.repro() == ["plot"]
+
+    edit_recipe(copy, "documented", "lenet5", "learning_rate: 0.01", "learning_rate: 0.02")
     assert copy.repro() == ["train_lenet5", "evaluate", "plot"]
 
-    with (copy.path / "stages/models.py").open("a", encoding="utf-8") as file:
+    with (copy.path / "stages/networks/models.py").open("a", encoding="utf-8") as file:
         file.write("# changed\n")
     # The same models come out, so that evaluate runs for its own use of the module, and plot,
     # whose inputs are what they were, does not
@@ -123,12 +104,7 @@ def test_only_what_a_change_touches_is_run_again(copy):
 
 
 def test_a_recipe_that_is_not_selected_can_be_edited_freely(copy):
-    selected = params.read.__globals__["YAML"](typ="safe").load(copy.path / "params.yaml")["recipe"]
-    other = {"published": "documented", "documented": "published"}[selected]
-    text = (copy.path / "params.yaml").read_text(encoding="utf-8")
-    before, after = text.split(f"\n  {other}:\n")
-    after = after.replace("momentum: 0.9", "momentum: 0.5", 2)
-    (copy.path / "params.yaml").write_text(f"{before}\n  {other}:\n{after}", encoding="utf-8")
+    edit_recipe(copy, "published", "mlp", "momentum: 0.9", "momentum: 0.5")
     assert copy.repro() == []
 
 
@@ -147,7 +123,7 @@ def test_the_last_epochs_scores_are_the_reports(small_run):
 
 def test_dvcs_own_commands_show_every_metric_and_panel_from_files_in_git(copy, tmp_path):
     copy.commit("one result")
-    copy.edit("params.yaml", "momentum: 0.9", "momentum: 0.8", count=-1)
+    copy.edit("recipes.yaml", "momentum: 0.9", "momentum: 0.8", count=-1)
     copy.repro()
     copy.commit("another")
     # Without a cache or a remote, as whoever clones this has it
@@ -155,6 +131,7 @@ def test_dvcs_own_commands_show_every_metric_and_panel_from_files_in_git(copy, t
     clone = Clone(tmp_path / "cloned")
     shown = clone.run("dvc", "metrics", "show", "--json")
     assert json.loads(shown.stdout)[""]["data"].keys() == {
+        "reports/evaluation.json",
         "reports/metrics.json",
         "reports/train_lenet5.json",
         "reports/train_mlp.json",
@@ -188,7 +165,7 @@ def test_dvcs_own_commands_show_every_metric_and_panel_from_files_in_git(copy, t
 )
 def test_a_mistake_costs_one_line_and_exit_code_2_and_removes_nothing(copy, command, line):
     before = copy.outs()
-    copy.edit("params.yaml", "learning_rate: 0.01", "learning_rate: -1", count=-1)
+    copy.edit("recipes.yaml", "learning_rate: 0.01", "learning_rate: -1", count=-1)
     result = copy.run(*command, check=False)
     assert result.returncode == 2
     errors = [text for text in result.stderr.splitlines() if not text.startswith("make")]
@@ -199,7 +176,7 @@ def test_a_mistake_costs_one_line_and_exit_code_2_and_removes_nothing(copy, comm
 
 
 def test_a_loss_that_is_not_finite_leaves_no_model_behind(copy):
-    copy.edit("params.yaml", "learning_rate: 0.01", "learning_rate: 1e20", count=-1)
+    copy.edit("recipes.yaml", "learning_rate: 0.01", "learning_rate: 1e20", count=-1)
     result = copy.run("dvc", "repro", "train_mlp", check=False)
     assert result.returncode != 0
     assert "the loss is nan in epoch" in result.stderr or "the loss is inf" in result.stderr

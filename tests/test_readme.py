@@ -11,10 +11,17 @@ from pathlib import Path
 import pytest
 from ruamel.yaml import YAML
 
+import dvc_mlflow
 from conftest import ROOT, missing
-from stages import files, mirror, mnist, models, params, scoring, serve, tracking, training
-from stages import study as study_module
-from stages.params import MODEL_NAMES
+from dvc_mlflow import process
+from stages import scoring, serve
+from stages.base import files, params
+from stages.base.params import MODEL_NAMES
+from stages.base.splits import SIDE
+from stages.learn import training
+from stages.mnist import idx
+from stages.networks import models
+from study import comparison
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
@@ -67,7 +74,10 @@ def negated(points: str) -> str:
     return f"{-float(points):+.2f}".replace("+0.00", "0.00")
 
 
-SETTINGS = YAML(typ="safe").load((ROOT / "params.yaml").read_text(encoding="utf-8"))
+SETTINGS, RECIPES, STUDY = (
+    YAML(typ="safe").load((ROOT / name).read_text(encoding="utf-8"))
+    for name in ("params.yaml", "recipes.yaml", "study/params.yaml")
+)
 REPORT = "study/report/study.md"
 # By model and recipe: accuracy with its standard deviation, interval, loss, interval, ...
 RESULTS = {
@@ -96,7 +106,7 @@ def accuracy(model: str, recipe: str) -> str:
 
 
 def setting(recipe: str, model: str, name: str) -> str:
-    return str(SETTINGS["recipes"][recipe][model][name])
+    return str(RECIPES[recipe][model][name])
 
 
 def loss_of(model: str, recipe: str) -> str:
@@ -201,7 +211,7 @@ def study() -> Claims:
             "`record` was chosen on {} validation images, never on the test images, from 15 "
             "configurations of LeNet-5 and 4 of the MLP with one seed each, by accuracy and, where "
             "that tied, by negative log likelihood; `fast` from 10 more in the same way.",
-            [f"{SETTINGS['study']['validation_size']:,}"],
+            [f"{STUDY['validation_size']:,}"],
         ),
         ("| without | LeNet-5 | MLP |", []),
         *lessened(),
@@ -275,7 +285,7 @@ def test_every_number_of_the_text_on_speed_is_the_one_of_its_benchmark():
 def test_the_text_on_the_same_bits_has_no_number_that_nothing_checks():
     text = section("The same bits everywhere")
     text = re.sub(r"(lenet5|mlp) (initial|trained|outputs) [0-9a-f]{64}", "", text)
-    images = f"{mnist.TEST_LABELS.shape[0]:,}"
+    images = f"{idx.TEST_LABELS.shape[0]:,}"
     claims: Claims = [
         ("of the outputs on the {} test images:", [images]),
     ]
@@ -295,7 +305,7 @@ WORDS = {5: "five", 15: "fifteen"}
 
 def begins() -> Claims:
     sizes = [sum(models.PARAMETERS[model].values()) for model in MODEL_NAMES]
-    images = mnist.TEST_LABELS.shape[0]
+    images = idx.TEST_LABELS.shape[0]
     return [
         (
             "LeNet-5 ({} parameters) and a {}-unit MLP ({} parameters) on MNIST, compares them on "
@@ -303,12 +313,12 @@ def begins() -> Claims:
             [f"{sizes[0]:,}", units(), f"{sizes[1]:,}", f"{images:,}"],
         ),
         (
-            f"Mean ± standard deviation over {WORDS[len(SETTINGS['study']['seeds'])]} seeds, "
+            f"Mean ± standard deviation over {WORDS[len(STUDY['seeds'])]} seeds, "
             "Student's {} % interval of the mean",
             [f"{100 * scoring.CONFIDENCE:.0f}"],
         ),
         (
-            f"the {WORDS[len(study_module.NO_MAJORITY)]} test images whose label no majority of "
+            f"the {WORDS[len(comparison.NO_MAJORITY)]} test images whose label no majority of "
             "five annotators confirms",
             [],
         ),
@@ -328,12 +338,12 @@ def run_it() -> Claims:
 
 def mirrored() -> Claims:
     return [
-        ("costs one warning and at most {} s;", [f"{tracking.PATIENCE:.0f}"]),
+        ("costs one warning and at most {} s;", [f"{dvc_mlflow.PATIENCE:.0f}"]),
         (
             "serves all stages of a pipeline, and ends {} s after the last.",
-            [f"{mirror.LINGER:.0f}"],
+            [f"{process.LINGER:.0f}"],
         ),
-        ("takes uint8 images (N, {}, {}).", [str(mnist.SIDE)] * 2),
+        ("takes uint8 images (N, {}, {}).", [str(SIDE)] * 2),
         # Seen with benchmarks/mirror.py, which writes no report
         ("The mirror makes `dvc repro --force` 1.07 times as long (`benchmarks/mirror.py`)", []),
         # MLflow's own
@@ -424,18 +434,24 @@ def test_every_path_and_make_target_in_it_exists():
         assert target in targets
     for picture in re.findall(r"!\[.*\]\((.*)\)", README):
         assert (ROOT / picture).is_file()
-    for row in re.findall(r"^\| (`[^|]*)\|", README, re.M):
-        for name in re.findall(r"`(.*?)`", row):
-            found = [*ROOT.glob(name), *(ROOT / "stages").glob(name)]
-            assert found or f"- {name.rstrip('*')}" in (ROOT / "dvc.yaml").read_text("utf-8"), name
+    tree = README.split("\n## How it works\n")[1].split("\n## ")[0].splitlines()
+    folder = ROOT
+    for line in (line for line in tree if re.match(r"    +[\w/.]+(, | {2})", line)):
+        if "-->" in line:
+            continue
+        indent, names = re.match(r"( +)([^\s,]+(?:, [^\s,]+)*)", line).groups()
+        folder = folder if len(indent) > 4 else ROOT
+        for name in names.split(", "):
+            assert (folder / name).exists() or name in ("data", "models"), name
+        folder = ROOT / names if len(indent) == 4 and names.endswith("/") else folder
 
 
 def test_the_published_fingerprints_are_the_committed_ones():
     shown = re.findall(
         r"^    (lenet5|mlp) +(initial|trained|outputs) +([0-9a-f]{64})$", README, re.M
     )
-    metrics = json.loads((ROOT / files.METRICS).read_text("utf-8"))
-    outputs = files.read_fingerprints(metrics["outputs"])
+    details = json.loads((ROOT / files.EVALUATION).read_text("utf-8"))
+    outputs = files.read_fingerprints(details["outputs"])
     expected = []
     for model in MODEL_NAMES:
         training = json.loads((ROOT / files.training_path(model)).read_text("utf-8"))

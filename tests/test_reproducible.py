@@ -120,7 +120,7 @@ def test_an_emulated_processor_without_avx_computes_the_same_bytes(expected, tmp
 @pytest.mark.slow
 def test_verify_agrees_with_what_is_committed_and_finds_a_changed_bit_in_each_out(copy):
     copy.commit("the small results")
-    good = copy.run("python", "-m", "stages.verify")
+    good = copy.run("python", "-m", "dvc_mlflow", "verify")
     assert "outs are the committed ones, to the bit" in good.stdout
 
     lock = YAML(typ="safe").load(copy.path / "dvc.lock")["stages"]
@@ -128,7 +128,7 @@ def test_verify_agrees_with_what_is_committed_and_finds_a_changed_bit_in_each_ou
     for out in outs:
         path = copy.path / out
         flip_bit(next(path.glob("*.*")) if path.is_dir() else path)
-    found = copy.run("python", "-m", "stages.verify", check=False)
+    found = copy.run("python", "-m", "dvc_mlflow", "verify", check=False)
     assert found.returncode == 1
     for out in outs:
         assert f"{out} in this folder is not the committed one" in found.stdout
@@ -138,18 +138,19 @@ def test_verify_agrees_with_what_is_committed_and_finds_a_changed_bit_in_each_ou
 @pytest.mark.parametrize(
     ("file", "old", "new", "origin"),
     [
-        ("stages/mnist.py", "train = train[:", "train = train[1 :", "the data"),
-        ("stages/numerics.py", "torch.manual_seed(seed)\n", "torch.manual_seed(seed + 1)\n",
-         "the weights of lenet5: initial"),
-        ("stages/training.py", "loss.backward()", "(1.01 * loss).backward()",
-         "the weights of lenet5: first batch"),
-        ("stages/figures.py", "markersize=4", "markersize=5", "only what is made of them"),
+        ("stages/mnist/idx.py", "train = train[:", "train = train[1 :",
+         "begins with stage prepare"),
+        ("stages/base/numerics.py", "torch.manual_seed(seed)\n", "torch.manual_seed(seed + 1)\n",
+         "begins with stage train_lenet5: the weights of lenet5, initial"),
+        ("stages/learn/training.py", "loss.backward()", "(1.01 * loss).backward()",
+         "begins with stage train_lenet5: the weights of lenet5, first batch"),
+        ("stages/show/figures.py", "markersize=4", "markersize=5", "begins with stage plot"),
     ],
 )  # fmt: skip
 def test_verify_says_where_a_difference_begins(copy, file, old, new, origin):
     copy.edit(file, old, new)
     copy.commit("code that does not belong to dvc.lock")
-    result = copy.run("python", "-m", "stages.verify", check=False)
+    result = copy.run("python", "-m", "dvc_mlflow", "verify", check=False)
     assert result.returncode == 1
     assert origin in result.stdout
     assert "DIFFERS" in result.stdout

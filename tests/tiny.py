@@ -1,5 +1,5 @@
-"""A project made by hand in a moment: small files in the places of the pipeline's results, and the
-dvc.lock that DVC would write for them. Its md5s come from hashlib, not from our code."""
+"""A project that is made by hand in a moment: small files in the places of the pipeline's results,
+and the dvc.lock that DVC would write for them. Its md5s come from hashlib, not from our code."""
 
 import hashlib
 import json
@@ -14,8 +14,10 @@ from PIL import Image
 from ruamel.yaml import YAML
 
 from conftest import ROOT, Clone
-from stages import files, mnist, models, params, results
-from stages.params import MODEL_NAMES
+from dvc_mlflow import git
+from stages.base import files, params, splits
+from stages.base.params import MODEL_NAMES
+from stages.networks import models
 
 IGNORED = "/data/\n/models/\n/mlflow.db*\n/mlartifacts/\n.dvc/cache/\n.dvc/tmp/\n"
 CELLS = ("fast-mlp-0", "fast-mlp-1")
@@ -25,7 +27,8 @@ CELLS = ("fast-mlp-0", "fast-mlp-1")
 class Stage:
     desc: str
     deps: list[str]
-    settings: list[str]
+    settings: list[str]  # keys of params.yaml
+    recipes: list[str] = field(default_factory=list)  # keys of recipes.yaml
     cached: list[str] = field(default_factory=list)  # outs that only DVC keeps
     small: list[str] = field(default_factory=list)  # outs that git keeps
 
@@ -34,20 +37,22 @@ def training(name: str) -> Stage:
     return Stage(
         f"Train {name}",
         ["code.py", "data/prepared"],
-        ["seed", "recipe", f"recipes.${{recipe}}.{name}"],
+        ["seed", "recipe"],
+        [f"${{recipe}}.{name}"],
         [f"models/{name}.safetensors"],
         [f"reports/train_{name}.json", f"reports/history_{name}.csv"],
     )
 
 
 PIPELINE = {
-    "prepare": Stage("Split the images", ["code.py"], ["seed", "data"], ["data/prepared"]),
+    "prepare": Stage("Split the images", ["code.py"], ["seed", "data"], [], ["data/prepared"]),
     "train_lenet5": training("lenet5"),
     "train_mlp": training("mlp"),
     "evaluate": Stage(
         "Score both models",
         ["data/prepared", "models/lenet5.safetensors", "models/mlp.safetensors"],
         ["seed", "recipe", "registry"],
+        ["${recipe}"],
         ["reports/predictions_lenet5.csv", "reports/predictions_mlp.csv"],
         ["reports/metrics.json", "reports/comparison.csv"],
     ),
@@ -77,10 +82,23 @@ def listing(folder: Path) -> bytes:
     return json.dumps(entries).encode()
 
 
+def kind_of(path: str) -> str:
+    """What an out that git keeps is for DVC."""
+    return {".json": "metrics", ".csv": "plots"}.get(Path(path).suffix, "outs")
+
+
 def declared(stage: Stage, command: str) -> dict[str, Any]:
-    uncached = [{path: {"cache": False}} for path in stage.small]
-    said = {"desc": stage.desc, "cmd": command, "deps": stage.deps, "params": stage.settings}
-    return said | {"outs": stage.cached, "metrics": uncached}
+    kinds: dict[str, list[Any]] = {"outs": [*stage.cached], "metrics": [], "plots": []}
+    for path in stage.small:
+        told: dict[str, Any] = {"cache": False}
+        if kind_of(path) == "plots":
+            is_curve = "history" in path
+            told |= {"x": "epoch", "template": "linear"} if is_curve else {"x": "accuracy"}
+            told |= {} if is_curve else {"template": "intervals"}
+        kinds[kind_of(path)].append({path: told})
+    described = {"desc": stage.desc, "cmd": command, "deps": stage.deps}
+    settings = [*stage.settings, *([{"recipes.yaml": stage.recipes}] if stage.recipes else [])]
+    return described | {"params": settings} | kinds
 
 
 class Project(Clone):
@@ -93,7 +111,7 @@ class Project(Clone):
     def commit(self, message: str) -> str:
         """All that git keeps; the hash."""
         super().commit(message)
-        results.holders.cache_clear()  # a process that finds something runs beside no commit
+        git.holders.cache_clear()  # a process that finds something runs beside no commit
         return self.git("rev-parse", "HEAD")
 
     def git(self, *arguments: str) -> str:
@@ -109,11 +127,12 @@ class Project(Clone):
     def entries(self, paths: list[str], folder: str = "") -> list[dict[str, str]]:
         return [{"path": path, "hash": "md5", "md5": self.md5(f"{folder}{path}")} for path in paths]
 
-    def settings(self, keys: list[str]) -> dict[str, Any]:
-        """What DVC writes to dvc.lock for some keys of params.yaml."""
-        content = YAML(typ="safe").load(self.path / "params.yaml")
+    def settings(self, keys: list[str], file: str = "params.yaml") -> dict[str, Any]:
+        """What DVC writes to dvc.lock for some keys of a file of settings."""
+        content = YAML(typ="safe").load(self.path / file)
+        recipe = YAML(typ="safe").load(self.path / "params.yaml")["recipe"]
         found = {}
-        for key in (key.replace("${recipe}", content["recipe"]) for key in keys):
+        for key in (key.replace("${recipe}", recipe) for key in keys):
             found[key] = content
             for part in key.split("."):
                 found[key] = found[key][part]
@@ -126,7 +145,14 @@ class Project(Clone):
             name: {
                 "cmd": f"python -m {name}",
                 "deps": self.entries(stage.deps),
-                "params": {"params.yaml": self.settings(stage.settings)},
+                "params": {
+                    "params.yaml": self.settings(stage.settings),
+                    **(
+                        {"recipes.yaml": self.settings(stage.recipes, "recipes.yaml")}
+                        if stage.recipes
+                        else {}
+                    ),
+                },
                 "outs": self.entries(stage.cached + stage.small),
             }
             for name, stage in sorted(PIPELINE.items())
@@ -140,7 +166,7 @@ class Project(Clone):
             f"cell@{cell}": {
                 "cmd": f"cd .. && cell {cell}",
                 "deps": self.entries(["../data/prepared"], "study/"),
-                "params": {"../params.yaml": self.settings(["recipes.fast.mlp"])},
+                "params": {"../recipes.yaml": self.settings(["fast.mlp"], "recipes.yaml")},
                 "outs": self.entries([f"cells/{cell}.json"], "study/"),
             }
             for cell in CELLS
@@ -148,7 +174,7 @@ class Project(Clone):
         locked["report"] = {
             "cmd": "cd .. && report",
             "deps": self.entries(["../data/prepared", "cells"], "study/"),
-            "params": {"../params.yaml": self.settings(["study"])},
+            "params": {"params.yaml": self.settings(["seeds"], "study/params.yaml")},
             "outs": self.entries(["report"], "study/"),
         }
         self.write("study/dvc.lock", json.dumps({"schema": "2.0", "stages": locked}))
@@ -179,20 +205,28 @@ def make_code(folder: Path) -> Project:
     folder.mkdir(parents=True, exist_ok=True)
     project = Project(folder)
     project.run("git", "init", "--quiet", "--initial-branch=main")
-    shutil.copy(ROOT / "params.yaml", folder)
-    shutil.copy(ROOT / "pyproject.toml", folder)
+    for name in ("params.yaml", "recipes.yaml", "pyproject.toml"):
+        shutil.copy(ROOT / name, folder)
+    shutil.copytree(ROOT / "requirements", folder / "requirements")
     project.edit("params.yaml", "min_accuracy: 0.98", "min_accuracy: 0.9")
     project.write(".gitignore", IGNORED)
     project.write(".dvc/config", "")
+    project.write(".dvc/.gitignore", "/config.local\n/tmp\n/cache\n")
     project.write("code.py", "print()\n")
     stages = {name: declared(stage, f"python -m {name}") for name, stage in PIPELINE.items()}
-    project.write("dvc.yaml", json.dumps({"stages": stages}))
+    artifacts = {
+        name: {"path": f"models/{name}.safetensors", "type": "model"} for name in MODEL_NAMES
+    }
+    project.write("dvc.yaml", json.dumps({"stages": stages, "artifacts": artifacts}))
+    project.write("study/.dvc/config", "[cache]\n    dir = ../../.dvc/cache\n")
+    project.write("study/.dvc/.gitignore", "/config.local\n/tmp\n/cache\n")
+    project.write("study/params.yaml", "seeds: [0, 1]\n")
     cell = {
         "desc": "Train a cell",
-        "matrix": {"recipe": ["fast"], "model": ["mlp"], "seed": [0, 1]},
+        "matrix": {"recipe": ["fast"], "model": ["mlp"], "seed": "${seeds}"},
         "cmd": "cd .. && cell ${item.recipe}-${item.model}-${item.seed}",
         "deps": ["../data/prepared"],
-        "params": [{"../params.yaml": ["recipes.${item.recipe}.${item.model}"]}],
+        "params": [{"../recipes.yaml": ["${item.recipe}.${item.model}"]}],
         "metrics": [
             {"cells/${item.recipe}-${item.model}-${item.seed}.json": {"cache": False}},
         ],
@@ -201,7 +235,7 @@ def make_code(folder: Path) -> Project:
         "desc": "Say what all cells say",
         "cmd": "cd .. && report",
         "deps": ["../data/prepared", "cells"],
-        "params": [{"../params.yaml": ["study"]}],
+        "params": ["seeds"],
         "outs": [{"report": {"cache": False}}],
     }
     project.write("study/dvc.yaml", json.dumps({"stages": {"cell": cell, "report": report}}))
@@ -215,20 +249,20 @@ def make_results(project: Project, seed: int = 0) -> None:
     for name, size in {"train": 7, "validation": 3, "test": 5}.items():
         images = generator.integers(0, 256, (size, 28, 28)).astype(np.uint8)
         labels = generator.integers(0, 10, size).astype(np.uint8)
-        mnist.save_split(prepared, name, mnist.Split(images, labels))
+        splits.save_split(prepared, name, splits.Split(images, labels))
     sheet = generator.integers(0, 256, (56, 28)).astype(np.uint8)
     Image.fromarray(sheet).save(prepared / "contact_sheet.png")
     project.write("data/prepared/counts.csv", "split,0,1,images\ntrain,4,3,7\ntest,2,3,5\n")
-    settings = project.settings(["recipe", "recipes"])
+    [recipes] = project.settings(["${recipe}"], "recipes.yaml").values()
     metrics = {}
     for at, name in enumerate(MODEL_NAMES):
-        recipe = params.Recipe.model_construct(**settings["recipes"][settings["recipe"]][name])
+        recipe = params.Recipe.model_construct(**recipes[name])
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             models.save_model(models.build(name, recipe), project.path / files.model_path(name))
         rows = f"epoch,test_accuracy,test_loss\n1,0.1,{2 + at}\n2,0.{3 + at},{1 + at}\n"
         project.write(f"reports/history_{name}.csv", rows)
-        project.write(f"reports/train_{name}.json", json.dumps({"seed": seed, "name": name}))
+        project.write(f"reports/train_{name}.json", json.dumps({name: {"train_loss": 2 + seed}}))
         project.predict(name, 950 - 10 * at)
         metrics[name] = {"accuracy": 0.95 - 0.01 * at, "loss": 0.5 + at + seed}
     project.write("reports/metrics.json", json.dumps(metrics))

@@ -1,0 +1,148 @@
+"""``damage``: results whose bytes are not those of dvc.lock, although DVC does not notice it.
+
+DVC does not hash an out again if its size and time have not changed. The name of an object in its
+cache, or in a remote, is the md5 of its content. DVC trusts that name, so it checks out and pushes
+a damaged object like any other.
+"""
+
+import json
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dvc_mlflow import git, projects
+from dvc_mlflow.errors import StageError, one_line
+from dvc_mlflow.files import md5
+
+REMOVE = "python -m dvc_mlflow damage remove"
+
+Outs = dict[tuple[str, str], str]  # the md5 of each out, by stage and path
+
+
+@dataclass(frozen=True)
+class Damage:
+    """A file that differs from dvc.lock, or an object that differs from its name."""
+
+    stage: str
+    out: str
+    path: str
+    cure: str
+    store: Any = None  # DVC's cache or remote, or None for a file in this folder
+
+    @property
+    def place(self) -> str:
+        """The path, with its server if it has one."""
+        if self.store is None or self.store.fs.protocol == "local":
+            return self.path
+        return str(self.store.fs.unstrip_protocol(self.path))
+
+    def __str__(self) -> str:
+        return f"{self.place} is damaged ({self.out} of stage {self.stage}): `{self.cure}`"
+
+
+def locked(folder: Path = projects.MAIN, project: Path = projects.MAIN) -> Outs:
+    """Every out in the dvc.lock of a project. The paths start in the main folder.
+
+    Args:
+        folder: The main folder of the checkout.
+
+    Raises:
+        StageError: There is no dvc.lock, or it cannot be read.
+    """
+    lock = project / projects.LOCK
+    try:
+        return {
+            (stage, path): found
+            for stage, outs in projects.outs_here(project, folder).items()
+            for path, found in outs.items()
+        }
+    except Exception as error:
+        raise StageError(
+            f"{lock} cannot be read ({one_line(error)}): `git checkout {lock}`"
+        ) from None
+
+
+def in_folder(outs: Outs) -> list[Damage]:
+    """The outs in this folder that differ from dvc.lock. A missing one is not damaged."""
+    return [
+        Damage(stage, out, out, cure(stage, out))
+        for (stage, out), wanted in outs.items()
+        if Path(out).exists() and md5(Path(out)) != wanted
+    ]
+
+
+def in_stores(outs: Outs) -> list[Damage]:
+    """The damaged objects of these outs in the cache and in the default remote."""
+    from dvc.config import NoRemoteError
+    from dvc.exceptions import DvcException
+    from dvc.repo import Repo
+
+    found = []
+    try:
+        repo = Repo(config={"core": {"no_scm": True}})  # git is not needed
+    except DvcException as error:
+        raise StageError(f"DVC: {one_line(error)}") from None
+    with repo:
+        for (stage, out), wanted in outs.items():
+            for path in _damaged(repo.cache.local, wanted):
+                again = f"{REMOVE} && dvc repro {stage}"
+                found.append(Damage(stage, out, path, again, repo.cache.local))
+        try:
+            remote = repo.cloud.get_remote_odb()
+            for (stage, out), wanted in outs.items():
+                for path in _damaged(remote, wanted):
+                    found.append(Damage(stage, out, path, f"{REMOVE} && dvc push {out}", remote))
+        except NoRemoteError:
+            pass
+        except (DvcException, ImportError, OSError) as error:
+            print(f"warning: the remote is not looked at ({one_line(error)})", file=sys.stderr)
+    return found
+
+
+def cure(stage: str, path: str) -> str:
+    """The command that brings the committed file back."""
+    try:
+        tracked = git.git("ls-files", "--", path)
+    except StageError:  # in a copy without history, or without git
+        return f"rm -r {path} && dvc repro {stage}"
+    if tracked:
+        return f"git checkout -- {path}"
+    return f"rm -r {path} && dvc checkout {path}"
+
+
+def _damaged(store: Any, name: str) -> Iterator[str]:
+    """The paths in ``store`` of the damaged objects of an out."""
+    from dvc_data.hashfile.hash import file_md5
+
+    path = store.oid_to_path(name)
+    if not store.fs.exists(path):
+        return
+    if file_md5(path, store.fs) != name.removesuffix(".dir"):
+        yield path
+    elif name.endswith(".dir"):
+        for entry in json.loads(store.fs.cat_file(path)):
+            yield from _damaged(store, entry["md5"])
+
+
+def remove() -> None:
+    """Remove the damaged objects of all projects from the cache and the remote."""
+    stored = [found for folder in projects.folders() for found in in_stores(locked(project=folder))]
+    for damage in {damage.place: damage for damage in stored}.values():
+        damage.store.fs.rm_file(damage.path)
+        print(f"{damage.place} is removed")
+
+
+def report() -> None:
+    """Look for damage in the cache, the remote and this folder.
+
+    Raises:
+        StageError: Something is damaged. One line for each file or object.
+    """
+    found = []
+    for folder in projects.folders():
+        outs = locked(project=folder)
+        found += in_stores(outs) + in_folder(outs)
+    if found:
+        raise StageError("\nerror: ".join(dict.fromkeys(map(str, found))))

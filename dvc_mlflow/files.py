@@ -1,0 +1,105 @@
+"""Files that are written completely or not at all, and the md5 that DVC has for them."""
+
+import contextlib
+import csv
+import fcntl
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from dvc_mlflow.errors import StageError
+
+
+@contextmanager
+def writing(what: Path) -> Iterator[None]:
+    """Turn the reason why ``what`` cannot be written into a StageError."""
+    try:
+        yield
+    except OSError as error:
+        raise StageError(
+            f"{what} cannot be written ({error.strerror}); once that is mended, `dvc repro` resumes"
+        ) from None
+
+
+@contextmanager
+def _one_writer(folder: Path) -> Iterator[None]:
+    """Let no other process write to ``folder`` through :func:`write_bytes` meanwhile."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):  # some network file systems lock no folders
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write to a temporary file, then rename it to ``path``.
+
+    A reader sees either the old file or the new one, also after a power cut. A killed process may
+    leave the temporary file; the next process overwrites it.
+
+    Raises:
+        StageError: It cannot be written, because the disk is full or the folder read-only.
+    """
+    temporary = path.with_name(f".{path.name}.tmp")
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with _one_writer(path.parent):
+            try:
+                with temporary.open("wb") as file:
+                    file.write(content)
+                    file.flush()
+                    os.fsync(file.fileno())
+                temporary.replace(path)
+            finally:
+                temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    write_bytes(path, text.encode("utf-8"))
+
+
+def sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def inside(folder: Path) -> list[str]:
+    """The paths of all files in a folder, relative to it, without those that DVC ignores."""
+    from pathspec import GitIgnoreSpec
+
+    rules = Path(".dvcignore")
+    lines = rules.read_text(encoding="utf-8").splitlines() if rules.is_file() else []
+    ignored = GitIgnoreSpec.from_lines(lines)
+    return sorted(
+        file.relative_to(folder).as_posix()
+        for file in folder.rglob("*")
+        if file.is_file() and not ignored.match_file(file)
+    )
+
+
+def md5(path: Path) -> str:
+    """The md5 that dvc.lock has for ``path``.
+
+    For a file, this is the plain md5. For a folder, it is the md5 of a JSON list of the md5s and
+    paths of its files, sorted by path, followed by ``.dir``.
+    """
+    if not path.is_dir():
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "md5").hexdigest()
+    entries = [{"md5": md5(path / name), "relpath": name} for name in inside(path)]
+    return hashlib.md5(json.dumps(entries, sort_keys=True).encode()).hexdigest() + ".dir"
+
+
+def read_columns(path: Path) -> dict[str, list[float]]:
+    """The columns of a CSV file by name, without those that hold something else than numbers."""
+    with path.open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    found = {}
+    for name in rows[0] if rows else ():
+        with contextlib.suppress(ValueError):
+            found[name] = [float(row[name]) for row in rows]
+    return found

@@ -1,0 +1,204 @@
+"""``find``: from a run, a model or a file to its commits, and from a commit to its runs."""
+
+import contextlib
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from dvc_mlflow import git, models, pipeline, projects, registry, runs, store
+from dvc_mlflow.errors import InputError, StageError
+from dvc_mlflow.files import md5 as md5_of
+from dvc_mlflow.runs import client
+
+
+def find(what: str, file: Path) -> None:
+    """Print everything that belongs to one thing.
+
+    Args:
+        what: The id of a run or of a logged model, `models:/NAME/VERSION`, `models:/NAME@ALIAS`, a
+            file, or any name of git or DVC for a commit.
+        file: The path that ``what`` would have as a file. A file comes before a commit.
+
+    Raises:
+        InputError: There is no such thing, or nothing belongs to it.
+    """
+    if file.is_file():
+        with contextlib.suppress(StageError):
+            commit = git.commit_of(what)[:10]
+            print(f"{what} names a file and a commit; this is the file, `find {commit}` the other")
+        find_content(f"file {what}", md5_of(file))
+    elif what.startswith("models:/") or re.fullmatch(r"m-[0-9a-f]{32}", what):
+        model = logged_model(what)
+        md5 = model.tags.get("md5")
+        if md5 is None:
+            raise InputError(f"{what} was not logged from a result of DVC: it has no tag md5")
+        find_content(what, md5)
+    elif run := _run(what):
+        find_run(run)
+    else:
+        find_commit(what)
+
+
+def find_run(run: Any) -> None:
+    outs = _outs(run)
+    run_id = run.info.run_id
+    if run.data.tags.get("stage") == pipeline.NAME:
+        children = client().search_runs(
+            [run.info.experiment_id], f"tags.mlflow.parentRunId = '{run_id}'"
+        )
+        for child in reversed(children):
+            outs |= _outs(child)
+    if not outs:
+        commit = run.data.tags.get("commit")
+        ran = f"; it ran on commit {commit[:10]}" if commit else ""
+        if "stage" not in run.data.tags:
+            raise InputError(f"run {run_id} was not made from a stage of DVC")
+        raise InputError(f"run {run_id} is {run.info.status} and has no results{ran}")
+    print(f"run {run_id} {run.data.tags['stage']} ({run.info.status})")
+    print(f"  {store.address(run=run)}")
+    print_commits(outs, f"run {run_id}")
+
+
+def _outs(run: Any) -> dict[str, str]:
+    """The md5s of the outs in the tags of a run, by path."""
+    tags = run.data.tags
+    return {tag.removeprefix("out:"): md5 for tag, md5 in tags.items() if tag.startswith("out:")}
+
+
+def find_content(name: str, md5: str) -> None:
+    """Print the logged models, versions, runs and commits that have a file."""
+    logged = models.find(md5)
+    paths = {
+        path for holder in git.holders() for stage in holder.stages.values()
+        for path, held in stage.items() if held == md5
+    }  # fmt: skip
+    if not logged and not paths:
+        raise InputError(f"{name} (md5 {md5}) is in no commit's {projects.LOCK} and in no run")
+    print(f"{name}: md5 {md5}")
+    version = registry.version_of(md5)
+    if version is not None:
+        print(f"  models:/{registry.name()}/{version.version}: {version.description}")
+    for model in logged:
+        print(f"  {store.address(model=model)}")
+        print(f"    made by run {model.source_run_id}")
+    path = logged[0].tags["file"] if logged else sorted(paths)[0]
+    print_commits({path: md5}, name)
+
+
+def print_commits(outs: Mapping[str, str], name: str) -> None:
+    """Print the commits whose dvc.lock has these outs, and how to get the files back."""
+    holding = [holder for holder in git.holders() if holder.holds(outs)]
+    if outs.items() <= _locked_here().items():
+        print(f"  {projects.LOCK} in this folder holds it: `dvc checkout` brings it back")
+    elif not holding:
+        raise InputError(f"no commit's {projects.LOCK} holds the results of {name}")
+    for holder in holding:
+        others = f"  (and {holder.others} more commits)" if holder.others else ""
+        print(f"  commit {git.described(holder.first)}{others}")
+    if holding:
+        commit = holding[0].first[:10]
+        print(
+            f"  to bring it back: `git checkout {commit} && dvc checkout` (not cached: `dvc pull`)"
+        )
+
+
+def _locked_here() -> dict[str, str]:
+    """The md5s of all outs in the dvc.lock files of this folder, by path."""
+    found: dict[str, str] = {}
+    for lock in filter(Path.is_file, projects.locks()):
+        for stage in projects.outs_here(lock.parent).values():
+            found |= stage
+    return found
+
+
+def find_commit(rev: str) -> None:
+    """Print the runs that have the results of a commit."""
+    try:
+        commit = git.commit_of(rev)
+    except InputError:
+        raise InputError(
+            f"{rev} is no run or model of {store.name()}, no file and no commit of this repository"
+        ) from None
+    print(f"commit {git.described(commit)}")
+    found = 0
+    for stage, known in _finished(commit, projects.LOCK).items():
+        found += bool(known)
+        for run in known:
+            print(f"  {stage:14}{store.address(run=run)}")
+        if not known:
+            print(f"  {stage:14}no run: `make sync REV={commit[:10]}` writes it")
+    for lock in projects.locks()[1:]:
+        with contextlib.suppress(InputError):  # the commit does not have this project
+            found += _find_project(commit, lock)
+    if not found:
+        raise StageError(f"no run in {store.name()} has the results of commit {commit[:10]}")
+
+
+def _find_project(commit: str, lock: Path) -> int:
+    """Print how many stages of another project have runs, and the run of the last one."""
+    known = _finished(commit, lock)
+    have = [stage for stage, found in known.items() if found]
+    single = [stage for stage in have if "@" not in stage]
+    shown = store.address(run=known[single[-1]][0]) if single else "no run"
+    told = f": `git checkout {commit[:10]} && make sync` writes them"
+    print(f"  {lock.parent!s:14}{shown}")
+    print(
+        f"  {'':14}{len(have)} of its {len(known)} stages have runs"
+        f"{'' if len(have) == len(known) else told}"
+    )
+    return len(have)
+
+
+def _finished(commit: str, lock: Path) -> dict[str, list[Any]]:
+    """The finished runs of each stage in a dvc.lock of a commit, the newest first."""
+    found = {}
+    for stage, outs in git.outs_of(commit, lock).items():
+        known = runs.with_outs(outs)
+        found[stage] = [run for run in known if run.info.status == "FINISHED"]
+    return found
+
+
+def _run(run_id: str) -> Any:
+    from mlflow.exceptions import MlflowException
+
+    if not re.fullmatch(r"[0-9a-f]{32}", run_id):
+        return None
+    try:
+        return client().get_run(run_id)
+    except MlflowException as error:
+        if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+            return None
+        raise
+
+
+def logged_model(what: str) -> Any:
+    """The logged model of `models:/NAME/VERSION`, of `models:/NAME@ALIAS`, or with this id.
+
+    Raises:
+        InputError: There is none.
+        StageError: There is no champion.
+    """
+    from mlflow.exceptions import MlflowException
+
+    name = what.removeprefix("models:/")
+    try:
+        if re.fullmatch(r"m-[0-9a-f]{32}", name):
+            return client().get_logged_model(name)
+        if "@" in name:
+            version = client().get_model_version_by_alias(*name.split("@", 1))
+        else:
+            version = client().get_model_version(*name.split("/", 1))
+        # In a database, only the source of the version names the model
+        return client().get_logged_model(
+            version.model_id or version.source.removeprefix("models:/")
+        )
+    except (MlflowException, TypeError) as error:
+        if getattr(error, "error_code", None) in (None, *store.NOT_THERE):
+            if name == f"{registry.name()}@{registry.CHAMPION}" and registry.champion() is None:
+                raise StageError(registry.without_champion()) from None
+            raise InputError(
+                f"{what} is no model of {store.name()}: expected models:/NAME/VERSION, "
+                f"models:/NAME@{registry.CHAMPION} or a model's id"
+            ) from None
+        raise

@@ -1,0 +1,131 @@
+"""Logged models: one for each model that dvc.yaml declares under `artifacts`."""
+
+import contextlib
+import shutil
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dvc_mlflow.hooks import hook
+from dvc_mlflow.results import Result
+
+if TYPE_CHECKING:
+    from dvc_mlflow.runs import Say
+
+
+def client() -> Any:
+    from mlflow import MlflowClient
+
+    return MlflowClient()
+
+
+def log(run_id: str, result: Result, path: str, say: "Say") -> None:
+    """Log the model in an out of a stage, which lies in this folder.
+
+    Not with `log_model` of MLflow: that copies the system metrics of the run to the model, and
+    starts a scoring server to try the model.
+    """
+    from mlflow.entities import LoggedModelOutput
+
+    experiment_id = client().get_run(run_id).info.experiment_id
+    model = client().create_logged_model(
+        experiment_id,
+        name=result.models[path],
+        source_run_id=run_id,
+        tags={"md5": result.outs[path], "file": path},
+        params={key: str(value) for key, value in result.params.items()},
+    )
+    try:
+        log_files(model, result, say)
+        client().finalize_logged_model(model.model_id, "READY")
+    except BaseException:
+        with contextlib.suppress(Exception):  # the first failure is reported
+            client().delete_logged_model(model.model_id)
+        raise
+    steps = [
+        metric.step
+        for name in client().get_run(run_id).data.metrics
+        for metric in client().get_metric_history(run_id, name)[-1:]
+    ]
+    client().log_outputs(run_id, [LoggedModelOutput(model.model_id, step=max(steps, default=0))])
+
+
+def log_files(model: Any, result: Result, say: "Say") -> None:
+    """Write the files of a logged model, made from an out that lies in this folder."""
+    with tempfile.TemporaryDirectory() as scratch:
+        say("local")
+        folder = Path(scratch) / "model"
+        export(result, Path(model.tags["file"]), folder, model)
+        say("ready")
+        client().log_model_artifacts(model.model_id, str(folder))
+
+
+def export(result: Result, path: Path, folder: Path, model: Any = None) -> None:
+    """Write the model in an out into a folder, in the format of MLflow, by the project's hook.
+
+    Without a hook, the folder gets a copy of the out.
+    """
+    ids = {"run_id": model.source_run_id, "model_id": model.model_id} if model else {}
+    if write := hook("export"):
+        write(result, path, folder, **ids)
+        return
+    from mlflow.models import Model
+
+    description = Model(**ids)
+    folder.mkdir(parents=True)
+    (shutil.copytree if path.is_dir() else shutil.copyfile)(path, folder / path.name)
+    description.save(str(folder / "MLmodel"))
+
+
+def lost_files(model: Any) -> list[str]:
+    """The files that a logged model should have, and that are missing in the store or empty."""
+    path, is_folder = Path(model.tags["file"]), model.tags["md5"].endswith(".dir")
+    copied = ["MLmodel", *([] if is_folder else [path.name])]
+    wanted = hook("model_files")(path) if hook("model_files") else copied
+    folders = {Path(name).parent.as_posix() for name in wanted} - {"."}
+    kept = {
+        file.path
+        for folder in (None, *sorted(folders))
+        for file in client().list_logged_model_artifacts(model.model_id, folder)
+        if file.file_size
+    }
+    return sorted({*wanted} - kept)
+
+
+def find(md5: str) -> Sequence[Any]:
+    """The logged models that were made from the file with this md5, the newest first."""
+    ready = [model for model in _of(md5) if str(model.status) == "READY"]
+    return sorted(ready, key=lambda model: model.creation_timestamp, reverse=True)
+
+
+def drop_unfinished(md5: str) -> None:
+    """Delete the logged models of a file that were not written completely."""
+    for model in _of(md5):
+        if str(model.status) != "READY":
+            if model.source_run_id and _status(model.source_run_id) == "RUNNING":
+                continue
+            client().delete_logged_model(model.model_id)
+
+
+def _of(md5: str) -> list[Any]:
+    from mlflow.entities import ViewType
+
+    experiments = client().search_experiments(view_type=ViewType.ACTIVE_ONLY)
+    found: list[Any] = client().search_logged_models(
+        [experiment.experiment_id for experiment in experiments],
+        filter_string=f"tags.md5 = '{md5}'",
+    )
+    return found
+
+
+def _status(run_id: str) -> str:
+    from mlflow.exceptions import MlflowException
+
+    try:
+        status: str = client().get_run(run_id).info.status
+    except MlflowException as error:
+        if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+            return "gone"
+        raise
+    return status

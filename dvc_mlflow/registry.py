@@ -1,0 +1,185 @@
+"""The registry of models: each evaluated model becomes a version, and the best one the champion.
+
+The hooks `score` and `judge` of the project decide who becomes champion. The reason is the
+description of the version. Without the setting `registered_model`, nothing is registered.
+"""
+
+import json
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from dvc_mlflow import models, runs, store
+from dvc_mlflow.hooks import hook, settings
+from dvc_mlflow.results import Result
+from dvc_mlflow.runs import client
+
+CHAMPION = "champion"
+
+Locked = Mapping[str, Result]
+
+
+def name() -> str:
+    """The name of the registered model, or nothing."""
+    return str(settings().get("registered_model", ""))
+
+
+def _evaluated(evaluation: Result, locked: Locked) -> dict[str, str]:
+    """The md5 of each model that an evaluation read, by the name of the model."""
+    names = {path: model for result in locked.values() for path, model in result.models.items()}
+    return {names[path]: md5 for path, md5 in evaluation.deps.items() if path in names}
+
+
+def register(evaluation: Result, locked: Locked, run_id: str) -> None:
+    """Register the models of an evaluation, and let them compete for champion, the best one first.
+
+    If the champion has lost its alias, it gets it back. Its md5 is also kept in a tag for that.
+
+    Args:
+        evaluation: Its outs lie in this folder.
+        run_id: Its run, which keeps the evidence.
+    """
+    if not name() or not hook("judge"):
+        return
+    registered = _registered()
+    if registered is None:
+        description = str(settings().get("registered_model_description", ""))
+        registered = client().create_registered_model(name(), description=description)
+    evidence = {model: hook("evidence")(model) for model in _evaluated(evaluation, locked)}
+    best_first = sorted(evidence, key=lambda model: -hook("score")(evidence[model]))
+    md5s = _evaluated(evaluation, locked)
+    versions = {model: _version(model, md5s[model], run_id) for model in best_first}
+    noted = registered.tags.get(CHAMPION)
+    if noted and champion() is None and (former := version_of(noted) or _again(noted)):
+        client().set_registered_model_alias(name(), CHAMPION, former.version)
+        print(f"restored the alias {CHAMPION}: it is version {former.version} of {name()} again")
+    for model, version in versions.items():
+        if version is None:
+            continue  # its training has no run yet; the next sync comes back to it
+        moves, reason = judge(version, evidence[model])
+        if moves:
+            client().set_registered_model_alias(name(), CHAMPION, version.version)
+        if reason != version.description:
+            client().update_model_version(name(), version.version, reason)
+    present = champion()
+    if present is not None and present.tags.get("md5", noted) != noted:
+        client().set_registered_model_tag(name(), CHAMPION, present.tags["md5"])
+
+
+def _version(model: str, md5: str, run_id: str) -> Any:
+    """The version made from a file; registered now if it is new. None without a logged model."""
+    version, logged = version_of(md5), models.find(md5)
+    if version is not None or not logged:
+        return version
+    version = client().create_model_version(
+        name(),
+        source=f"models:/{logged[0].model_id}",
+        run_id=logged[0].source_run_id,
+        model_id=logged[0].model_id,
+        tags={"model": model, "md5": md5, "evaluation": run_id},
+    )
+    link = json.dumps([{"name": name(), "version": version.version}])
+    client().set_logged_model_tags(logged[0].model_id, {"mlflow.modelVersions": link})
+    return version
+
+
+def _again(md5: str) -> Any:
+    """Register the model of an older evaluation again, or None if its runs are lost."""
+    logged = models.find(md5)
+    if not logged:
+        return None
+    file = logged[0].tags["file"]
+    evaluations = runs.search(
+        f"tags.`dep:{file}` = '{md5}' and attributes.status = 'FINISHED'",
+    )
+    if not evaluations:
+        return None
+    version = _version(logged[0].name, md5, evaluations[0].info.run_id)
+    client().update_model_version(name(), version.version, "champion: registered once more")
+    return version
+
+
+def is_behind(evaluation: Result, locked: Locked) -> bool:
+    """Whether the registry lacks a model of an evaluation, or the alias of its champion."""
+    if not name() or not hook("judge"):
+        return False
+    registered = _registered()
+    if registered is None:
+        return True
+    if any(version_of(md5) is None for md5 in _evaluated(evaluation, locked).values()):
+        return True
+    noted = registered.tags.get(CHAMPION)
+    if not noted or champion() is not None:
+        return False
+    return bool(version_of(noted) or models.find(noted))
+
+
+def _registered() -> Any:
+    """The registered model, or None."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return client().get_registered_model(name())
+    except MlflowException as error:
+        if error.error_code in store.NOT_THERE:
+            return None
+        raise
+
+
+def without_champion() -> str:
+    """Why there is no champion, and what to do."""
+    versions = client().search_model_versions(f"name = '{name()}'")
+    if not versions:
+        return f"no model is registered in {store.name()} yet: `dvc repro` does that"
+    registered = _registered()
+    if registered is not None and version_of(registered.tags.get(CHAMPION, "none")):
+        return f"{name()} has lost its alias {CHAMPION}: `make sync` restores it"
+    ordered = sorted(versions, key=lambda version: int(version.version))
+    last = ordered[-1].tags.get("evaluation")
+    reasons = "; ".join(
+        f"version {version.version} ({version.tags.get('model')}): {version.description}"
+        for version in ordered
+        if version.tags.get("evaluation") == last
+    )
+    return f"{name()} has no {CHAMPION} in {store.name()}: {reasons}"
+
+
+def version_of(md5: str) -> Any:
+    """The version that was made from the file with this md5, or None."""
+    found = client().search_model_versions(f"name = '{name()}' and tag.md5 = '{md5}'")
+    return found[0] if found else None
+
+
+def champion() -> Any:
+    """The version that is champion, or None."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return client().get_model_version_by_alias(name(), CHAMPION)
+    except MlflowException as error:
+        if error.error_code in store.NOT_THERE:
+            return None
+        raise
+
+
+def judge(version: Any, evidence: Path) -> tuple[bool, str]:
+    """Whether a version becomes champion, and the reason."""
+    from mlflow.exceptions import MlflowException
+
+    present = champion()
+    if present is not None and present.version == version.version:
+        return False, version.description or hook("judge")(evidence, None, None)[1]
+    if present is None:
+        moves, reason = hook("judge")(evidence, None, None)
+        return moves, reason
+    with tempfile.TemporaryDirectory() as folder:
+        against: Path | None = None
+        try:
+            out = hook("evidence")(present.tags["model"])
+            found = client().download_artifacts(present.tags["evaluation"], out.name, folder)
+            against = Path(found)
+        except (MlflowException, OSError, KeyError):
+            pass
+        moves, reason = hook("judge")(evidence, present.version, against)
+        return moves, reason

@@ -1,0 +1,247 @@
+"""The tracking store of MLflow. All copies that DVC makes of a checkout use the same one."""
+
+import functools
+import json
+import logging
+import os
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote, unquote
+
+from dvc_mlflow import projects
+from dvc_mlflow.errors import StageError, one_line
+from dvc_mlflow.hooks import settings
+
+VIEW = "stages"
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """The experiment for one DVC project, and how the UI shows it at the address of ``view``."""
+
+    name: str
+    description: str
+    order_by: str  # the highest value comes first
+    columns: Sequence[str]  # beside the runs
+
+    @property
+    def tags(self) -> dict[str, str]:
+        view = {"orderByKey": self.order_by, "orderByAsc": False, "selectedColumns": self.columns}
+        return {
+            "mlflow.note.content": self.description,
+            "mlflow.experimentKind": "custom_model_development",  # opened for model training
+            f"mlflow.sharedViewState.{VIEW}": json.dumps(view),
+        }
+
+
+def experiment(project: Path = projects.MAIN) -> Experiment:
+    """The experiment of a project. Each has its own, because the UI shows 100 runs at first."""
+    chosen = os.environ.get("MLFLOW_EXPERIMENT_NAME") or settings().get("experiment")
+    name = chosen or root().name
+    page = settings().get("pages", {}).get("main" if project == projects.MAIN else str(project), {})
+    return Experiment(
+        name if project == projects.MAIN else f"{name}-{project.as_posix()}",
+        page.get("description", f"The runs of the stages in {project / 'dvc.yaml'}"),
+        page.get("order_by", "attributes.start_time"),
+        page.get("columns", ["tags.`stage`", "tags.`commit`", "tags.`dirty`"]),
+    )
+
+
+UI = "http://127.0.0.1:5000"  # where `make ui` opens it
+
+# MLflow's codes for what the store does not have
+NOT_THERE = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
+
+# A dead server must not hold a stage up: with MLflow's own settings one call may wait for minutes.
+SETTINGS = {
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "4",
+    "MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL": "5",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+}
+
+
+@functools.cache  # `sync` of a commit stands in another folder for a while
+def root() -> Path:
+    """The checkout that keeps the store: DVC names the main one, also in a copy that it made."""
+    project = Path(os.environ.get("DVC_ROOT") or ".").resolve()
+    return projects.main_folder(project) or project
+
+
+def uri() -> str:
+    """The tracking URI. A relative SQLite file is taken from the main checkout, not from a copy."""
+    given = os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db"
+    prefix, path = "sqlite:///", given.removeprefix("sqlite:///")
+    if given.startswith(prefix) and not path.startswith(("/", "file:")):
+        return f"{prefix}{root() / path}"
+    return _well_formed(given)
+
+
+def _well_formed(given: str) -> str:
+    """A URI whose user and password are quoted: an unquoted @ or # would end up in its host, and
+    from there in error messages."""
+    match = re.fullmatch(r"([^/]+://)([^/]*)@(.*)", given, re.DOTALL)
+    if match is None:
+        return given
+    scheme, user_info, rest = match.groups()
+    quoted = ":".join(quote(unquote(part), safe="") for part in user_info.split(":", 1))
+    return f"{scheme}{quoted}@{rest}"
+
+
+def without_user(text: str) -> str:
+    """A text whose URIs have lost user and password; all that is printed or logged goes through."""
+    return re.sub(r"""(?<=://)[^/\s"']*@""", "", text)
+
+
+def name() -> str:
+    """The store, as messages call it."""
+    return without_user(uri())
+
+
+def is_remote(tracking_uri: str) -> bool:
+    """Whether a server keeps the store, and then the artifacts too."""
+    return tracking_uri.startswith(("http://", "https://"))
+
+
+def apply_settings() -> None:
+    """Before MLflow is imported; what the environment sets already, wins."""
+    for variable, value in SETTINGS.items():
+        os.environ.setdefault(variable, value)
+    if registry_uri := os.environ.get("MLFLOW_REGISTRY_URI"):
+        os.environ["MLFLOW_REGISTRY_URI"] = _well_formed(registry_uri)
+
+
+def open_store(project: Path = projects.MAIN) -> str:
+    """Point MLflow at the store; the id of the experiment, which is made where there is none."""
+    found = find_experiment(project)
+    if found is None:
+        from mlflow import MlflowClient
+        from mlflow.exceptions import MlflowException
+
+        try:
+            wanted = experiment(project)
+            found = MlflowClient().create_experiment(wanted.name, location(), wanted.tags)
+        except MlflowException:  # another machine was first
+            found = find_experiment(project)
+            if found is None:
+                raise
+    return found
+
+
+def find_experiment(project: Path = projects.MAIN) -> str | None:
+    """Point MLflow at the store; the id of the experiment, or None where there is none yet.
+
+    Raises:
+        StageError: It was deleted; names the command that restores it.
+    """
+    apply_settings()
+    import mlflow
+    from mlflow import MlflowClient
+
+    for noisy in ("mlflow", "alembic"):
+        logging.getLogger(noisy).setLevel(logging.CRITICAL)
+    mlflow.set_tracking_uri(uri())
+    _require_file()
+    with _creating():
+        found = MlflowClient().get_experiment_by_name(experiment(project).name)
+    if found is None:
+        return None
+    experiment_id: str = found.experiment_id
+    if found.lifecycle_stage == "deleted":
+        raise StageError(
+            f"the MLflow experiment {found.name} in {name()} is deleted: "
+            f"`mlflow experiments restore --experiment-id {experiment_id}` brings it back"
+        )
+    return experiment_id
+
+
+def _require_file() -> None:
+    """Refuse a file that is not there and cannot be made: MLflow would try for two minutes."""
+    file = Path(uri().removeprefix("sqlite:///"))
+    local = uri().startswith("sqlite:///") and not uri().startswith("sqlite:///file:")
+    if local and not file.exists() and not os.access(file.parent, os.W_OK):
+        raise StageError(
+            f"{name()} is not there and {file.parent} cannot be written: name another store in "
+            "MLFLOW_TRACKING_URI"
+        )
+
+
+@contextmanager
+def _creating() -> Iterator[None]:
+    """Two processes that create a store's tables at the same time can break each other's work."""
+    from filelock import FileLock
+
+    if is_remote(uri()):
+        yield
+        return
+    lock = FileLock(root() / ".dvc" / "tmp" / "mlflow.lock", timeout=60)
+    try:
+        lock.acquire()
+    except OSError:  # in a folder that can only be read, nothing is created
+        yield
+        return
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def location() -> str | None:
+    """Where the artifacts of a new experiment are kept; None where the server decides it."""
+    return None if is_remote(uri()) else (root() / "mlartifacts").as_uri()
+
+
+def overview(experiment_id: str, ui: str = UI) -> str:
+    """Where the UI shows all runs, with the columns that tell them apart.
+
+    Args:
+        ui: The address of the UI, for a store that no server keeps.
+    """
+    view = f"viewStateShareKey={VIEW}&workflowType=machine_learning"
+    return f"{_ui(ui)}/#/experiments/{experiment_id}/runs?{view}"
+
+
+def address(*, run: Any = None, model: Any = None) -> str:
+    """Where the UI shows a run or a logged model."""
+    if run is not None:
+        return f"{_ui()}/#/experiments/{run.info.experiment_id}/runs/{run.info.run_id}"
+    return f"{_ui()}/#/experiments/{model.experiment_id}/models/{model.model_id}"
+
+
+def _ui(ui: str = UI) -> str:
+    return name().rstrip("/") if is_remote(uri()) else ui
+
+
+@contextmanager
+def explained() -> Iterator[None]:
+    """Turn what MLflow raises inside into a :class:`StageError`, one line."""
+    try:
+        yield
+    except StageError as error:
+        raise type(error)(without_user(str(error))) from None
+    except BrokenPipeError:  # who reads our output has read enough
+        raise
+    except Exception as error:
+        raise StageError(explain(error)) from None
+
+
+# What databases say when they refuse a change
+READ_ONLY = ("readonly database", "read-only transaction", "permission denied for table")
+
+
+def explain(error: BaseException) -> str:
+    """MLflow's error as one line."""
+    if isinstance(error, StageError):
+        return without_user(one_line(error))
+    reason = one_line(error)
+    if "Can't locate revision" in reason or "out-of-date database schema" in reason:
+        reason = f"{name()} has the tables of another version of MLflow than this one. {reason}"
+    if any(refusal in reason for refusal in READ_ONLY):
+        reason = f"{name()} can only be read: write to another store, or as its owner. {reason}"
+    return without_user(f"MLflow: {type(error).__name__}: {reason}")[:300]

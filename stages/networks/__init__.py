@@ -1,0 +1,1 @@
+"""The two networks, and the arithmetic that they are made of."""

@@ -1,0 +1,289 @@
+"""The two networks of the experiment.
+
+LeNet-5 after Y. LeCun, L. Bottou, Y. Bengio, P. Haffner, "Gradient-based learning applied to
+document recognition", Proc. IEEE 86 (1998), with plain average pooling and a linear output layer.
+Their outputs and gradients have the same bits on every processor: see
+:mod:`stages.networks.exact`.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import safetensors
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from safetensors.torch import load_file, save
+from torch import Tensor, nn
+
+from dvc_mlflow.errors import InputError
+from dvc_mlflow.files import sha256, write_bytes
+from stages.base.params import ModelName, Recipe
+from stages.base.splits import INPUT_SIDE, Split
+from stages.networks import exact
+
+Bools = NDArray[np.bool_]
+
+STD = 0.3081  # of the 60,000 training images, pixels in [0, 1]; their mean is 0.1307
+SHIFT = 33  # the mean of the pixels, 33.3, as a whole number: exact sums need whole inputs
+LARGEST = 255 - SHIFT  # size of an input
+SCALE = 1 / (255 * STD)  # gives the inputs a standard deviation of 1; multiplies the first weights
+EVALUATION_BATCH = 500
+
+# Weights and biases of each layer. LeNet-5's sum is 61,706, the MLP's 62,110.
+PARAMETERS: dict[ModelName, dict[str, int]] = {
+    "lenet5": {"conv1": 156, "conv2": 2_416, "conv3": 48_120, "fc1": 10_164, "fc2": 850},
+    "mlp": {"fc1": 61_500, "fc2": 610},
+}
+
+
+class LeNet5(nn.Module):
+    """Convolutions 1-6-16-120 of 5x5, tanh, 2x2 average pooling, 120-84-10 fully connected.
+
+    Args:
+        dropout: Probability, before the last layer.
+        softmax_before_loss: End in softmax, although the loss applies log-softmax itself. With a
+            right answer of probability 1 the loss is then still ln(e + 9) - 1 = 1.4612.
+    """
+
+    def __init__(self, dropout: float, softmax_before_loss: bool) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(1, 6, 5)
+        self.conv2 = nn.Conv2d(6, 16, 5)
+        self.conv3 = nn.Conv2d(16, 120, 5)
+        self.fc1 = nn.Linear(120, 84)
+        self.fc2 = nn.Linear(84, 10)
+        self.dropout = dropout
+        self.softmax_before_loss = softmax_before_loss
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalised images (B, 1, 32, 32) to logits, or to probabilities, (B, 10)."""
+        weight, bias = weights(self.conv1)
+        x = exact.conv_tanh_pool(x, weight * SCALE, bias, LARGEST, 1.0, run=4)  # (B, 6, 14, 14)
+        # The outputs of tanh are at most 1 in size
+        x = exact.conv_tanh_pool(x, *weights(self.conv2), 1.0, 2.0**-8, run=2)  # (B, 16, 5, 5)
+        # Its kernel covers all of its input, so the convolution is one matrix product
+        weight, bias = weights(self.conv3)
+        x = exact.tanh(exact.linear(rows(x), rows(weight), bias, 1.0))  # (B, 120)
+        x = exact.tanh(exact.linear(x, *weights(self.fc1), 1.0))  # (B, 84)
+        if self.training:
+            x = dropout(x, self.dropout)
+        x = exact.linear(x, *weights(self.fc2), 1 / (1 - self.dropout))
+        return exact.softmax(x) if self.softmax_before_loss else x
+
+
+def weights(layer: nn.Module) -> tuple[Tensor, Tensor]:
+    """The weights and the biases of a layer."""
+    weight, bias = layer.parameters(recurse=False)
+    return weight, bias
+
+
+def dropout(x: Tensor, probability: float) -> Tensor:
+    """Set each number to zero with ``probability``; divide the others by 1 - ``probability``.
+
+    The random numbers are drawn on the CPU. They are multiples of 2^-24, so nothing is rounded.
+    """
+    if probability == 0:
+        return x
+    keep = (torch.rand(x.shape) >= probability).to(x.device)
+    return x * (keep * (1 / (1 - probability)))
+
+
+def rows(x: Tensor) -> Tensor:
+    """(B, C, H, W) to (B, HWC): the order of the numbers in the memory of a pooled tensor."""
+    return x.permute(0, 2, 3, 1).flatten(1)
+
+
+class MLP(nn.Module):
+    """1024-60-10, fully connected, with ReLU. Arguments and output as in :class:`LeNet5`."""
+
+    def __init__(self, dropout: float, softmax_before_loss: bool) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(INPUT_SIDE * INPUT_SIDE, 60)
+        self.fc2 = nn.Linear(60, 10)
+        self.dropout = dropout
+        self.softmax_before_loss = softmax_before_loss
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalised images (B, 1, 32, 32) to logits, or to probabilities, (B, 10)."""
+        weight, bias = weights(self.fc1)
+        x = exact.linear(x.flatten(1), weight * SCALE, bias, LARGEST).clamp(min=0)  # (B, 60)
+        if self.training:
+            x = dropout(x, self.dropout)
+        x = exact.linear(x, *weights(self.fc2))
+        return exact.softmax(x) if self.softmax_before_loss else x
+
+
+Network = LeNet5 | MLP
+
+
+class Classifier(nn.Module):
+    """A network for use: from raw images to probabilities, for every recipe.
+
+    An exported one holds PyTorch's own operations, whose sums are rounded. So its probabilities
+    are not the same bits everywhere.
+    """
+
+    def __init__(self, network: Network) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images (B, 28, 28), uint8, white on black as in MNIST, to probabilities (B, 10)."""
+        outputs = self.network(normalize(resize(images)))
+        return outputs if self.network.softmax_before_loss else exact.softmax(outputs)
+
+
+def build(name: ModelName, recipe: Recipe) -> Network:
+    """The network ``name``. Its weights are drawn from the global generator."""
+    kind = LeNet5 if name == "lenet5" else MLP
+    with torch.device("meta"):  # there, PyTorch draws no weights
+        network: Network = kind(recipe.dropout, recipe.softmax_before_loss)
+    initialize(network.to_empty(device="cpu"))
+    for layer, expected in PARAMETERS[name].items():
+        found = sum(parameter.numel() for parameter in network.get_submodule(layer).parameters())
+        assert found == expected, f"{name}.{layer} has {found} parameters, not {expected}"
+    return network
+
+
+@torch.no_grad()
+def initialize(network: nn.Module) -> None:
+    """Draw PyTorch's default weights: uniform, at most 1 / sqrt(inputs) in size.
+
+    PyTorch's own function may fuse a product and a sum, so that its weights may differ by a bit.
+    """
+    for layer in network.modules():
+        if isinstance(layer, nn.Linear | nn.Conv2d):
+            largest = 1 / math.sqrt(layer.weight[0].numel())
+            for weight in layer.parameters(recurse=False):
+                weight.copy_((torch.rand(weight.shape) * (2 * largest)).sub_(largest))
+
+
+def resize(images: Tensor) -> Tensor:
+    """Images (B, 28, 28) to (B, 1, 32, 32), uint8, like :func:`stages.mnist.idx.resize`."""
+    return F.interpolate(
+        images.unsqueeze(1), (INPUT_SIDE, INPUT_SIDE), mode="bilinear", antialias=True
+    )
+
+
+def normalize(images: Tensor) -> Tensor:
+    """Pixels of 0 to 255 to whole numbers, as floats. Their mean over the training images is 0.3.
+
+    They are not divided by their standard deviation, because a sum of products is exact only if
+    its numbers have few bits. The networks multiply the first layer's weights by ``SCALE`` instead.
+    """
+    return images.to(torch.float32, copy=True).sub_(SHIFT)
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Resized images (N, 1, 32, 32) and labels (N,), uint8."""
+
+    images: Tensor
+    labels: Tensor
+    release: Callable[[], None]  # frees the memory of a mapped file, see Split.release
+
+
+def examples(part: Split, device: str = "cpu") -> Examples:
+    """``part``, resized, as tensors: on the CPU in the same memory, on a GPU as a copy."""
+    images, labels = torch.from_numpy(part.images), torch.from_numpy(part.labels)
+    return Examples(images.unsqueeze(1).to(device), labels.to(device), part.release)
+
+
+@torch.no_grad()
+def outputs(network: Network, images: Tensor) -> Tensor:
+    """The outputs (N, 10) for resized images (N, 1, 32, 32), uint8, without dropout."""
+    was_training = network.training
+    network.eval()
+    result = torch.cat(
+        [network(normalize(batch)) for batch in torch.split(images, EVALUATION_BATCH)]
+    )
+    network.train(was_training)
+    return result
+
+
+def probabilities(network: Network, network_outputs: Tensor) -> Tensor:
+    """The probabilities (N, 10), float64, for outputs (N, 10) of ``network``."""
+    if network.softmax_before_loss:
+        return network_outputs.double()
+    return exact.probabilities(network_outputs)
+
+
+@dataclass(frozen=True)
+class Answers:
+    """The answers of a network for a split of N images."""
+
+    outputs_sha256: str  # of the outputs (N, 10) as float32, row by row
+    loss: float  # the mean of the loss that the network was trained with
+    probabilities: NDArray[np.float64]  # (N, 10)
+    labels: NDArray[np.uint8]  # (N,)
+
+    @cached_property
+    def predicted(self) -> NDArray[np.int64]:
+        """The class with the highest probability, (N,)."""
+        found: NDArray[np.int64] = self.probabilities.argmax(1)
+        return found
+
+    @cached_property
+    def confidence(self) -> NDArray[np.float64]:
+        """The probability of the predicted class, (N,)."""
+        found: NDArray[np.float64] = self.probabilities.max(1)
+        return found
+
+    @cached_property
+    def correct(self) -> Bools:
+        """(N,)."""
+        found: Bools = self.predicted == self.labels
+        return found
+
+
+def accuracy(outputs: Tensor, labels: Tensor) -> float:
+    """The share of outputs (N, 10) whose largest number is that of the label (N,)."""
+    return int((outputs.argmax(1) == labels).sum()) / len(labels)
+
+
+def answers(network: Network, part: Split, device: str = "cpu") -> Answers:
+    data = examples(part, device)
+    found = outputs(network, data.images)
+    return Answers(
+        outputs_sha256=sha256(found.cpu().numpy().tobytes()),
+        loss=exact.cross_entropy(found, data.labels.long()).item(),
+        probabilities=probabilities(network, found).cpu().numpy(),
+        labels=part.labels,
+    )
+
+
+def to_bytes(network: Network) -> bytes:
+    """The weights as the bytes of a safetensors file. The same weights give the same bytes."""
+    return save(network.state_dict())
+
+
+def fingerprint(network: Network) -> str:
+    """SHA-256 of the weights, and of the file that :func:`save_model` writes."""
+    return sha256(to_bytes(network))
+
+
+def save_model(network: Network, path: Path) -> None:
+    write_bytes(path, to_bytes(network))
+
+
+def load_model(name: ModelName, recipe: Recipe, path: Path) -> Network:
+    """The network in a file of :func:`save_model`.
+
+    Raises:
+        InputError: The file is missing, or does not hold this network.
+    """
+    cure = f"`dvc repro train_{name}` makes it again"
+    if not path.is_file():
+        raise InputError(f"{path} is missing: {cure}")
+    network = build(name, recipe)
+    try:
+        network.load_state_dict(load_file(path))
+    except (safetensors.SafetensorError, RuntimeError, OSError) as error:
+        reason = " ".join(str(error).split())
+        raise InputError(f"{path} is damaged ({reason}): remove it, and {cure}") from None
+    return network

@@ -1,0 +1,67 @@
+"""study/params.yaml as one frozen object, and where the files of the study are."""
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field
+
+from dvc_mlflow.errors import InputError
+from stages.base import params, strict
+from stages.base.params import CLASSES, TRAIN_SIZE, Seed
+from stages.base.strict import Section
+
+FOLDER = Path("study")
+PATH = FOLDER / "params.yaml"
+CELLS = FOLDER / "cells"
+REPORT = FOLDER / "report"
+VALIDATION = "validation"  # instead of a seed: trained without the validation images
+NAMING_RECIPES = ("recipes", "ablations", "differences")  # the keys whose values are recipes
+
+
+class Study(Section):
+    """Which recipes are compared, and over which seeds."""
+
+    seeds: Annotated[list[Seed], Field(min_length=1)]
+    recipes: Annotated[list[str], Field(min_length=1)]
+    ablations: list[str]
+    differences: list[Annotated[list[str], Field(min_length=2, max_length=2)]]
+    validation_size: Annotated[int, Field(ge=CLASSES, le=TRAIN_SIZE - CLASSES)]
+
+    @property
+    def every_recipe(self) -> list[str]:
+        return [*self.recipes, *self.ablations]
+
+
+def cell_path(recipe: str, model: str, seed: int | str) -> Path:
+    return CELLS / f"{recipe}-{model}-{seed}.json"
+
+
+def load() -> Study:
+    """Read study/params.yaml.
+
+    Raises:
+        InputError: It cannot be used. One line per mistake: the key, the value, and what is
+            allowed.
+    """
+    known = list(params.load_recipes())
+    names = dict.fromkeys(NAMING_RECIPES, known)
+    study = strict.check(Study, PATH, strict.read(PATH), names)
+    for key, recipes in ("recipes", study.recipes), ("ablations", study.ablations):
+        for recipe in recipes:
+            if recipe not in known:
+                raise strict.unknown_name(PATH, key, recipe, known)
+    lists: dict[str, Sequence[int | str]] = {
+        "seeds": study.seeds,
+        "recipes": study.recipes,
+        "recipes and ablations": study.every_recipe,
+    }
+    for key, values in lists.items():
+        doubles = [str(value) for value, count in Counter(values).items() if count > 1]
+        if doubles:
+            raise InputError(f"{PATH}: {key} has {', '.join(doubles)} more than once")
+    for recipe in (recipe for pair in study.differences for recipe in pair):
+        if recipe not in study.every_recipe:
+            raise strict.unknown_name(PATH, "differences", recipe, study.every_recipe)
+    return study

@@ -1,0 +1,124 @@
+"""Statements of rebuilds, with the real ssh-keygen, and sha256sum as in-toto describes it."""
+
+import getpass
+import json
+import shutil
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from conftest import ROOT, missing, qemu
+from dvc_mlflow import attest, verify
+from dvc_mlflow.errors import InputError, StageError
+
+
+@pytest.fixture
+def rebuilt(tmp_path, monkeypatch) -> Path:
+    """A folder with two outs, a file and a folder, and where statements are written."""
+    folder = tmp_path / "rebuilt"
+    (folder / "figures/more").mkdir(parents=True)
+    (folder / "model").write_bytes(b"weights")
+    (folder / "figures/b.png").write_bytes(b"b")
+    (folder / "figures/more/a.png").write_bytes(b"a")
+    shutil.copy(ROOT / "constraints.txt", folder)
+    monkeypatch.setattr(attest, "STATEMENTS", tmp_path / "rebuilds")
+    return folder
+
+
+@pytest.fixture
+def key(tmp_path) -> str:
+    if not shutil.which("ssh-keygen"):
+        missing("ssh-keygen is not installed: Debian has it in openssh-client")
+    path = tmp_path / "a key"
+    subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", path], check=True)
+    return str(path)
+
+
+def written(rebuilt: Path, key: str | None = None) -> tuple[Path, dict[str, str]]:
+    """A statement about both outs, and their md5s."""
+    content = attest.statement(rebuilt, "c" * 40, ["model", "figures"])
+    return attest.write(content, key), {
+        subject["name"]: subject["digest"]["md5"] for subject in content["subject"]
+    }
+
+
+def test_a_folders_hash_is_the_one_that_in_toto_describes(rebuilt):
+    command = (
+        "find . -type f | cut -c3- | LC_ALL=C sort | xargs -r sha256sum | sha256sum | cut -f1 -d' '"
+    )
+    said = subprocess.run(command, shell=True, cwd=rebuilt / "figures", capture_output=True)
+    assert attest.digest(rebuilt / "figures")["dirHash"] == said.stdout.decode().strip()
+
+
+def test_a_statement_names_no_host_path_or_user(rebuilt):
+    path, _ = written(rebuilt)
+    text = path.read_text(encoding="utf-8") + path.name
+    for name in (socket.gethostname(), str(rebuilt.parent), str(ROOT), getpass.getuser()):
+        assert name not in text
+    assert json.loads(text.removesuffix(path.name))["_type"] == "https://in-toto.io/Statement/v1"
+
+
+def test_a_signed_statement_names_the_key_and_an_unsigned_one_none(rebuilt, key):
+    path, md5s = written(rebuilt, key)
+    shown = subprocess.run(["ssh-keygen", "-l", "-f", key], capture_output=True, text=True).stdout
+    assert attest.read(path, md5s).signer in shown.split()
+    path, md5s = written(rebuilt)
+    attest.signature_path(path).unlink()
+    assert attest.read(path, md5s).signer is None
+
+
+@pytest.mark.parametrize("signed", [True, False])
+def test_a_changed_statement_does_not_hold(rebuilt, key, signed):
+    path, md5s = written(rebuilt, key if signed else None)
+    path.write_text(path.read_text().replace(md5s["model"], "0" * 32))
+    with pytest.raises(StageError, match="was signed" if signed else "model is 0{32} there"):
+        attest.read(path, md5s)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"_type": 1, "predicateType": 2}', "\0"])
+def test_what_is_no_statement_is_named(rebuilt, text):
+    path, md5s = written(rebuilt)
+    path.write_text(text)
+    with pytest.raises(StageError, match="is no statement"):
+        attest.read(path, md5s)
+
+
+def test_the_same_machine_counts_once_and_a_signature_or_another_machine_once_more():
+    def rebuild(kind: str, signer: str | None = None, is_emulated: bool = False) -> attest.Rebuild:
+        return attest.Rebuild(frozenset(["model"]), signer, kind, is_emulated)
+
+    amd, intel, arm = rebuild("AMD"), rebuild("Intel", "SHA256:x"), rebuild("qemu", None, True)
+    text = attest.count([amd, amd, intel, rebuild("Intel", "SHA256:y"), arm], ["model", "figures"])
+    rows = [line.split() for line in text.splitlines()[:3]]
+    assert rows == [
+        ["out", "signed", "unsigned", "emulated"],
+        ["model", "2", "1", "1"],
+        ["figures", "0", "0", "0"],
+    ]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["statement", "no key"], "KEY is no key, expected the file of a private key of OpenSSH"),
+        (["statment"], "expected `statement` and a key, or nothing, found statment"),
+    ],
+)
+def test_a_key_that_is_none_is_named_before_anything_is_computed(arguments, line):
+    with pytest.raises(InputError, match=line):
+        verify.key_of(arguments)
+
+
+def test_an_emulated_processor_is_told_from_a_real_one():
+    assert attest.emulator() is None
+    command = "import dvc_mlflow.attest as a; print(a.emulator())"
+    said = subprocess.run(
+        [*qemu("max"), sys.executable, "-c", command],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert said.stdout.strip() == "qemu-x86_64", said.stderr

@@ -1,0 +1,241 @@
+"""From runs, models and files to commits and back, in small repositories with a real store."""
+
+import hashlib
+import json
+from pathlib import Path
+
+import pytest
+from tiny import PIPELINE, make_project
+
+from dvc_mlflow import find, git, store, sync
+from dvc_mlflow.errors import InputError, StageError
+
+MLP = "models/mlp.safetensors"
+
+
+@pytest.fixture(scope="module")
+def standing(standing_in, tmp_path_factory):
+    """This process stands in a project whose results are committed and logged."""
+    project = make_project(tmp_path_factory.mktemp("find") / "project")
+    with standing_in(project) as client:
+        sync.sync()
+        yield project, client
+
+
+@pytest.fixture
+def project(standing):
+    git.holders.cache_clear()
+    return standing[0]
+
+
+@pytest.fixture
+def client(standing):
+    return standing[1]
+
+
+@pytest.fixture
+def said(project, capsys):
+    """What `find` prints."""
+
+    def printed(what: str, file: Path = Path("no file")) -> str:
+        capsys.readouterr()
+        find.find(what, file)
+        return capsys.readouterr().out
+
+    return printed
+
+
+def run_of(client, stage: str):
+    found = client.search_runs(["1", "2", "3"], f"tags.stage = '{stage}'")
+    (run,) = [run for run in found if run.info.status == "FINISHED"]
+    return run
+
+
+def head(project) -> str:
+    return project.git("log", "-1", "--format=%h %cs %s")
+
+
+def test_a_run_leads_to_its_page_its_commits_and_back_to_the_files(client, project, said):
+    run_id = run_of(client, "train_mlp").info.run_id
+    first, page, here, commit, back = said(run_id).splitlines()
+    assert first == f"run {run_id} train_mlp (FINISHED)"
+    experiment = client.get_experiment_by_name("mnist").experiment_id
+    assert page == f"  {store.UI}/#/experiments/{experiment}/runs/{run_id}"
+    assert here == "  dvc.lock in this folder holds it: `dvc checkout` brings it back"
+    assert commit == f"  commit {head(project)}"
+    full = project.git("rev-parse", "HEAD")
+    assert f"`git checkout {full[:10]} && dvc checkout`" in back
+
+
+def test_the_pipelines_run_leads_to_the_commits_with_all_results_of_its_stages(
+    client, project, said
+):
+    run_id = run_of(client, "pipeline").info.run_id
+    assert f"  commit {head(project)}" in said(run_id)
+    metrics = project.path / "reports/metrics.json"
+    content = metrics.read_text()
+    project.write("reports/metrics.json", content.replace("0.95", "0.96"))
+    project.lock()
+    try:
+        assert "in this folder" not in said(run_id)  # one of the five differs
+        assert "in this folder" in said(run_of(client, "plot").info.run_id)
+    finally:
+        metrics.write_text(content)
+        project.lock()
+
+
+def test_the_number_of_further_commits_with_the_same_results_is_told(client, project, said):
+    first = project.git("rev-parse", "HEAD")
+    with_one = head(project)
+    for at in range(2):
+        project.git("commit", "--allow-empty", "--quiet", "-m", f"nothing new {at}")
+    git.holders.cache_clear()
+    try:
+        told = said(run_of(client, "prepare").info.run_id)
+        assert f"  commit {with_one}  (and 2 more commits)\n" in told
+        assert told.count("  commit ") == 1
+        assert f"`git checkout {first[:10]} &&" in told
+    finally:
+        project.git("reset", "--quiet", "--hard", first)
+        project.git("reflog", "expire", "--expire=now", "--all")
+
+
+def test_results_that_no_commit_and_not_the_folder_holds_are_told(client, project):
+    experiment = client.get_experiment_by_name("mnist").experiment_id
+    tags = {"stage": "plot", "out:reports/figures": "md5 of nothing"}
+    run_id = client.create_run(experiment, tags=tags).info.run_id
+    with pytest.raises(InputError, match=f"no commit's dvc.lock holds the results of run {run_id}"):
+        find.find(run_id, Path("no file"))
+    client.delete_run(run_id)
+
+
+@pytest.mark.parametrize(
+    ("tags", "expected"),
+    [
+        ({}, "was not made from a stage of DVC"),
+        ({"stage": "plot"}, r"is RUNNING and has no results$"),
+        (
+            {"stage": "plot", "commit": "0123456789abcdef"},
+            "is RUNNING and has no results; it ran on commit 0123456789$",
+        ),
+    ],
+)
+def test_a_run_without_results_says_what_it_is(client, project, tags, expected):
+    experiment = client.get_experiment_by_name("mnist").experiment_id
+    run_id = client.create_run(experiment, tags=tags).info.run_id
+    with pytest.raises(InputError, match=expected):
+        find.find(run_id, Path("no file"))
+    client.delete_run(run_id)
+
+
+def test_every_name_of_a_model_leads_to_its_file_run_and_commit(client, project, said):
+    version = client.get_model_version_by_alias("mnist", "champion")
+    model = client.get_logged_model(version.source.removeprefix("models:/"))
+    path = model.tags["file"]
+    md5 = hashlib.md5((project.path / path).read_bytes()).hexdigest()
+    names = ("models:/mnist@champion", f"models:/mnist/{version.version}", model.model_id)
+    for name in names:
+        first, *others = said(name).splitlines()
+        assert first == f"{name}: md5 {md5}"
+        assert f"  models:/mnist/{version.version}: {version.description}" in others
+        page = f"  {store.UI}/#/experiments/{model.experiment_id}/models/{model.model_id}"
+        assert others[others.index(page) + 1] == f"    made by run {model.source_run_id}"
+        assert f"  commit {head(project)}" in others
+    assert said(path, project.path / path).splitlines()[1:] == others
+
+
+@pytest.mark.parametrize(
+    "what", ["models:/mnist/99", "models:/mnist@none", "models:/mnist", f"m-{'0' * 32}"]
+)
+def test_what_is_no_model_is_told_with_the_names_that_are(client, project, what):
+    with pytest.raises(InputError, match=rf"^{what} is no model of .*models:/NAME/VERSION"):
+        find.find(what, Path("no file"))
+
+
+def test_a_champion_that_is_not_there_is_explained(client, project):
+    version = client.get_model_version_by_alias("mnist", "champion").version
+    client.delete_registered_model_alias("mnist", "champion")
+    try:
+        with pytest.raises(StageError, match="has lost its alias champion"):
+            find.find("models:/mnist@champion", Path("no file"))
+    finally:
+        client.set_registered_model_alias("mnist", "champion", version)
+
+
+def test_a_model_of_somebody_else_is_told(client, project):
+    model = client.create_logged_model("0", name="foreign")
+    with pytest.raises(InputError, match="was not logged from a result of DVC"):
+        find.find(model.model_id, Path("no file"))
+
+
+def test_a_file_goes_before_a_commit_of_its_name_and_says_so(client, project, said, tmp_path):
+    commit = project.git("rev-parse", "HEAD")[:10]
+    told = said("main", project.path / MLP)
+    assert told.startswith(f"main names a file and a commit; this is the file, `find {commit}` ")
+    assert f"file main: md5 {project.md5(MLP)}" in told
+    assert "names a file and a commit" not in said(MLP, project.path / MLP)
+    (tmp_path / "other").write_text("no model")
+    md5 = hashlib.md5(b"no model").hexdigest()
+    with pytest.raises(InputError, match=rf"file other \(md5 {md5}\) is in no commit's dvc.lock"):
+        find.find("other", tmp_path / "other")
+
+
+def test_a_file_that_only_a_commit_holds_is_found_without_a_model(project, said):
+    path = "reports/comparison.md"
+    told = said(path, project.path / path)
+    assert told.splitlines()[0] == f"file {path}: md5 {project.md5(path)}"
+    assert "made by run" not in told and "models:/" not in told
+    assert f"  commit {head(project)}" in told
+
+
+def test_a_commit_leads_to_the_finished_run_of_each_stage_and_of_the_study(client, project, said):
+    first, *others, cells = said("main").splitlines()
+    assert first == f"commit {head(project)}"
+    stages = [*PIPELINE, "report"]
+    shown = {line.split()[0]: line.split("/runs/")[1] for line in others}
+    assert shown == {
+        "study" if stage == "report" else stage: run_of(client, stage).info.run_id
+        for stage in stages
+    }
+    assert cells.strip() == "3 of its 3 stages have runs"
+
+
+def test_a_run_that_a_commit_lacks_is_told_with_the_command_that_writes_it(client, project, said):
+    commit = project.git("rev-parse", "HEAD")[:10]
+    gone = [run_of(client, stage).info.run_id for stage in ("plot", "cell@fast-mlp-0", "report")]
+    for run_id in gone:
+        client.delete_run(run_id)
+    try:
+        told = said("HEAD")
+        assert told.count("no run") == 2  # of plot, and of the report, which stands for the study
+        assert f"  {'plot':14}no run: `make sync REV={commit}` writes it\n" in told
+        assert f"  {'study':14}no run\n" in told
+        assert f"1 of its 3 stages have runs: `git checkout {commit} && make sync`" in told
+    finally:
+        for run_id in gone:
+            client.restore_run(run_id)
+
+
+def test_a_commit_of_which_nothing_is_logged_is_told(client, project, capsys):
+    old = json.loads((project.path / "dvc.lock").read_text())
+    old["stages"] = {"plot": {"cmd": "plot", "outs": [{"path": "a", "md5": "b"}]}}
+    (project.path / "old.lock").write_text(json.dumps(old))
+    blob = project.git("hash-object", "-w", "old.lock")
+    (project.path / "old.lock").unlink()
+    declared = project.git("rev-parse", "HEAD:dvc.yaml")
+    (project.path / "tree").write_text(
+        f"100644 blob {blob}\tdvc.lock\n100644 blob {declared}\tdvc.yaml\n"
+    )
+    tree = project.run("bash", "-c", "git mktree < tree && rm tree").stdout.strip()
+    commit = project.git("commit-tree", "-m", "old", tree)
+    with pytest.raises(StageError, match=f"^no run in .* has the results of commit {commit[:10]}$"):
+        find.find(commit, Path("no file"))
+    assert "plot          no run: `make sync REV=" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("what", ["0" * 32, "no-such", "a" * 31])
+def test_what_is_nothing_at_all_is_told(project, what):
+    with pytest.raises(
+        InputError, match=f"^{what} is no run or model of sqlite:///.*, no file and "
+    ):
+        find.find(what, Path("no file"))

@@ -1,0 +1,168 @@
+"""After `dvc repro`, each stage has one finished run with its settings, metrics and model."""
+
+import json
+from pathlib import Path
+from urllib.parse import urlparse
+from urllib.request import url2pathname
+
+import mlflow
+import numpy as np
+import pytest
+import torch
+from mlflow import MlflowClient
+
+from dvc_mlflow.files import md5
+from stages.base import files, params
+from stages.base.params import MODEL_NAMES
+from stages.mnist import idx
+from stages.networks import models
+
+
+@pytest.fixture
+def client(small_run, monkeypatch) -> MlflowClient:
+    uri = f"sqlite:///{small_run.path / 'mlflow.db'}"
+    mlflow.set_tracking_uri(uri)
+    return MlflowClient(uri)
+
+
+@pytest.fixture
+def runs(client):
+    experiment = client.get_experiment_by_name("mnist")
+    found = client.search_runs([experiment.experiment_id])
+    stages = {run.data.tags["stage"]: run for run in found if run.info.status == "FINISHED"}
+    stages.pop("pipeline")
+    return stages
+
+
+def locked(small_run):
+    from ruamel.yaml import YAML
+
+    return YAML(typ="safe").load(small_run.path / "dvc.lock")["stages"]
+
+
+def test_each_stage_has_one_finished_run_with_the_settings_of_dvc_lock(small_run, runs):
+    assert sorted(runs) == ["evaluate", "plot", "prepare", "train_lenet5", "train_mlp"]
+    for stage, lock in locked(small_run).items():
+        settings = {}
+        for content in lock["params"].values():
+            settings |= flat(content)
+        expected = {key.removeprefix("documented."): str(value) for key, value in settings.items()}
+        assert runs[stage].data.params == expected
+
+
+def flat(tree: dict, prefix: str = "") -> dict:
+    found = {}
+    for key, value in tree.items():
+        name = f"{prefix}.{key}" if prefix else key
+        found |= flat(value, name) if isinstance(value, dict) else {name: value}
+    return found
+
+
+def test_a_run_carries_the_md5s_of_dvc_lock(small_run, runs):
+    for stage, lock in locked(small_run).items():
+        tags = runs[stage].data.tags
+        assert {t: v for t, v in tags.items() if t[:4] in ("out:", "dep:")} == {
+            f"{kind}:{entry['path']}": entry["md5"]
+            for kind in ("dep", "out")
+            for entry in lock[f"{kind}s"]
+        }
+
+
+@pytest.mark.parametrize("name", MODEL_NAMES)
+def test_epochs_and_scores_are_those_of_the_files(small_run, client, runs, name):
+    run = runs[f"train_{name}"]
+    history = files.read_csv(small_run.path / files.history_path(name))
+    for key in set(history) - {"epoch"}:
+        logged = client.get_metric_history(run.info.run_id, key)
+        assert [(m.step, m.value) for m in logged] == list(
+            zip(history["epoch"], history[key], strict=True)
+        )
+    metrics = json.loads((small_run.path / files.METRICS).read_text(encoding="utf-8"))
+    (model_id,) = [output.model_id for output in run.outputs.model_outputs]
+    model = client.get_logged_model(model_id)
+    assert model.tags["md5"] == md5(small_run.path / files.model_path(name))
+    scores = {m.key: (m.value, m.dataset_digest) for m in model.metrics if m.key in metrics[name]}
+    digest = md5(small_run.path / files.DATA_PREPARED / "test.safetensors")
+    assert scores == {key: (value, digest) for key, value in metrics[name].items()}
+
+
+@pytest.mark.parametrize("name", MODEL_NAMES)
+def test_the_logged_model_takes_raw_images_and_is_free_of_pickle(
+    small_run, client, runs, raw, name, monkeypatch
+):
+    monkeypatch.setenv("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
+    (output,) = runs[f"train_{name}"].outputs.model_outputs
+    model = mlflow.pyfunc.load_model(f"models:/{output.model_id}")
+    images = idx.parse(idx.TEST_IMAGES, raw[idx.TEST_IMAGES])[:100].copy()
+    monkeypatch.chdir(small_run.path)
+    recipe = params.load().of_model(name)
+    network = models.load_model(name, recipe, files.model_path(name))
+    expected = models.Classifier(network).eval()(torch.from_numpy(images)).detach().numpy()
+    predicted = model.predict(images)
+    assert np.allclose(predicted, expected, atol=1e-6)
+    assert model.predict(images[:1]).shape == (1, 10)
+    assert model.metadata.signature.inputs.inputs[0].type == np.dtype(np.uint8)
+    location = client.get_logged_model(output.model_id).artifact_location
+    requirements = Path(url2pathname(urlparse(location).path)) / "requirements.txt"
+    assert "torch==2.13.0" in requirements.read_text(encoding="utf-8")
+
+
+@pytest.fixture
+def without_study(small_run):
+    """Its 120 cells have results, too, and writing their runs takes a while."""
+    lock = small_run.path / "study/dvc.lock"
+    lock.rename(small_run.path.with_name("study.lock"))
+    yield
+    small_run.path.with_name("study.lock").rename(lock)
+
+
+def test_sync_writes_the_missing_runs_from_the_results_and_then_nothing(
+    small_run, client, runs, tmp_path, without_study
+):
+    fresh = {"MLFLOW_TRACKING_URI": f"sqlite:///{tmp_path}/other.db"}
+    sync = ("python", "-m", "dvc_mlflow", "sync")
+    first = small_run.run(*sync, env=fresh).stdout
+    stages = ["prepare", "train_lenet5", "train_mlp", "evaluate", "plot"]
+    assert [line.split()[4] for line in first.splitlines()] == stages
+    assert small_run.run(*sync, env=fresh).stdout == ""
+    assert small_run.run(*sync).stdout == ""
+    status = small_run.run("python", "-m", "dvc_mlflow", "status", env=fresh).stdout
+    assert status.startswith("5 of 5 results have their run\n")
+
+    other = MlflowClient(fresh["MLFLOW_TRACKING_URI"])
+    experiment = other.get_experiment_by_name("mnist")
+    written = {run.data.tags["stage"]: run for run in other.search_runs([experiment.experiment_id])}
+    for stage, live in runs.items():
+        copied = written[stage]
+        assert copied.data.tags["backfilled"] == "true"
+        assert copied.data.params == live.data.params
+        kept = {k: v for k, v in live.data.metrics.items() if not k.startswith("system/")}
+        assert copied.data.metrics == kept
+        for key in kept:
+            histories = [
+                [(m.step, m.value) for m in c.get_metric_history(run.info.run_id, key)]
+                for c, run in ((client, live), (other, copied))
+            ]
+            assert histories[0] == histories[1]
+
+
+def test_a_tracking_server_that_is_down_costs_a_warning(small_run):
+    down = {"MIRROR": "on", "MLFLOW_TRACKING_URI": "http://127.0.0.1:9"}
+    before = md5(small_run.path / files.METRICS)
+    result = small_run.run("python", "-m", "stages.evaluate", env=down)
+    assert result.stderr.count("warning: ") == 1
+    assert "`make sync` logs them" in result.stderr
+    assert md5(small_run.path / files.METRICS) == before
+    failed = small_run.run("python", "-m", "dvc_mlflow", "sync", env=down, check=False)
+    assert failed.returncode == 1
+    assert failed.stderr.startswith("error: MLflow: ")
+    assert failed.stderr.count("\n") == 1
+
+
+def test_figures_tables_and_the_contact_sheet_are_artifacts(client, runs):
+    def artifacts(stage):
+        return {file.path for file in client.list_artifacts(runs[stage].info.run_id)}
+
+    assert {"contact_sheet.png", "counts.csv"} <= artifacts("prepare")
+    assert {"comparison.csv", "confusion_lenet5.csv", "metrics.json"} <= artifacts("evaluate")
+    assert {"comparison.md", "curves.png", "confusion.png", "reliability.png"} <= artifacts("plot")

@@ -1,0 +1,473 @@
+"""What a store can lose or refuse, and two that write to it at the same moment."""
+
+import contextlib
+import os
+import re
+import shutil
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+from mlflow.entities import ViewType
+from test_live import STAGES, client_of, find, forget_study, runs_of, stages_of, sync
+
+from conftest import Clone, free_port, mlflow_server, wait_for
+from dvc_mlflow import store
+from stages.base import files
+
+COMMAND = ("python", "-m", "dvc_mlflow")
+SECRETS = ("p@ss#w/0rd".replace("/", "?"), "p%40ss", "s3cret")
+
+
+@pytest.fixture(autouse=True)
+def with_runs(monkeypatch):
+    monkeypatch.setenv("MIRROR", "on")
+
+
+@pytest.fixture
+def copy(copy) -> Clone:
+    forget_study(copy)
+    return copy
+
+
+@pytest.fixture
+def server(tmp_path):
+    folder = tmp_path / "server"
+    folder.mkdir()
+    with mlflow_server(f"sqlite:///{folder}/server.db", folder) as (uri, _):
+        yield uri
+
+
+def with_user(uri: str, password: str = SECRETS[0]) -> str:
+    return uri.replace("://", f"://bob:{password}@")
+
+
+def call(clone: Clone, *arguments: str, **options):
+    return clone.run(*COMMAND, *arguments, **options)
+
+
+def one_line(result) -> str:
+    assert result.returncode in (1, 2)
+    assert result.stderr.startswith("error: ")
+    assert result.stderr.count("\n") == 1, result.stderr
+    return result.stderr
+
+
+def models_of(client: MlflowClient) -> list:
+    experiments = client.search_experiments(view_type=ViewType.ALL)
+    return client.search_logged_models([found.experiment_id for found in experiments])
+
+
+def assert_whole(client: MlflowClient) -> None:
+    """Five stages, the pipeline over them, two models in two versions, nothing besides."""
+    experiment = client.get_experiment_by_name("mnist").experiment_id
+    found = client.search_runs([experiment])
+    assert sorted(run.data.tags["stage"] for run in found) == sorted([*STAGES, "pipeline"])
+    assert {run.info.status for run in found} == {"FINISHED"}
+    (parent,) = [run for run in found if run.data.tags["stage"] == "pipeline"]
+    children = [run for run in found if "mlflow.parentRunId" in run.data.tags]
+    assert {run.data.tags["mlflow.parentRunId"] for run in children} == {parent.info.run_id}
+    assert len(children) == 5
+    assert [str(model.status) for model in models_of(client)] == ["READY", "READY"]
+    assert len(client.search_model_versions("name = 'mnist'")) == 2
+    names = [found.name for found in client.search_experiments()]
+    assert not [name for name in names if "claim" in name]
+
+
+# --- passwords ---
+
+
+@pytest.mark.parametrize("password", SECRETS)
+def test_user_and_password_are_cut_out_of_every_text(password, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", with_user("http://host:5000", password))
+    text = f"(url='{store.uri()}/api') or {with_user('postgresql://host/db', password)}"
+    assert store.without_user(text) == "(url='http://host:5000/api') or postgresql://host/db"
+    assert store.name() == "http://host:5000"
+    kept = "models:/mnist@champion of sqlite:////a/b@c in {'a': 'http://host', 'b': 'c@d'}"
+    assert store.without_user(kept) == kept
+
+
+@pytest.mark.slow
+def test_a_password_in_the_address_is_shown_and_stored_nowhere(copy, server):
+    copy.commit("the small results")
+    said = []
+    uris = {"MLFLOW_TRACKING_URI": with_user(server), "MLFLOW_REGISTRY_URI": with_user(server)}
+    down = {"MLFLOW_TRACKING_URI": with_user("http://127.0.0.1:9")}
+    for command, env, code in [
+        ((*COMMAND, "sync"), uris, 0),
+        ((*COMMAND, "links"), uris, 0),
+        ((*COMMAND, "view"), uris, 0),
+        ((*COMMAND, "find", "HEAD"), uris, 0),
+        ((*COMMAND, "find", "0" * 32), uris, 2),
+        ((*COMMAND, "find", "models:/mnist/99"), uris, 2),
+        ((*COMMAND, "find", "models:/mnist@champion"), uris, 1),
+        ((*COMMAND, "status"), uris, 0),
+        (("python", "-m", "stages.serve"), uris, 1),
+        (("python", "-m", "stages.train", "mlp"), uris, 0),
+        ((*COMMAND, "sync"), down, 1),
+        ((*COMMAND, "view"), down, 0),
+        (("python", "-m", "stages.plot"), down, 0),
+        ((*COMMAND, "sync"), {"MLFLOW_TRACKING_URI": with_user("htp://nowhere")}, 1),
+        ((*COMMAND, "links"), {"MLFLOW_TRACKING_URI": with_user("postgresql://127.0.0.1:9/x")}, 1),
+    ]:
+        result = copy.run(*command, env=env, check=False)
+        assert result.returncode == code, result.stderr
+        said.append(result.stdout + result.stderr)
+        if code:
+            one_line(result)
+    assert server in said[1] and server in said[2] and server in said[3]
+    assert "warning: " in said[12]
+    client = MlflowClient(server)
+    for run in runs_of(client):
+        said.append(repr(run.to_dictionary()))
+        said.append(run.info.artifact_uri)
+    for model in models_of(client):
+        said.append(repr(model.to_dictionary()))
+    said += [repr(dict(v)) for v in client.search_model_versions("name = 'mnist'")]
+    for path in Path(copy.path.parent, "server").rglob("*"):
+        said.append(path.read_bytes().decode("latin-1") if path.is_file() else "")
+    # Quoted, a part of it too, because a bad parser may cut it
+    for secret in ("bob", "p@ss", "p%40ss", "#w?0rd", "w%3F0rd"):
+        assert not [text for text in said if re.search(rf"\b{secret}\b", text)][:1]
+
+
+# --- what a store loses ---
+
+
+@pytest.mark.slow
+def test_a_deleted_experiment_is_told_with_the_command_that_restores_it(copy):
+    sync(copy)
+    client = client_of(copy)
+    experiment = client.get_experiment_by_name("mnist").experiment_id
+    client.delete_experiment(experiment)
+    for result in (
+        sync(copy, check=False),
+        call(copy, "links", check=False),
+        call(copy, "find", "HEAD", check=False),
+    ):
+        assert "is deleted: " in one_line(result)
+    note, warned = copy.run("python", "-m", "stages.plot").stderr.splitlines()
+    assert note.startswith("note: DVC did not start this")
+    command = re.search(r"`(mlflow [^`]*)`", warned)[1]
+    copy.run(*command.split())
+    assert sync(copy).stdout == ""
+    assert_whole(client)
+
+
+@pytest.mark.slow
+def test_deleted_runs_are_restored_and_lost_artifacts_written_again(copy):
+    copy.commit("the small results")
+    sync(copy)
+    client = client_of(copy)
+    before = {run.info.run_id for run in runs_of(client)}
+    for run in runs_of(client):
+        client.delete_run(run.info.run_id)
+    assert sync(copy).stdout.count("restored the deleted run of ") == 6
+    assert sync(copy).stdout == ""
+    assert {run.info.run_id for run in runs_of(client)} == before
+    assert_whole(client)
+
+    artifacts = copy.path / "mlartifacts"
+    listed = {path.relative_to(artifacts) for path in artifacts.rglob("*") if path.is_file()}
+    plot = next(run for run in runs_of(client) if run.data.tags["stage"] == "plot")
+    mlp = client.get_model_version("mnist", "1").source.removeprefix("models:/")
+    for lost in (
+        ".",
+        plot.info.run_id,
+        f"models/{mlp}",
+        f"{plot.info.run_id}/artifacts/curves.png",
+    ):
+        path = artifacts / lost
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+        told = call(copy, "status", check=False).stderr
+        if lost in (".", f"models/{mlp}"):
+            assert "train_" in told
+        assert told.startswith("error: no run for ") and "`make sync` writes them" in told
+        assert "again, which the run of" in sync(copy).stdout
+        assert sync(copy).stdout == ""
+        found = {path.relative_to(artifacts) for path in artifacts.rglob("*") if path.is_file()}
+        assert found == listed
+        assert call(copy, "status").stdout.startswith("5 of 5 results have their run\n")
+    assert_whole(client)
+
+
+@pytest.mark.slow
+def test_a_lost_champion_is_restored_and_its_lack_explained(copy):
+    find_it = ("find", "models:/mnist@champion")
+    nothing = one_line(copy.run("python", "-m", "stages.serve", check=False))
+    assert "no model is registered" in nothing and "`dvc repro`" in nothing
+    sync(copy)
+    assert "needed is 0.98" in one_line(call(copy, *find_it, check=False))
+    copy.edit("params.yaml", "min_accuracy: 0.98", "min_accuracy: 0.5")
+    copy.repro()
+    copy.commit("a champion")
+    client = client_of(copy)
+
+    def champion() -> tuple[str, str]:
+        version = client.get_model_version_by_alias("mnist", "champion")
+        return version.tags["model"], version.tags["md5"]
+
+    first = champion()
+
+    def delete_version():
+        version = client.get_model_version_by_alias("mnist", "champion").version
+        client.delete_model_version("mnist", version)
+
+    for lose in (
+        lambda: client.delete_registered_model_alias("mnist", "champion"),
+        delete_version,
+        lambda: client.delete_registered_model("mnist"),
+    ):
+        lose()
+        one_line(call(copy, *find_it, check=False))
+        sync(copy)
+        assert champion() == first
+        assert len(client.search_model_versions("name = 'mnist'")) == 2
+        assert sync(copy).stdout == ""
+        assert "  commit " in call(copy, *find_it).stdout
+
+
+@pytest.mark.slow
+def test_runs_that_sync_writes_claim_no_duration_and_each_stage_has_metrics_and_artifacts(copy):
+    sync(copy)
+    client = client_of(copy)
+    for run in runs_of(client):
+        assert run.info.status == "FINISHED"
+        assert run.info.end_time in (None, run.info.start_time)
+    assert stages_of(client) == [*STAGES, "pipeline"]
+    copy.run("python", "-m", "stages.plot")  # and live
+    for run in runs_of(client):
+        stage = run.data.tags["stage"]
+        assert client.list_artifacts(run.info.run_id)
+        assert bool(run.data.metrics) == (stage != "plot")  # which makes no numbers
+        if stage.startswith("train_"):
+            history = files.read_csv(copy.path / files.history_path(stage.removeprefix("train_")))
+            for key in ("test_accuracy", "test_loss"):
+                assert run.data.metrics[key] == history[key][-1]
+
+
+# --- what a store refuses ---
+
+
+@pytest.mark.slow
+def test_a_store_that_can_only_be_read_is_told_and_still_read(copy):
+    copy.commit("the small results")
+    sync(copy)
+    readonly = {"MLFLOW_TRACKING_URI": f"sqlite:///file:{copy.path}/mlflow.db?mode=ro&uri=true"}
+    assert sync(copy, env=readonly).stdout == ""  # there is nothing to write
+    call(copy, "links", env=readonly)
+    assert find(copy, "HEAD", env=readonly).count("/runs/") == 5
+    assert "  commit " in call(copy, "find", "models:/mnist/1", env=readonly).stdout
+    assert call(copy, "status", env=readonly).stdout.startswith("5 of 5 results have their")
+    client = client_of(copy)
+    client.delete_registered_model("mnist")
+    refused = one_line(sync(copy, env=readonly, check=False))
+    assert f"{readonly['MLFLOW_TRACKING_URI']} can only be read" in refused
+
+
+def test_a_store_that_cannot_be_made_is_told_at_once(copy, tmp_path):
+    started = time.monotonic()
+    uri = f"sqlite:///{tmp_path}/no such folder/mlflow.db"
+    refused = one_line(call(copy, "links", env={"MLFLOW_TRACKING_URI": uri}, check=False))
+    assert f"{uri} is not there" in refused
+    assert time.monotonic() - started < 60
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("link", ["symlink", "hardlink", "reflink", "shared symlink"])
+def test_results_that_are_links_into_the_cache_are_logged_as_files(copy, link):
+    if link == "shared symlink":
+        folder = copy.path.parent / "shared cache"
+        (copy.path / ".dvc/cache").rename(folder)
+        copy.run("dvc", "config", "--local", "cache.dir", str(folder))
+    kind = link.split()[-1]
+    copy.run("dvc", "config", "--local", "cache.type", kind)
+    result = copy.run("dvc", "checkout", "--relink", "--force", check=False)
+    if link == "reflink" and result.returncode:
+        pytest.skip(f"this file system has no reflinks: {' '.join(result.stderr.split())[:200]}")
+    assert result.returncode == 0, result.stderr
+    assert (copy.path / "models/mlp.safetensors").is_symlink() == (kind == "symlink")
+    sync(copy)
+    assert sync(copy).stdout == ""
+    assert_whole(client_of(copy))
+    kept = list((copy.path / "mlartifacts").rglob("*"))
+    assert [path for path in kept if path.is_symlink()] == []
+
+
+@pytest.mark.slow
+def test_a_sync_that_fails_leaves_nothing_and_one_that_was_killed_is_made_up_for(copy):
+    client = client_of(copy)
+    call(copy, "links")
+    sheet = copy.path / "mlartifacts"
+    sheet.write_text("in the way of the artifacts")
+    for _ in range(3):
+        one_line(sync(copy, check=False))
+    assert runs_of(client) == []
+    sheet.unlink()
+    process = copy.start(*COMMAND, "sync")
+    wait_for(lambda: models_of(client))
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    assert client.search_experiments(filter_string="name = 'mnist-claim'")
+    started = time.monotonic()
+    sync(copy)
+    assert time.monotonic() - started < 60
+    assert sync(copy).stdout == ""
+    assert_whole(client)
+
+
+# --- two that write ---
+
+
+@pytest.fixture
+def other(copy) -> Clone:
+    """A second clone with the same results."""
+    shutil.copytree(copy.path, copy.path.with_name("the other"), symlinks=True)
+    return Clone(copy.path.with_name("the other"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("time", range(3))
+def test_two_clones_that_sync_together_write_everything_once(copy, other, server, time):
+    env = {"MLFLOW_TRACKING_URI": server}
+    both = [clone.start(*COMMAND, "sync", env=env) for clone in (copy, other)]
+    said = [process.communicate() for process in both]
+    assert [process.returncode for process in both] == [0, 0], said
+    assert sum(output.count("logged the run of ") for output, _ in said) == 5
+    assert_whole(MlflowClient(server))
+
+
+@pytest.mark.slow
+def test_a_sync_beside_a_stage_that_connects_the_pipeline_connects_it_once(copy, other, server):
+    env = {"MLFLOW_TRACKING_URI": server}
+    client = MlflowClient(server)
+    sync(copy, env=env)
+    (parent,) = [run for run in runs_of(client) if run.data.tags["stage"] == "pipeline"]
+    client.set_tag(parent.info.run_id, "pipeline", "another")
+    client.set_tag(parent.info.run_id, "stage", "another")
+    client.delete_run(parent.info.run_id)
+    client.delete_registered_model("mnist")
+    stage = copy.start("python", "-m", "stages.plot", env=env)
+    wait_for(lambda: len([run for run in runs_of(client) if run.data.tags["stage"] == "plot"]) == 2)
+    sync(other, env=env)
+    assert "warning" not in stage.communicate()[1]
+    (live, *_) = [run for run in runs_of(client) if run.data.tags["stage"] == "plot"]
+    assert live.info.status == "FINISHED" and live.info.end_time
+    (written,) = [run for run in runs_of(client) if run.data.tags.get("stage") == "plot"][1:]
+    client.delete_run(written.info.run_id)
+    sync(other, env=env)
+    assert_whole(client)
+
+
+@pytest.mark.slow
+def test_the_claim_of_another_machine_ends_when_it_falls_silent_and_its_runs_stay(copy):
+    sync(copy)
+    client = client_of(copy)
+    experiment = client.get_experiment_by_name("mnist").experiment_id
+    elsewhere = {"process": f"{os.uname().nodename}-elsewhere 1 0", "stage": "plot"}
+    run = client.create_run(experiment, tags=elsewhere).info.run_id
+    client.create_experiment("mnist-claim", tags=elsewhere)
+    assert sync(copy).stdout == ""  # nothing to write: nobody is asked
+    client.delete_registered_model("mnist")
+    started = time.monotonic()
+    sync(copy)
+    assert 25 < time.monotonic() - started < 60
+    assert client.get_run(run).info.status == "RUNNING"
+    client.delete_run(run)
+    assert_whole(client)
+
+
+# --- names of commits ---
+
+
+@pytest.mark.slow
+def test_whatever_git_and_dvc_call_a_commit_is_found(copy, tmp_path):
+    copy.commit("the small results")
+    copy.run("git", "tag", "released")
+    copy.run("git", "branch", "topic/a")
+    copy.run("git", "-c", "user.name=t", "-c", "user.email=t@e", "commit", "--allow-empty", "-qm2")
+    sync(copy)
+    ref = f"refs/exps/{copy.run('git', 'rev-parse', 'HEAD').stdout.strip()}"
+    copy.run("git", "update-ref", f"{ref[:12]}/{ref[12:]}/warm", "HEAD")
+    for name in ("main", "released", "topic/a", "HEAD~1", "@{1}", "warm"):
+        assert find(copy, name).count("/runs/") == 5, name
+        assert sync(copy, name).stdout == ""
+    (copy.path / "main").write_text("")
+    result = call(copy, "find", "main", check=False)
+    assert "main names a file and a commit" in result.stdout
+    assert "is in no commit's dvc.lock" in result.stderr
+    assert sync(copy, "main").stdout == ""
+
+    shallow = Clone(tmp_path / "shallow")
+    subprocess.run(
+        ["git", "clone", "-q", "--depth=1", f"file://{copy.path}", shallow.path], check=True
+    )
+    env = {"MLFLOW_TRACKING_URI": f"sqlite:///{copy.path}/mlflow.db"}
+    assert find(shallow, "HEAD", env=env).count("/runs/") == 5
+
+
+@pytest.mark.slow
+def test_git_says_itself_why_it_cannot_tell(copy, tmp_path):
+    python = shutil.which("python", path=os.environ["PATH"]) or "python"
+    no_git = {"PATH": str(tmp_path)}
+    for env, reason in [
+        ({"GIT_TEST_ASSUME_DIFFERENT_OWNER": "1"}, "dubious ownership"),
+        ({"GIT_DIR": str(tmp_path)}, "not a git repository"),
+        (no_git, "there is no git in PATH"),
+    ]:
+        for command in ("find", "sync"):
+            ours = (python, "-m", "dvc_mlflow", command, "HEAD")
+            said = one_line(copy.run(*ours, env=env, check=False))
+            assert reason in said and "is not a commit" not in said
+
+
+@pytest.mark.slow
+def test_output_into_a_closed_pipe_ends_quietly(copy):
+    copy.commit("the small results")
+    sync(copy)
+    for command in ("find HEAD", "links", "status"):
+        for reader in ("true", "head -n 1"):
+            piped = f"python -m dvc_mlflow {command} | {reader} >&2; echo ${{PIPESTATUS[0]}}"
+            said = copy.run("bash", "-c", piped)
+            assert int(said.stdout) in (0, 128 + signal.SIGPIPE)
+            assert said.stderr.count("\n") == (0 if reader == "true" else 1)
+
+
+# --- make ---
+
+
+def make(clone: Clone, *arguments: str, **options):
+    return clone.run("make", "INSTALLED=params.yaml", *arguments, **options)
+
+
+@pytest.mark.slow
+def test_ui_names_the_server_or_starts_one_and_says_which_port_is_taken(copy):
+    server = {"MLFLOW_TRACKING_URI": "http://127.0.0.1:9"}
+    assert "http://127.0.0.1:9" in make(copy, "ui", env=server).stdout
+    sync(copy)
+    port = free_port()
+    process = copy.start("make", "INSTALLED=params.yaml", "ui", f"PORT={port}")
+    try:
+        link = process.stdout.readline()
+        assert link.startswith(f"http://127.0.0.1:{port}/#/experiments/1/runs?")
+        taken = copy.run(*COMMAND, "view", port, check=False)
+        assert f"port {port} is taken" in one_line(taken)
+    finally:
+        os.killpg(process.pid, signal.SIGINT)
+        process.communicate(timeout=30)
+    with contextlib.suppress(ConnectionRefusedError):
+        import socket
+
+        socket.create_connection(("127.0.0.1", int(port)), timeout=2).close()
+        pytest.fail("the server is still there")
+
+
+@pytest.mark.slow
+def test_make_repro_without_the_mirror_writes_no_run_and_sync_does(copy):
+    make(copy, "repro", env={"MIRROR": "off"})
+    assert not (copy.path / "mlflow.db").exists()
+    make(copy, "sync", "REV=", env={"MIRROR": "off"})
+    assert [stage for stage in stages_of(client_of(copy)) if stage in STAGES] == STAGES

@@ -1,0 +1,199 @@
+"""Which store is meant, how it is named to people, and what is said when it cannot be used."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+from mlflow.exceptions import MlflowException
+from tiny import make_code
+
+from conftest import forget_the_folder
+from dvc_mlflow import hooks, store
+from dvc_mlflow.errors import InputError, StageError
+
+STUDY = Path("study")
+
+
+@pytest.fixture
+def uri(monkeypatch, tmp_path):
+    """Sets the address of the store and gives what ours make of it."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("DVC_ROOT", "MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME"):
+        monkeypatch.delenv(name, raising=False)
+
+    def set_and_get(given: str | None = None) -> str:
+        if given is not None:
+            monkeypatch.setenv("MLFLOW_TRACKING_URI", given)
+        forget_the_folder()
+        return store.uri()
+
+    return set_and_get
+
+
+def test_the_store_lies_in_the_main_checkout_also_for_a_copy_that_dvc_made(
+    uri, tmp_path, monkeypatch
+):
+    assert uri() == uri("") == f"sqlite:///{tmp_path}/mlflow.db"
+    assert uri("sqlite:///other.db") == f"sqlite:///{tmp_path}/other.db"
+    main = tmp_path / "main"
+    (main / ".dvc").mkdir(parents=True)
+    (main / "study").mkdir()
+    monkeypatch.setenv("DVC_ROOT", str(main))
+    assert uri("") == f"sqlite:///{main}/mlflow.db"
+    monkeypatch.setenv("DVC_ROOT", str(main / "study"))  # a DVC project of its own
+    assert uri("") == f"sqlite:///{main}/mlflow.db"
+    assert store.location() == f"file://{main}/mlartifacts"
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ("sqlite:////absolute/a.db", None),
+        ("sqlite:///file:/a.db?mode=ro&uri=true", None),
+        ("http://host:5000", None),
+        ("postgresql://bob:plain@host/db", None),
+        ("http://bob:p@ss#w?@host:1/path", "http://bob:p%40ss%23w%3F@host:1/path"),
+        ("http://bob:p%40ss@host", None),  # quoted already
+        ("http://bob:a:b@host", "http://bob:a%3Ab@host"),
+        ("http://bob@host", None),
+        ("https://host/a@b", None),
+    ],
+)
+def test_an_address_is_taken_as_it_is_but_for_signs_that_a_password_has_to_quote(
+    uri, given, expected
+):
+    assert uri(given) == (expected or given)
+
+
+def test_a_registry_of_its_own_is_quoted_too_and_what_the_environment_sets_wins(monkeypatch):
+    monkeypatch.setenv("MLFLOW_REGISTRY_URI", "http://bob:p@ss@host")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "77")
+    monkeypatch.delenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", raising=False)
+    store.apply_settings()
+    assert os.environ["MLFLOW_REGISTRY_URI"] == "http://bob:p%40ss@host"
+    assert os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] == "77"
+    assert os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] == "0"
+
+
+def test_a_server_keeps_the_artifacts_and_has_the_ui(uri):
+    uri("https://host:1/")
+    assert store.is_remote(store.uri()) and store.is_remote("http://host")
+    assert not store.is_remote("postgresql://host") and not store.is_remote("sqlite:///http://")
+    assert store.location() is None
+    view = "viewStateShareKey=stages&workflowType=machine_learning"
+    assert store.overview("3", "http://ours") == f"https://host:1/#/experiments/3/runs?{view}"
+    uri("postgresql://bob:secret@host/db")
+    assert store.name() == "postgresql://host/db"
+    assert store.location().endswith("/mlartifacts")
+    assert store.overview("3", "http://ours") == f"http://ours/#/experiments/3/runs?{view}"
+    assert store.overview("3") == f"http://127.0.0.1:5000/#/experiments/3/runs?{view}"
+
+
+def test_an_experiment_is_made_once_with_its_description_columns_and_place(
+    standing_in, tmp_path, monkeypatch
+):
+    project = make_code(tmp_path / "project")
+    monkeypatch.delenv("MLFLOW_HTTP_REQUEST_TIMEOUT", raising=False)
+    with standing_in(project) as client:
+        assert store.find_experiment() is None
+        assert os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] == "4"  # what a dead server may take
+        assert store.find_experiment(STUDY) is None
+        ids = [store.open_store(), store.open_store(STUDY)]
+        assert [store.find_experiment(), store.find_experiment(STUDY)] == ids
+        assert [store.open_store(), store.open_store(STUDY)] == ids
+        pages = hooks.settings()["pages"]
+        for experiment_id, name, page in zip(
+            ids, ("mnist", "mnist-study"), (pages["main"], pages["study"]), strict=True
+        ):
+            found = client.get_experiment(experiment_id)
+            assert found.name == name
+            assert found.artifact_location == f"file://{project.path}/mlartifacts"
+            assert found.tags["mlflow.note.content"] == page["description"]
+            view = json.loads(found.tags["mlflow.sharedViewState.stages"])
+            assert view["orderByAsc"] is False and view["selectedColumns"] == page["columns"]
+            assert view["orderByKey"] == page.get("order_by", "attributes.start_time")
+        monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "mine")
+        other = store.open_store(STUDY)
+        assert client.get_experiment(other).name == "mine-study"
+        monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "")
+        client.delete_experiment(ids[0])
+        with pytest.raises(
+            StageError, match=f"is deleted: `mlflow experiments restore --experiment-id {ids[0]}`"
+        ):
+            store.open_store()
+        assert store.open_store(STUDY) == ids[1]
+
+
+def test_the_pages_of_runs_and_models_have_their_ids(standing_in, tmp_path):
+    with standing_in(make_code(tmp_path / "project")) as client:
+        experiment = store.open_store()
+        run = client.create_run(experiment)
+        model = client.create_logged_model(experiment, name="a")
+        page = f"http://127.0.0.1:5000/#/experiments/{experiment}"
+        assert store.address(run=run) == f"{page}/runs/{run.info.run_id}"
+        assert store.address(model=model) == f"{page}/models/{model.model_id}"
+
+
+def test_a_file_that_is_not_there_and_cannot_be_made_is_told_before_mlflow_tries(uri, tmp_path):
+    nowhere = tmp_path / "no such folder" / "mlflow.db"
+    uri(f"sqlite:///{nowhere}")
+    with pytest.raises(StageError, match=f"^sqlite:///{nowhere} is not there and .* cannot be wri"):
+        store._require_file()
+    (tmp_path / "no such folder").mkdir()
+    store._require_file()
+    for other in ("sqlite:///file:/no/such?mode=ro", "http://127.0.0.1:9"):
+        uri(other)
+        store._require_file()
+
+
+# --- what is said ---
+
+
+def test_whatever_goes_wrong_in_a_store_is_one_line_without_a_password():
+    with pytest.raises(StageError, match=r"^MLflow: ValueError: http://host b$"), store.explained():
+        raise ValueError("http://bob:secret@host\n  b")
+    with pytest.raises(InputError, match=r"^not http://host$") as told, store.explained():
+        raise InputError("not http://bob:secret@host")
+    assert told.value.exit_code == 2
+    with pytest.raises(BrokenPipeError), store.explained():
+        raise BrokenPipeError
+    with store.explained():
+        pass
+
+
+@pytest.mark.parametrize(
+    ("said", "expected"),
+    [
+        ("attempt to write a readonly database", "can only be read"),
+        ("cannot execute INSERT in a read-only transaction", "can only be read"),
+        ("permission denied for table runs", "can only be read"),
+        ("Can't locate revision identified by 'fff'", "another version of MLflow"),
+        ("Detected out-of-date database schema", "another version of MLflow"),
+    ],
+)
+def test_a_store_that_refuses_is_named_with_what_to_do(uri, tmp_path, said, expected):
+    name = f"sqlite:///{tmp_path}/mlflow.db"
+    uri(name)
+    told = store.explain(RuntimeError(said))
+    assert told.startswith(f"MLflow: RuntimeError: {name} ")
+    assert expected in told and told.endswith(said)
+
+
+def test_a_long_reason_is_cut_and_another_one_is_left_as_it_is():
+    assert store.explain(RuntimeError("a  b")) == "MLflow: RuntimeError: a b"
+    assert len(store.explain(RuntimeError("a" * 1000))) == 300
+    assert store.explain(StageError("a\nhttp://b:c@d")) == "a http://d"
+
+
+def test_a_store_that_can_only_be_read_says_so_itself(standing_in, tmp_path, monkeypatch):
+    project = make_code(tmp_path / "project")
+    with standing_in(project):
+        store.open_store()
+        read_only = f"sqlite:///file:{project.path}/mlflow.db?mode=ro&uri=true"
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", read_only)
+        assert store.find_experiment() == "1"
+        with pytest.raises(MlflowException) as refused:
+            store.open_store(STUDY)
+        assert "can only be read" in store.explain(refused.value)
+        assert Path.cwd() == project.path

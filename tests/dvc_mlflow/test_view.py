@@ -1,0 +1,197 @@
+"""Where the UI is: real ports, real processes and a real store."""
+
+import contextlib
+import http.server
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+from mlflow import MlflowClient
+from tiny import make_code
+
+from conftest import free_port, wait_for
+from dvc_mlflow import store, view
+from dvc_mlflow.errors import InputError, StageError
+
+
+@contextlib.contextmanager
+def taken(port: int):
+    with socket.socket() as held:
+        held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        held.bind(("127.0.0.1", port))
+        held.listen()
+        yield
+
+
+@pytest.mark.parametrize("port", ["0", "65536", "-1", "http", "5000.0", " 5000"])
+def test_what_is_no_port_is_told(port):
+    with pytest.raises(InputError, match=f"^PORT is {port}, expected a number from 1 to 65535$"):
+        view._free(port)
+
+
+def test_the_port_that_is_asked_for_is_taken_or_told_to_be_in_use():
+    port = free_port()
+    assert view._free(port) == int(port)
+    assert view._free("65535") == 65535
+    with (
+        taken(int(port)),
+        pytest.raises(InputError, match=rf"^port {port} is taken: `make ui PORT=\.\.\.`$"),
+    ):
+        view._free(port)
+
+
+def test_a_port_is_free_although_the_last_connections_to_it_are_being_closed():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        with socket.create_connection(("127.0.0.1", port)) as client:
+            server.accept()[0].close()  # the first to close has to remember it
+            assert client.recv(1) == b""
+    with socket.socket() as plain, pytest.raises(OSError):
+        plain.bind(("127.0.0.1", port))
+    assert view._free(str(port)) == port
+
+
+def test_without_a_port_the_first_free_one_is_taken(monkeypatch):
+    def are_free(first: int) -> bool:
+        with contextlib.suppress(OSError), contextlib.ExitStack() as stack:
+            for port in range(first, first + 100):
+                stack.enter_context(taken(port))
+            return True
+        return False
+
+    first = next(port for port in range(20_000, 60_000, 100) if are_free(port))
+    monkeypatch.setattr(view, "PORT", first)
+    assert view._free("") == first
+    with contextlib.ExitStack() as stack:
+        for at in range(100):
+            assert view._free("") == first + at
+            stack.enter_context(taken(first + at))
+        with pytest.raises(InputError, match=f"^port {first} and the 99 after it is taken"):
+            view._free("")
+
+
+def test_links_name_the_experiments_that_have_runs_and_what_writes_those_that_have_none(
+    standing_in, tmp_path
+):
+    project = make_code(tmp_path / "project")
+    with standing_in(project):
+        none = f"no runs in sqlite:///{project.path}/mlflow.db yet"
+        for _ in range(2):  # without the experiments, and with empty ones
+            assert view.links().splitlines() == [
+                f"{none}: `make sync` writes them",
+                f"study: {none}: `make sync` writes them",
+            ]
+            pipeline, study = store.open_store(), store.open_store(Path("study"))
+        MlflowClient().create_run(study)
+        first, second = view.links("http://here").splitlines()
+        assert first == f"{none}: `make sync` writes them"
+        shown = "viewStateShareKey=stages&workflowType=machine_learning"
+        assert second == f"study: http://here/#/experiments/{study}/runs?{shown}"
+        MlflowClient().create_run(pipeline)
+        first, second = view.links().splitlines()
+        assert first == f"http://127.0.0.1:5000/#/experiments/{pipeline}/runs?{shown}"
+
+
+def test_a_tracking_server_has_the_ui_itself(monkeypatch, capsys):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://bob:secret@127.0.0.1:9/")
+    view.show("not even looked at")
+    assert capsys.readouterr().out == "The tracking server has the UI: http://127.0.0.1:9\n"
+
+
+def test_nothing_is_started_on_a_port_that_is_taken(standing_in, tmp_path):
+    port = free_port()
+    with (
+        standing_in(make_code(tmp_path / "project")),
+        taken(int(port)),
+        pytest.raises(InputError, match=f"port {port} is taken"),
+    ):
+        view.show(port)
+
+
+# --- the server ---
+
+
+@pytest.mark.slow
+def test_a_server_that_ends_is_told(standing_in, tmp_path, monkeypatch, capfd):
+    handled = (signal.SIGTERM, signal.SIGHUP)
+    before = [signal.getsignal(number) for number in handled]
+    monkeypatch.setenv("MLFLOW_WORKERS", "many")
+    try:
+        with (
+            standing_in(make_code(tmp_path / "project")),
+            pytest.raises(StageError, match=r"^`mlflow ui` ended, see above$"),
+        ):
+            view.show(free_port())
+        said = capfd.readouterr()
+        assert "Usage: " in said.err and "many" in said.err and said.out == ""
+        assert [signal.getsignal(number) for number in handled] == [view._interrupt] * 2
+    finally:
+        for number, handler in zip(handled, before, strict=True):
+            signal.signal(number, handler)
+
+
+def sleeper() -> subprocess.Popen[bytes]:
+    """A process with a child that has one too, in a group of their own."""
+    code = "import subprocess; subprocess.run(['sh', '-c', 'sleep 60; true'])"
+    process = subprocess.Popen([sys.executable, "-S", "-c", code], start_new_session=True)
+    wait_for(lambda: len(psutil.Process(process.pid).children(recursive=True)) == 2)
+    return process
+
+
+class Healthy(http.server.BaseHTTPRequestHandler):
+    """Answers at /health only, and from the second request on."""
+
+    asked = 0
+
+    def do_GET(self):
+        Healthy.asked += 1
+        good = Healthy.asked > 1 and self.path == "/health"
+        self.send_response(200 if good else 404)
+        self.end_headers()
+
+    def log_message(self, *arguments):
+        pass
+
+
+def test_a_server_is_waited_for_until_it_is_healthy():
+    process = sleeper()
+    with http.server.HTTPServer(("127.0.0.1", 0), Healthy) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        assert view._answers(f"http://127.0.0.1:{server.server_port}", process)
+        server.shutdown()
+    assert Healthy.asked == 2
+    view._end(process)
+
+
+def test_a_server_that_ended_or_never_answers_is_not_waited_for(monkeypatch):
+    process = sleeper()
+    address = f"http://127.0.0.1:{free_port()}"
+    monkeypatch.setattr(view, "PATIENCE", 0.3)
+    started = time.monotonic()
+    assert not view._answers(address, process)
+    assert 0.3 <= time.monotonic() - started < 5
+    view._end(process)
+    monkeypatch.setattr(view, "PATIENCE", 60)
+    assert not view._answers(address, process)
+    assert time.monotonic() - started < 30
+
+
+def test_the_server_ends_with_all_that_it_started_and_once_is_enough():
+    process = sleeper()
+    family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
+    assert len(family) == 3
+    view._end(process)
+    assert process.returncode is not None
+    wait_for(lambda: not [member for member in family if member.is_running()], 5)
+    view._end(process)
+
+
+def test_a_signal_ends_it_as_ctrl_c_does():
+    with pytest.raises(KeyboardInterrupt):
+        view._interrupt(15, None)

@@ -1,0 +1,572 @@
+"""The content of the figures: the data that matplotlib is given, and the comparison to read."""
+
+import itertools
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import to_hex, to_rgb
+from matplotlib.figure import Figure
+from matplotlib.text import Text
+from matplotlib.transforms import Bbox
+
+from conftest import ROOT
+from dvc_mlflow.errors import InputError
+from stages import plot
+from stages.base.params import MODEL_NAMES
+from stages.base.splits import Split, save_split
+from stages.scoring import CalibrationBin
+from stages.show import figures
+
+LENET5, MLP = "LeNet-5", "MLP"
+NAMES = {LENET5: "lenet5", MLP: "mlp"}
+
+
+def lines_of(axes: Axes) -> dict[str, tuple[list[float], list[float]]]:
+    """The points of each line that has a label, by its label."""
+    return {
+        str(line.get_label()): (list(line.get_xdata()), list(line.get_ydata()))
+        for line in axes.lines
+        if not str(line.get_label()).startswith("_")
+    }
+
+
+# --- learning curves ---
+
+COLUMNS = ("train_loss", "train_accuracy", "test_loss", "test_accuracy")
+
+
+def history(start: float) -> dict[str, list[float]]:
+    """Every number of it is another."""
+    values = [start + step / 100 for step in range(12)]
+    columns = {name: values[3 * at : 3 * at + 3] for at, name in enumerate(COLUMNS)}
+    return {"epoch": [1.0, 2.0, 3.0], **columns}
+
+
+HISTORIES = {"lenet5": history(0.1), "mlp": history(0.5)}
+
+
+def assert_curves(figure: Figure, titles: list[str], histories=HISTORIES) -> None:
+    """Each of four panels shows the column that its title names, of each model by its label."""
+    shown = []
+    for axes in figure.axes:
+        split, metric = axes.get_title().split(": ")
+        column = f"{split.split()[0]}_{metric}"
+        scale = {"loss": 1, "accuracy": 100}[metric]
+        unit = {"loss": "cross-entropy loss (nats)", "accuracy": "accuracy (%)"}[metric]
+        assert axes.get_ylabel() == unit
+        assert axes.get_xlabel() == "epoch"
+        lines = lines_of(axes)
+        assert list(lines) == titles
+        for title, (x, y) in lines.items():
+            assert x == histories[NAMES[title]]["epoch"]
+            assert y == pytest.approx([scale * v for v in histories[NAMES[title]][column]])
+        shown.append(column)
+    assert sorted(shown) == sorted(COLUMNS)
+
+
+def test_each_panel_of_the_curves_shows_the_column_that_its_title_names():
+    figure = figures.curves(HISTORIES, "both")
+    assert_curves(figure, [LENET5, MLP])
+    assert figure.get_suptitle() == "both"
+    # One colour and one dash per model, in all panels, and a legend that says which
+    looks = [
+        {(line.get_label(), to_hex(line.get_color()), line.get_linestyle()) for line in axes.lines}
+        for axes in figure.axes
+    ]
+    assert all(look == looks[0] for look in looks)
+    for part in zip(*looks[0], strict=True):
+        assert len(set(part)) == 2
+    legend = figure.axes[0].get_legend()
+    drawn = zip(legend.get_texts(), legend.get_lines(), strict=True)
+    assert {(text.get_text(), to_hex(line.get_color())) for text, line in drawn} == {
+        (label, color) for label, color, _ in looks[0]
+    }
+
+
+@pytest.mark.parametrize("title", NAMES)
+def test_the_curves_of_one_model_are_that_models(title):
+    name = NAMES[title]
+    assert_curves(figures.curves({name: HISTORIES[name]}, "one"), [title])
+
+
+# --- confusion ---
+
+
+def matrices() -> dict[str, np.ndarray]:
+    """Nothing in them is symmetric: above the diagonal are other counts than below it."""
+    counts = np.arange(100).reshape(10, 10) % 7
+    found = {}
+    for model, right in (("lenet5", 500), ("mlp", 300)):
+        found[model] = np.triu(counts, 1) + right * np.eye(10, dtype=int)
+        found[model][9, 0] = right // 100
+    return found
+
+
+def assert_confusion(figure: Figure, expected: dict[str, np.ndarray]) -> None:
+    by_title = {axes.get_title().split(":")[0]: axes for axes in figure.axes}
+    assert list(by_title) == [LENET5, MLP]
+    for title, axes in by_title.items():
+        matrix = expected[NAMES[title]]
+        assert axes.get_xlabel() == "predicted digit"
+        assert axes.get_ylabel() == "actual digit"
+        counts = np.zeros((10, 10), int)
+        for text in axes.texts:
+            x, y = text.get_position()
+            counts[int(y), int(x)] = int(text.get_text())
+        assert (counts == matrix).all()
+        wrong = matrix.sum() - matrix.trace()
+        assert axes.get_title() == f"{title}: {wrong} mistakes in {matrix.sum():,}"
+        for axis in (axes.get_xticks(), axes.get_yticks()):
+            assert list(axis) == list(range(10))
+        assert axes.get_ylim()[0] > axes.get_ylim()[1]  # the digit 0 is at the top, as in a table
+
+
+def test_the_confusion_figure_has_actual_digits_down_and_predicted_ones_across():
+    found = matrices()
+    figure = figures.confusion(found)
+    assert_confusion(figure, found)
+    for axes, matrix in zip(figure.axes, found.values(), strict=True):
+        (image,) = axes.images
+        shade = np.asarray(image.get_array())
+        assert shade.diagonal() == pytest.approx(np.zeros(10))
+        for actual, predicted in itertools.permutations(range(10), 2):
+            share = matrix[actual, predicted] / matrix[actual].sum()
+            assert shade[actual, predicted] == pytest.approx(share)
+    scales = {axes.images[0].get_clim() for axes in figure.axes}
+    largest = max(axes.images[0].get_array().max() for axes in figure.axes)
+    assert scales == {(0, largest)}  # one scale for both
+
+
+# --- mistakes ---
+
+SEEN = np.arange(40)
+PICTURES = np.random.default_rng(0).integers(0, 256, (40, 32, 32)).astype(np.uint8)
+
+
+def answers(wrong: list[int], sure: list[float]) -> dict[str, np.ndarray]:
+    """Of 40 images; a wrong digit is three after the right one."""
+    actual = SEEN % 10
+    predicted, confidence = actual.copy(), np.full(40, 0.999)
+    predicted[wrong] = (actual[wrong] + 3) % 10
+    confidence[wrong] = sure
+    return {"actual": actual, "predicted": predicted, "confidence": confidence}
+
+
+# More mistakes than are shown, and fewer
+WRONG = {"lenet5": list(range(2, 38, 2)), "mlp": [3, 4, 30]}
+SURE = {"lenet5": [0.5 + (7 * at % 18) / 50 for at in range(18)], "mlp": [0.7, 0.9, 0.8]}
+ANSWERS = {name: answers(WRONG[name], SURE[name]) for name in MODEL_NAMES}
+
+
+def assert_mistakes(figure: Figure, name: str) -> None:
+    pairs = sorted(zip(WRONG[name], SURE[name], strict=True), key=lambda pair: -pair[1])
+    shown = [axes for axes in figure.axes if axes.images]
+    assert len(shown) == min(15, len(pairs))
+    for axes, (index, sure) in zip(shown, pairs, strict=False):
+        digit = index % 10
+        assert axes.get_title() == f"{digit} taken for {(digit + 3) % 10}\n{100 * sure:.2f}% sure"
+        assert [text.get_text() for text in axes.texts] == [f"no. {index}"]
+        (image,) = axes.images
+        assert (255 - np.asarray(image.get_array()) == PICTURES[index]).all()
+    title = {"lenet5": LENET5, "mlp": MLP}[name]
+    assert figure.get_suptitle().startswith(f"{title}: ")
+    assert f"its {len(pairs)} mistakes" in figure.get_suptitle()
+
+
+@pytest.mark.parametrize("name", MODEL_NAMES)
+def test_the_mistakes_are_wrong_answers_with_their_own_images_the_surest_first(name):
+    assert_mistakes(figures.mistakes(name, PICTURES, **ANSWERS[name]), name)
+
+
+# --- reliability ---
+
+
+def assert_reliability(figure: Figure, bins: dict[str, list[tuple[float, float, int]]]) -> None:
+    """Bins are (confidence, accuracy, images)."""
+    upper, lower = figure.axes
+    assert upper.get_ylabel() == "accuracy (%)"
+    assert lower.get_ylabel() == "images"
+    assert lower.get_xlabel() == "confidence of the predicted digit (%)"
+    lines = lines_of(upper)
+    assert lines.pop("perfectly calibrated") == ([0, 100], [0, 100])
+    assert list(lines) == [LENET5, MLP]
+    colors = {str(line.get_label()): line.get_color() for line in upper.lines}
+    below = {line.get_color(): line for line in lower.lines}
+    for title, (x, y) in lines.items():
+        confidence, accuracy, images = zip(*bins[NAMES[title]], strict=True)
+        assert x == pytest.approx([100 * value for value in confidence])
+        assert y == pytest.approx([100 * value for value in accuracy])
+        counted = below[colors[title]]
+        assert list(counted.get_xdata()) == x
+        assert list(counted.get_ydata()) == list(images)
+
+
+def test_reliability_shows_each_bins_accuracy_above_its_confidence_and_its_images_below():
+    bins = {
+        "lenet5": [(0.52, 0.4, 10), (0.91, 0.97, 800)],
+        "mlp": [(0.35, 0.6, 7), (0.55, 0.5, 20), (0.97, 0.8, 300)],
+    }
+    parts = {
+        name: [CalibrationBin(count, sure, right) for sure, right, count in rows]
+        for name, rows in bins.items()
+    }
+    assert_reliability(figures.reliability(parts), bins)
+
+
+# --- the study's ---
+
+
+def test_the_story_has_one_mark_per_seed_at_its_error_beside_its_recipe():
+    accuracies = {
+        ("published", "lenet5"): [95.0, 95.5],
+        ("published", "mlp"): [97.0, 97.4],
+        ("record", "lenet5"): [99.5, 99.6],
+        ("record", "mlp"): [98.7, 98.9],
+    }
+    intervals = {key: (min(v) - 0.1, max(v) + 0.2) for key, v in accuracies.items()}
+    intervals["record", "mlp"] = None
+    figure = figures.story(accuracies, intervals, {"lenet5": 94.5, "mlp": 97.31})
+    (axes,) = figure.axes
+    heights = dict(
+        zip([t.get_text() for t in axes.get_yticklabels()], axes.get_yticks(), strict=True)
+    )
+    assert list(heights) == ["published", "record"]
+    assert heights["published"] > heights["record"]  # as in the tables, from above
+    colors = {line.get_label(): line.get_color() for line in axes.lines}
+    drawn = [(line, np.array(line.get_xydata(), float)) for line in axes.lines]
+    for (recipe, model), values in accuracies.items():
+        title = {"lenet5": LENET5, "mlp": MLP}[model]
+        marks = [
+            points
+            for line, points in drawn
+            if line.get_linestyle() == "None"
+            and line.get_color() == colors[title]
+            and line.get_label() != "published figure"
+            and line.get_marker() != "D"
+            and abs(points[0, 1] - heights[recipe]) < 0.4
+        ]
+        assert len(marks) == 1
+        assert marks[0][:, 0] == pytest.approx([100 - value for value in values])
+        height = marks[0][0, 1]
+        there = [p for line, p in drawn if line.get_linestyle() == "-" and height in p[:, 1]]
+        low_high = intervals[recipe, model]
+        wide = [points for points in there if points[0, 0] != points[1, 0]]
+        assert len(wide) == (0 if low_high is None else 1)
+        if low_high is not None:
+            assert sorted(wide[0][:, 0]) == pytest.approx([100 - low_high[1], 100 - low_high[0]])
+        uprights = [
+            points[0, 0]
+            for line, points in drawn
+            if line.get_linestyle() == "-"
+            and points[0, 0] == points[1, 0]
+            and points[:, 1].mean() == pytest.approx(height)
+        ]
+        assert uprights == pytest.approx([100 - np.mean(values)])
+        (said,) = [text for text in axes.texts if text.xy[1] == height]
+        assert said.get_text() == f"{np.mean(values):.2f}"  # as the label of the axis says
+        assert said.xy[0] == pytest.approx(100 - max(values))
+    diamonds = [(line, points) for line, points in drawn if line.get_marker() == "D"]
+    assert [points[0, 0] for _, points in diamonds] == pytest.approx([5.5, 2.69])
+    assert all(abs(points[0, 1] - heights["published"]) < 0.4 for _, points in diamonds)
+    assert diamonds[0][1][0, 1] > diamonds[1][1][0, 1]  # LeNet-5 above the MLP, as the marks
+    assert diamonds[0][0].get_label() == "published figure"
+
+
+def test_the_missed_images_are_shown_with_their_label_and_both_answers():
+    rows = [
+        {"index": 7, "label": 4, "lenet5": 9, "mlp": 1, "no_majority": 0},
+        {"index": 21, "label": 8, "lenet5": 3, "mlp": 5, "no_majority": 1},
+    ]
+    figure = figures.missed(PICTURES, rows)
+    shown = [axes for axes in figure.axes if axes.images]
+    assert [axes.get_title() for axes in shown] == ["no. 7: 4\n9, 1", "no. 21: 8 *\n3, 5"]
+    for axes, row in zip(shown, rows, strict=True):
+        assert (255 - np.asarray(axes.images[0].get_array()) == PICTURES[row["index"]]).all()
+    assert "Label, then LeNet-5's answer and the MLP's" in figure.get_suptitle()
+
+
+def test_missed_images_of_which_there_are_none_or_too_many_still_make_a_figure():
+    rows = [
+        {"index": at % 40, "label": 1, "lenet5": 2, "mlp": 3, "no_majority": 0} for at in range(50)
+    ]
+    for count, shown in ((0, 0), (1, 1), (8, 8), (9, 9), (48, 48), (50, 48)):
+        figure = figures.missed(PICTURES, rows[:count])
+        titles = [axes.get_title() for axes in figure.axes if axes.images]
+        assert titles == [f"no. {row['index']}: 1\n2, 3" for row in rows[:shown]]
+        lines = {axes.get_subplotspec().rowspan.start for axes in figure.axes}
+        assert len(lines) == max(1, -(-shown // 8))  # no empty line
+        assert not [axes for axes in figure.axes if axes.axison]
+
+
+# --- every figure can be read ---
+
+
+def texts_of(figure: Figure) -> list[tuple[str, Bbox]]:
+    """Each text that is drawn and where it stands, in pixels."""
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    unseen = set()  # labels of ticks outside of the part of an axis that is shown
+    for axes in figure.axes:
+        for axis in (axes.xaxis, axes.yaxis):
+            low, high = sorted(axis.get_view_interval())
+            for tick in (*axis.get_major_ticks(), *axis.get_minor_ticks()):
+                if not (axes.axison and low <= tick.get_loc() <= high):
+                    unseen |= {tick.label1, tick.label2}
+    return [
+        (text.get_text(), text.get_window_extent(canvas.get_renderer()))
+        for text in figure.findobj(Text)
+        if text.get_text().strip() and text.get_visible() and text not in unseen
+    ]
+
+
+def story_figure() -> Figure:
+    recipes = ["published", "documented", "fast", "record"]
+    accuracies, intervals = {}, {}
+    for at, recipe in enumerate(recipes):
+        for model, mean in (("lenet5", 95.1 + 1.4 * at), ("mlp", 96.5 + 0.7 * at)):
+            accuracies[recipe, model] = [mean - 0.1, mean, mean + 0.1]
+            intervals[recipe, model] = (mean - 0.2, mean + 0.2)
+    return figures.story(accuracies, intervals, {"lenet5": 94.5, "mlp": 97.31})
+
+
+def missed_figure() -> Figure:
+    rows = [
+        {"index": at, "label": 1, "lenet5": 2, "mlp": 3, "no_majority": at % 2} for at in range(40)
+    ]
+    return figures.missed(PICTURES, rows)
+
+
+ALL = {
+    "curves": lambda: figures.curves(HISTORIES, "LeNet-5 and the MLP, recipe documented"),
+    "confusion": lambda: figures.confusion(matrices()),
+    "mistakes": lambda: figures.mistakes("lenet5", PICTURES, **ANSWERS["lenet5"]),
+    "reliability": lambda: figures.reliability(
+        {name: [CalibrationBin(9, 0.5, 0.4), CalibrationBin(90, 0.9, 0.95)] for name in MODEL_NAMES}
+    ),
+    "story": story_figure,
+    "missed": missed_figure,
+}
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_texts_of_a_figure_lie_within_it_and_not_on_each_other(name):
+    figure = ALL[name]()
+    texts = texts_of(figure)
+    width, height = figure.bbox.size
+    for text, box in texts:
+        assert box.height >= 9, f"{text} is too small"
+        assert min(box.x0, box.y0, width - box.x1, height - box.y1) >= 0, f"{text} is cut"
+    for (text, a), (other, b) in itertools.combinations(texts, 2):
+        across, down = min(a.x1, b.x1) - max(a.x0, b.x0), min(a.y1, b.y1) - max(a.y0, b.y0)
+        assert min(across, down) < 2, f"{text!r} lies on {other!r}"
+
+
+@pytest.mark.parametrize("name", ["mistakes", "missed"])
+def test_pictures_of_a_figure_are_black_on_white_and_have_no_axes(name):
+    for axes in ALL[name]().axes:
+        assert not axes.axison
+        for image in axes.images:
+            assert image.get_clim() == (0, 255)
+            assert image.get_cmap().name == "gray"
+
+
+def luminance(color) -> float:
+    return float(np.dot(to_rgb(color), [0.2126, 0.7152, 0.0722]))
+
+
+def test_counts_of_a_confusion_stand_out_from_their_shade_and_right_answers_are_bold():
+    for axes in figures.confusion(matrices()).axes:
+        (image,) = axes.images
+        for text in axes.texts:
+            x, y = (int(at) for at in text.get_position())
+            behind = luminance(image.cmap(image.norm(image.get_array()[y, x])))
+            assert abs(luminance(text.get_color()) - behind) > 0.4
+            assert (text.get_fontweight() == "bold") == (x == y)
+
+
+def test_a_model_without_mistakes_has_no_shade():
+    perfect = {name: 9 * np.eye(10, dtype=int) for name in MODEL_NAMES}
+    for axes in figures.confusion(perfect).axes:
+        low, high = axes.images[0].get_clim()
+        assert low == 0 < high
+        assert ": 0 mistakes in 90" in axes.get_title()
+
+
+def test_a_digit_without_images_has_no_shade():
+    counts = np.diag([0] + [9] * 9)
+    counts[4, 0] = 3
+    for axes in figures.confusion(dict.fromkeys(MODEL_NAMES, counts)).axes:
+        shade = np.asarray(axes.images[0].get_array())
+        assert shade[0].tolist() == [0] * 10
+        assert shade.max() == shade[4, 0] == pytest.approx(3 / 12)
+        assert ": 3 mistakes in 84" in axes.get_title()
+
+
+def test_the_story_names_the_paper_of_1998_and_both_models_in_its_legend():
+    figure = story_figure()
+    (axes,) = figure.axes
+    (line,) = [line for line in axes.lines if "1998" in str(line.get_label())]
+    assert list(line.get_xdata()) == [0.8, 0.8]
+    (legend,) = figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == [
+        *("LeNet-5", "published figure", "MLP", "LeNet-5 of 1998, with distortions")
+    ]
+    assert axes.get_xscale() == "log"
+    assert [label.get_text() for label in axes.get_xticklabels()] == [
+        *("0.3", "0.5", "1", "2", "3", "5")
+    ]
+    assert list(axes.get_xticks()) == [0.3, 0.5, 1, 2, 3, 5]
+
+
+def test_curves_of_one_model_need_no_legend_and_epochs_are_whole():
+    both, one = figures.curves(HISTORIES, ""), figures.curves({"mlp": HISTORIES["mlp"]}, "")
+    assert [axes.get_legend() is not None for axes in both.axes] == [True, False, False, False]
+    assert not any(axes.get_legend() for axes in one.axes)
+    for axes in both.axes:
+        assert all(float(tick).is_integer() for tick in axes.get_xticks())
+
+
+def test_a_figure_file_is_a_png_that_names_no_version_of_matplotlib(tmp_path):
+    for name in ("a.png", "b.png"):
+        figures.save(Figure(figsize=(1, 1)), tmp_path / name)
+    content = (tmp_path / "a.png").read_bytes()
+    assert content.startswith(b"\x89PNG\r\n")
+    assert b"matplotlib" not in content.lower()
+    assert content == (tmp_path / "b.png").read_bytes()
+
+
+# --- stage plot, from files to figures ---
+
+COMPARISON = """\
+model,source,parameters,loss,accuracy,calibration_error,accuracy_low,accuracy_high
+lenet5,recipe documented,61706,0.0421373,0.9862,0.00421016,0.98372,0.988307
+mlp,recipe documented,62110,0.128654,0.9626,0.00929424,0.9587,0.966145
+lenet5,published experiment,61706,1.519,0.945,,,
+"""
+DIFFERENCE = {
+    "accuracy": -0.0236,
+    "low": -0.0302158,
+    "high": 0.0169748,
+    "mcnemar_p": 0.00314159,
+    "only_first": 12,
+    "only_second": 34,
+}
+
+
+def write_columns(path: Path, columns: dict) -> None:
+    rows = zip(*(list(values) for values in columns.values()), strict=True)
+    text = "\n".join([",".join(columns), *(",".join(map(str, row)) for row in rows)])
+    path.write_text(f"{text}\n", encoding="utf-8")
+
+
+@pytest.fixture
+def drawn(tmp_path, monkeypatch) -> dict[str, Figure]:
+    """The figures that plot saves, by the names of their files."""
+    for name in ("params.yaml", "recipes.yaml"):
+        shutil.copy(ROOT / name, tmp_path)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MIRROR", "off")
+    (tmp_path / "reports").mkdir()
+    for name in MODEL_NAMES:
+        write_columns(tmp_path / f"reports/history_{name}.csv", HISTORIES[name])
+        columns = {"index": SEEN, **ANSWERS[name]}
+        write_columns(tmp_path / f"reports/predictions_{name}.csv", columns)
+    (tmp_path / "reports/comparison.csv").write_text(COMPARISON, encoding="utf-8")
+    difference = {key: [value] for key, value in DIFFERENCE.items()}
+    (tmp_path / "reports/evaluation.json").write_text(json.dumps({"difference": difference}))
+    test = Split(PICTURES, (SEEN % 10).astype(np.uint8))
+    save_split(tmp_path / "data/prepared", "test", test)
+    found: dict[str, Figure] = {}
+    monkeypatch.setattr(figures, "save", lambda figure, path: found.update({path.name: figure}))
+    plot.main()
+    return found
+
+
+def test_each_figure_file_holds_the_data_of_the_model_that_it_names(drawn):
+    assert sorted(drawn) == [
+        "confusion.png",
+        "curves.png",
+        "curves_lenet5.png",
+        "curves_mlp.png",
+        "mistakes_lenet5.png",
+        "mistakes_mlp.png",
+        "reliability.png",
+    ]
+    assert_curves(drawn["curves.png"], [LENET5, MLP])
+    for title, name in NAMES.items():
+        assert_curves(drawn[f"curves_{name}.png"], [title])
+        assert drawn[f"curves_{name}.png"].get_suptitle() == f"{title}, recipe documented"
+        assert_mistakes(drawn[f"mistakes_{name}.png"], name)
+    matrices, bins = {}, {}
+    for name, columns in ANSWERS.items():
+        matrices[name] = np.zeros((10, 10), int)
+        for actual, predicted in zip(columns["actual"], columns["predicted"], strict=True):
+            matrices[name][actual, predicted] += 1
+        sure, right = columns["confidence"], columns["actual"] == columns["predicted"]
+        bins[name] = []
+        for inside in ((sure >= at / 15) & (sure < (at + 1) / 15) for at in range(15)):
+            if inside.any():
+                bins[name].append((sure[inside].mean(), right[inside].mean(), inside.sum()))
+    assert_confusion(drawn["confusion.png"], matrices)
+    assert_reliability(drawn["reliability.png"], bins)
+
+
+def test_the_comparison_to_read_is_the_csv_files_rows_and_the_difference_with_its_sign(drawn):
+    text = Path("reports/comparison.md").read_text(encoding="utf-8")
+    header, marks, *rows = [line for line in text.splitlines() if line.startswith("|")]
+    columns = [title.strip() for title in header.strip("|").split("|")]
+    assert columns == [
+        *("model", "source", "parameters", "test loss", "test accuracy"),
+        *("95 % interval", "calibration error"),
+    ]
+    assert marks == "|---|---|--:|--:|--:|:-:|--:|"
+    assert rows == [
+        "| LeNet-5 | recipe documented | 61,706 | 0.0421 | 98.62% | 98.37% to 98.83% | 0.0042 |",
+        "| MLP | recipe documented | 62,110 | 0.1287 | 96.26% | 95.87% to 96.61% | 0.0093 |",
+        "| LeNet-5 | published experiment | 61,706 | 1.5190 | 94.50% |  |  |",
+    ]
+    sentence = text.splitlines()[-1]
+    assert sentence == (
+        "LeNet-5 minus MLP on the same images: -2.36 percentage points (95 % interval -3.02 to "
+        "+1.70; exact McNemar p = 0.0031). LeNet-5 alone is right on 12 images, the MLP alone on "
+        "34."
+    )
+
+
+def test_a_difference_in_favour_of_lenet5_has_a_plus():
+    better = {**DIFFERENCE, "accuracy": 0.0236, "low": 0.0202158, "high": 0.0269748}
+    sentence = plot.comparison_markdown([], better).splitlines()[-1]
+    assert "+2.36 percentage points (95 % interval +2.02 to +2.70; " in sentence
+
+
+CUT = ["a,b\n1,x\n", "a,b\n1\n"]
+
+
+@pytest.mark.parametrize("content", [None, "", *CUT, '{"a": 1}', "[", "[]"])
+def test_a_result_that_is_missing_or_damaged_is_named_with_the_stage_that_makes_it(
+    content, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    Path("reports").mkdir()
+    Path("reports/comparison.csv").write_text(COMPARISON, encoding="utf-8")
+    history = Path("reports/history_mlp.csv")
+    if content is not None:
+        history.write_text(content, encoding="utf-8")
+        Path("reports/evaluation.json").write_text(content, encoding="utf-8")
+    if content in (None, *CUT):
+        with pytest.raises(InputError, match=r"^reports/history_mlp\.csv is missing or damaged \("):
+            plot.read(history, "train_mlp")
+    with pytest.raises(InputError) as refused:
+        plot.comparison()
+    assert str(refused.value).startswith("reports/evaluation.json is missing or damaged (")
+    assert str(refused.value).endswith("): `dvc repro evaluate` makes it again")
+    Path("reports/comparison.csv").unlink()
+    with pytest.raises(
+        InputError, match=r"^reports/comparison\.csv is missing.*dvc repro evaluate"
+    ):
+        plot.comparison()

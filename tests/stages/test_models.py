@@ -1,0 +1,400 @@
+"""The two networks are exactly the published ones, and the served model is the trained one."""
+
+import copy
+import hashlib
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from sklearn.metrics import accuracy_score, log_loss
+from torch import nn
+from torch.nn.functional import avg_pool2d, conv2d, cross_entropy, linear
+
+from dvc_mlflow.errors import StageError
+from stages.base import numerics, params
+from stages.base.params import Augmentation, Recipe
+from stages.base.splits import Split, load_split, save_split
+from stages.learn import training
+from stages.mnist import idx
+from stages.networks import exact, models
+
+RECIPE = Recipe(
+    epochs=2,
+    batch_size=100,
+    learning_rate=0.05,
+    momentum=0.9,
+    dropout=0.5,
+    softmax_before_loss=False,
+)
+RECORD = {
+    "optimizer": "adamw",
+    "schedule": "one_cycle",
+    "weight_decay": 0.01,
+    "dropout": 0.0,
+    "augmentation": Augmentation(rotation=8.0, shift=1.0, scale=0.08, shear=0.1, elastic=0.5),
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "layers", "total"),
+    [("lenet5", [156, 2_416, 48_120, 10_164, 850], 61_706), ("mlp", [61_500, 610], 62_110)],
+)
+def test_parameter_counts_are_the_published_ones(name, layers, total):
+    network = models.build(name, RECIPE)
+    counts = [sum(p.numel() for p in child.parameters()) for child in network.children()]
+    assert [count for count in counts if count] == layers
+    assert sum(layers) == total == sum(models.PARAMETERS[name].values())
+
+
+def plain_lenet5(layers: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    """The published network of PyTorch's own parts, up to the input of its last layer."""
+    x = avg_pool2d(torch.tanh(conv2d(x, layers.conv1.weight, layers.conv1.bias)), 2)
+    x = avg_pool2d(torch.tanh(conv2d(x, layers.conv2.weight, layers.conv2.bias)), 2)
+    x = torch.tanh(conv2d(x, layers.conv3.weight, layers.conv3.bias)).flatten(1)
+    return torch.tanh(linear(x, layers.fc1.weight, layers.fc1.bias))
+
+
+def plain_mlp(layers: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    return linear(x.reshape(len(x), 1024), layers.fc1.weight, layers.fc1.bias).clamp(min=0)
+
+
+PLAIN = {"lenet5": plain_lenet5, "mlp": plain_mlp}
+
+
+def built(name, seed=0, **settings):
+    torch.manual_seed(seed)
+    return models.build(name, RECIPE.model_copy(update=settings))
+
+
+def pixels(count):
+    """Images as normalize() gives them, and as PyTorch's own networks take them."""
+    whole = torch.randint(0, 256, (count, 1, 32, 32), dtype=torch.uint8)
+    return models.normalize(whole), models.normalize(whole).double() / (255 * 0.3081)
+
+
+@pytest.mark.parametrize("name", params.MODEL_NAMES)
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("softmax", [False, True])
+def test_outputs_and_all_gradients_are_those_of_the_plain_network(name, training, softmax):
+    network = built(name, dropout=0.3, softmax_before_loss=softmax).train(training)
+    with torch.no_grad():
+        for parameter in network.parameters():  # so that each bias and each tanh's bend matters
+            parameter.add_(0.1 * torch.randn_like(parameter) * parameter.abs().max())
+    plain = copy.deepcopy(network).double()
+    x, normalised = pixels(96)
+    labels = torch.arange(96) % 10
+    torch.manual_seed(1)
+    found = network(x)
+    torch.manual_seed(1)  # the same entries are dropped
+    hidden = PLAIN[name](plain, normalised)
+    if training:
+        hidden = hidden * (torch.rand(hidden.shape) >= 0.3) / 0.7
+    expected = linear(hidden, plain.fc2.weight, plain.fc2.bias)
+    expected = expected.softmax(1) if softmax else expected
+    assert found.shape == (96, 10)
+    assert found.dtype == torch.float32
+    assert torch.allclose(found.double(), expected, rtol=0, atol=2e-3)
+    gradients = [
+        torch.autograd.grad(cross_entropy(outputs, labels), list(net.parameters()))
+        for outputs, net in ((found, network), (expected, plain))
+    ]
+    for ours, theirs in zip(*gradients, strict=True):
+        # Random images' gradients cancel out, their rounding does not; test_exact.py has a layer's
+        assert 0 < (ours - theirs).norm() < 0.02 * theirs.norm()
+
+
+@pytest.mark.parametrize("name", params.MODEL_NAMES)
+@pytest.mark.parametrize(("probability", "training"), [(0.3, True), (0.3, False), (0.0, True)])
+def test_the_last_layer_and_no_other_sees_dropout_of_the_recipes_probability(
+    name, probability, training, monkeypatch
+):
+    network = built(name, dropout=probability).train(training)
+    plain, seen = copy.deepcopy(network).double(), []
+    monkeypatch.setattr(exact, "linear", note_inputs(exact.linear, seen))
+    x, normalised = pixels(500)
+    network(x)
+    undropped = PLAIN[name](plain, normalised)
+    nonzero = undropped.abs() > 0.01  # ReLU makes zeros of its own
+    last = seen[-1].double()
+    dropped = (last == 0)[nonzero]
+    if probability and training:
+        assert float(dropped.float().mean()) == pytest.approx(probability, abs=0.01)
+    else:
+        assert not dropped.any()
+    kept = nonzero & (last != 0)
+    scale = 1 / (1 - probability) if training else 1
+    assert torch.allclose(last[kept], scale * undropped[kept], atol=2e-3)
+    earlier = seen[:-1]
+    seen.clear()
+    network.eval()(x)
+    assert all(torch.equal(*both) for both in zip(earlier, seen[:-1], strict=True))
+
+
+def note_inputs(function, seen):
+    def noting(x, *others):
+        seen.append(x.detach().clone())
+        return function(x, *others)
+
+    return noting
+
+
+def test_dropout_keeps_each_number_or_not_by_itself_and_the_mean():
+    torch.manual_seed(0)
+    x = torch.full((1_000, 100), 3.0, requires_grad=True)
+    found = models.dropout(x, 0.3)
+    assert set(found.unique().tolist()) == {0.0, float(torch.tensor(3.0) * (1 / 0.7))}
+    assert float(found.detach().mean()) == pytest.approx(3.0, rel=0.01)
+    for axis in (0, 1):
+        shares = (found == 0).double().mean(axis)
+        assert float(shares.std()) == pytest.approx((0.21 / found.shape[axis]) ** 0.5, rel=0.3)
+    [gradient] = torch.autograd.grad(found.sum(), x)
+    assert torch.equal(gradient * 3, found)
+    assert models.dropout(x, 0.0) is x
+
+
+def test_initial_weights_have_pytorchs_range_and_come_from_the_global_generator():
+    for name in params.MODEL_NAMES:
+        network, again, other = (built(name, seed=seed) for seed in (3, 3, 4))
+        plain = [getattr(network, layer) for layer in models.PARAMETERS[name]]
+        for layer in plain:
+            largest = layer.weight[0].numel() ** -0.5  # as in PyTorch's reset_parameters()
+            for weight in (layer.weight, layer.bias):
+                values = weight.detach().double().flatten() / largest
+                assert weight.requires_grad
+                assert float(values.abs().max()) <= 1
+                if len(values) > 1_000:
+                    assert abs(float(values.mean())) < 0.05
+                    assert float(values.std()) == pytest.approx(3**-0.5, rel=0.05)
+                    assert float(values.abs().max()) > 0.99
+        assert models.fingerprint(network) == models.fingerprint(again)
+        pairs = zip(network.parameters(), other.parameters(), strict=True)
+        assert not any(torch.equal(a, b) for a, b in pairs)
+        flat = torch.cat([weight.flatten() for weight in network.parameters()])
+        assert len(flat.unique()) > 0.98 * len(flat)  # each is drawn for itself
+
+
+def test_resize_is_pillows_to_the_bit(splits):
+    images = splits["train"].images[:1000]
+    by_pillow = np.stack(
+        [
+            np.asarray(Image.fromarray(image).resize((32, 32), Image.Resampling.BILINEAR))
+            for image in images
+        ]
+    )
+    by_torch = models.resize(torch.from_numpy(images)).squeeze(1).numpy()
+    assert np.array_equal(by_torch, by_pillow)
+    assert np.array_equal(idx.resize(images), by_pillow)
+
+
+def test_normalisation_is_by_mean_and_deviation_of_all_training_images(raw):
+    # The published constants are those of the 28x28 images
+    counts = np.bincount(idx.parse(idx.TRAIN_IMAGES, raw[idx.TRAIN_IMAGES]).ravel())
+    levels = np.arange(256) / 255
+    mean = np.average(levels, weights=counts)
+    deviation = np.average((levels - mean) ** 2, weights=counts) ** 0.5
+    assert (f"{mean:.4f}", f"{deviation:.4f}") == ("0.1307", "0.3081")
+    pixels = torch.arange(256, dtype=torch.uint8)
+    found = models.normalize(pixels)
+    assert found.dtype == torch.float32
+    assert torch.equal(found, found.round())  # whole, and with their scale of about that mean
+    scaled = found.double() * models.SCALE
+    assert torch.allclose(scaled, torch.from_numpy((levels - 0.1307) / 0.3081), atol=0.005)
+    assert float(found.abs().max()) == models.LARGEST
+    assert torch.equal(pixels, torch.arange(256, dtype=torch.uint8))
+    floats = pixels.float()  # of distorted images; they are left as they are
+    assert torch.equal(models.normalize(floats), found)
+    assert torch.equal(floats, pixels.float())
+
+
+def test_softmax_before_the_loss_keeps_it_above_1_4612():
+    certain_and_right = torch.eye(10)
+    floor = float(exact.cross_entropy(certain_and_right, torch.arange(10)))
+    assert floor == pytest.approx(math.log(math.e + 9) - 1, abs=1e-6)
+    network = models.build("lenet5", RECIPE.model_copy(update={"softmax_before_loss": True}))
+    outputs = models.outputs(network, torch.zeros(3, 1, 32, 32, dtype=torch.uint8))
+    assert torch.allclose(outputs.sum(1), torch.ones(3))
+
+
+def softmax_of(logits: torch.Tensor) -> torch.Tensor:
+    return logits.exp() / logits.exp().sum(1, keepdim=True)
+
+
+def by_hand(name, network, images):
+    """The logits of raw images, from Pillow and PyTorch's own parts."""
+    size, bilinear = (32, 32), Image.Resampling.BILINEAR
+    larger = np.stack(
+        [np.asarray(Image.fromarray(image).resize(size, bilinear)) for image in images]
+    )
+    x = torch.from_numpy((larger[:, None] - 33.0) / (255 * 0.3081)).float()
+    return linear(PLAIN[name](network, x), network.fc2.weight, network.fc2.bias)
+
+
+@pytest.mark.parametrize("name", params.MODEL_NAMES)
+@pytest.mark.parametrize("softmax", [False, True])
+def test_classifier_gives_the_probabilities_of_raw_images(name, softmax, splits):
+    network = built(name, softmax_before_loss=softmax).eval()
+    images = splits["test"].images[:5].copy()
+    served = models.Classifier(network)(torch.from_numpy(images))
+    assert torch.allclose(served, softmax_of(by_hand(name, network, images)), atol=1e-4)
+
+
+@pytest.mark.parametrize("name", params.MODEL_NAMES)
+@pytest.mark.parametrize("softmax", [False, True])
+def test_answers_are_those_of_each_image_without_dropout(name, softmax, splits):
+    images, labels = splits["test"].images[:1_003], splits["test"].labels[:1_003]
+    network = built(name, softmax_before_loss=softmax)
+    found = models.answers(network, Split(idx.resize(images), labels.copy()))
+    with torch.no_grad():
+        expected = softmax_of(by_hand(name, network, images).double()).numpy()
+    assert np.allclose(found.probabilities, expected, atol=1e-4)
+    assert np.array_equal(found.labels, labels)
+    assert np.array_equal(found.predicted, found.probabilities.argmax(1))
+    assert (found.predicted != expected.argmax(1)).mean() < 0.01  # an untrained network is unsure
+    assert np.allclose(found.confidence, expected.max(1), atol=1e-4)
+    assert np.array_equal(found.correct, found.predicted == labels)
+    assert 0 < found.correct.sum() < len(labels)
+    outputs = expected if softmax else np.log(expected)  # cross-entropy applies log-softmax itself
+    assert found.loss == pytest.approx(
+        log_loss(labels, softmax_rows(outputs), labels=range(10)), abs=1e-4
+    )
+
+
+def softmax_rows(outputs):
+    return np.exp(outputs) / np.exp(outputs).sum(1, keepdims=True)
+
+
+def test_the_sha256_of_the_answers_is_that_of_the_outputs_as_float32(splits):
+    network = built("mlp")
+    part = Split(idx.resize(splits["test"].images[:20]), splits["test"].labels[:20].copy())
+    x = torch.from_numpy(part.images).unsqueeze(1)
+    content = network.eval()(models.normalize(x)).detach().numpy()
+    assert content.dtype == np.float32
+    expected = hashlib.sha256(content.tobytes()).hexdigest()
+    assert models.answers(network, part).outputs_sha256 == expected
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_scoring_is_without_dropout_and_leaves_the_network_as_it_was(training, resized):
+    network = built("mlp", dropout=0.5).train(training)
+    before = models.fingerprint(network)
+    images = models.examples(resized["test"]).images[:50]
+    assert torch.equal(models.outputs(network, images), models.outputs(network, images))
+    assert network.training is training
+    assert not models.outputs(network, images).requires_grad
+    assert models.fingerprint(network) == before
+
+
+@pytest.mark.parametrize("name", params.MODEL_NAMES)
+def test_a_saved_model_comes_back_and_a_damaged_one_is_named_with_its_cure(name, tmp_path):
+    network = models.build(name, RECIPE)
+    path = tmp_path / "model.safetensors"
+    models.save_model(network, path)
+    loaded = models.load_model(name, RECIPE, path)
+    for before, after in zip(network.parameters(), loaded.parameters(), strict=True):
+        assert torch.equal(before, after)
+
+    other = "mlp" if name == "lenet5" else "lenet5"
+    with pytest.raises(StageError, match=rf"damaged.*dvc repro train_{other}"):
+        models.load_model(other, RECIPE, path)
+    path.write_bytes(path.read_bytes()[:-4])
+    with pytest.raises(StageError, match=rf"damaged.*dvc repro train_{name}"):
+        models.load_model(name, RECIPE, path)
+    path.unlink()
+    with pytest.raises(StageError, match=rf"missing.*dvc repro train_{name}"):
+        models.load_model(name, RECIPE, path)
+
+
+def test_accuracy_is_scikit_learns():
+    generator = torch.Generator().manual_seed(0)
+    outputs = torch.randn(500, 10, generator=generator)
+    labels = torch.randint(0, 10, (500,), generator=generator)
+    assert models.accuracy(outputs, labels) == accuracy_score(labels, outputs.argmax(1))
+
+
+def begun(name, recipe, size=2_000, seed=0):
+    generator = numerics.configure(threads=2, seed=seed)
+    steps = training.total_steps(recipe, size)
+    return training.begin(models.build(name, recipe), recipe, steps, generator)
+
+
+def trained(name, splits, recipe=RECIPE, seed=0):
+    state = begun(name, recipe, len(splits["train"]), seed)
+    epochs = [len(state.history) for _ in training.epochs(state, splits, recipe)]
+    assert epochs == list(range(1, recipe.epochs + 1))
+    moments, fingerprints = zip(*state.weights, strict=True)
+    assert models.fingerprint(state.network) == fingerprints[-1]
+    assert list(moments) == ["initial", "first batch", *(f"epoch {epoch}" for epoch in epochs)]
+    return [p.detach().clone() for p in state.network.parameters()], state.history
+
+
+@pytest.mark.parametrize("name", params.MODEL_NAMES)
+@pytest.mark.parametrize("ingredients", [{}, RECORD])
+def test_two_runs_with_one_seed_are_bitwise_identical_and_learn(name, ingredients, resized):
+    recipe = RECIPE.model_copy(update={"epochs": 4} | ingredients)
+    first, history = trained(name, resized, recipe)
+    again, history_again = trained(name, resized, recipe)
+    other, _ = trained(name, resized, recipe, seed=1)
+    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+    assert history == history_again
+    assert not any(torch.equal(a, b) for a, b in zip(first, other, strict=True))
+    assert history[-1]["train_loss"] < history[0]["train_loss"]
+    assert history[-1]["test_accuracy"] > 0.7
+
+
+@pytest.mark.parametrize("name", params.MODEL_NAMES)
+@pytest.mark.parametrize("softmax", [False, True])
+def test_an_exported_classifier_answers_as_the_exact_one(name, softmax, resized, splits):
+    recipe = RECIPE.model_copy(update={"epochs": 4, "softmax_before_loss": softmax})
+    state = begun(name, recipe)
+    list(training.epochs(state, resized, recipe))
+    classifier = models.Classifier(state.network).eval()
+    images = torch.from_numpy(splits["test"].images[:3_000].copy())
+    batch = {0: torch.export.Dim("batch", min=1)}
+    exported = torch.export.export(classifier, (images[:2],), dynamic_shapes=(batch,)).module()
+    with torch.no_grad():
+        expected, found = classifier(images), exported(images)
+        assert torch.equal(exported(images[:1]).argmax(1), expected[:1].argmax(1))
+    assert torch.equal(found.argmax(1), expected.argmax(1))
+    assert (found - expected).abs().max() < 1e-4
+
+
+def test_a_loss_that_is_not_finite_stops_with_epoch_and_step(resized):
+    with pytest.raises(StageError, match=r"the loss is (nan|inf) in epoch 1, step \d+"):
+        trained("mlp", resized, RECIPE.model_copy(update={"learning_rate": 1e20}))
+
+
+@pytest.mark.parametrize("size", [10, training.WHOLE, 5 * training.POOL + 5])
+def test_every_image_has_one_place_in_the_order_and_a_step_reads_few_pages(size):
+    order = training.random_order(size, torch.Generator().manual_seed(0))
+    assert torch.equal(order.sort().values, torch.arange(size))
+    for pool in torch.split(order, training.WHOLE if size <= training.WHOLE else training.POOL):
+        assert len(pool) < 100 or abs((pool[:-1] < pool[1:]).float().mean() - 0.5) < 0.05
+        if size > training.WHOLE:
+            assert len((pool // training.CHUNK).unique()) <= training.POOL // training.CHUNK + 1
+
+
+def test_memory_of_mapped_images_that_were_read_is_given_back(tmp_path):
+    part = Split(np.ones((100_000, 32, 32), np.uint8), np.ones(100_000, np.uint8))
+    save_split(tmp_path, "train", part)
+    mapped = load_split(tmp_path, "train")
+
+    def resident() -> float:
+        fields = Path("/proc/self/smaps_rollup").read_text(encoding="utf-8").split()
+        return int(fields[fields.index("Rss:") + 1]) / 1024
+
+    before = resident()
+    assert mapped.images.sum() == mapped.images.size
+    assert resident() - before > 90
+    mapped.release()
+    assert resident() - before < 10
+    assert mapped.images.sum() == mapped.images.size
+
+
+def test_a_gpu_that_is_not_there_is_refused_in_one_line():
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    with pytest.raises(StageError, match=r"device is 'cuda'.*set device to cpu"):
+        numerics.configure(threads=2, seed=0, device="cuda")

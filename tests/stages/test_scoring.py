@@ -1,0 +1,101 @@
+"""Statistics against independent computations and against their own promises."""
+
+import numpy as np
+import pytest
+from scipy.stats import binom, norm
+from sklearn.calibration import calibration_curve
+
+from stages import scoring
+
+
+def test_accuracy_interval_is_wilsons_formula():
+    correct = np.arange(10_000) < 9_867
+    p, n, z = 0.9867, 10_000, 1.959963984540054
+    middle = (p + z**2 / (2 * n)) / (1 + z**2 / n)
+    half = z / (1 + z**2 / n) * (p * (1 - p) / n + z**2 / (4 * n**2)) ** 0.5
+    assert scoring.accuracy_interval(correct) == pytest.approx((middle - half, middle + half))
+
+
+def test_accuracy_intervals_of_few_answers_stay_within_0_and_1():
+    for right, low, high in [(0, 0.0, 0.2775), (5, 0.2366, 0.7634), (10, 0.7225, 1.0)]:
+        found = scoring.accuracy_interval(np.arange(10) < right)
+        assert found == pytest.approx((low, high), abs=1e-4)  # Wilson's, of 10
+
+
+def answers(only_first: int, only_second: int, n: int = 1000):
+    first, second = np.ones(n, bool), np.ones(n, bool)
+    second[:only_first] = False
+    first[only_first : only_first + only_second] = False
+    return first, second
+
+
+def test_a_difference_is_positive_where_the_first_is_better():
+    first = np.array([True, True, True, True, False, False, True, True])
+    second = np.array([True, False, False, False, True, False, True, True])
+    found = scoring.paired_difference(first, second)
+    assert (found.only_first, found.only_second) == (3, 1)
+    assert found.accuracy == pytest.approx(first.mean() - second.mean()) == 0.25
+    assert found.mcnemar_p == pytest.approx(10 / 16)  # of 4 coins, 3 or more fall on one side
+    other = scoring.paired_difference(second, first)
+    assert (other.only_first, other.only_second) == (1, 3)
+    assert other.accuracy == -0.25
+    assert (other.low, other.high) == pytest.approx((-found.high, -found.low))
+    assert other.mcnemar_p == found.mcnemar_p
+
+
+def test_an_interval_of_a_difference_is_walds_with_a_half_added_to_each_cell():
+    for only_first, only_second in [(12, 4), (40, 5), (0, 3), (0, 0)]:
+        first, second = answers(only_first, only_second)
+        found = scoring.paired_difference(first, second)
+        # As of 1,002 images, the values of whose differences are 1, -1 and 0
+        values = np.repeat([1, -1, 0], [2 * only_first + 1, 2 * only_second + 1,
+                                        2 * (1_000 - only_first - only_second) + 2])  # fmt: skip
+        half = norm.ppf(0.975) * values.std() / 1_002**0.5
+        middle = values.mean()
+        assert (found.low, found.high) == pytest.approx((middle - half, middle + half))
+    assert found.accuracy == 0
+
+
+@pytest.mark.parametrize(("only_first", "only_second"), [(12, 4), (4, 12), (40, 5), (1, 0), (6, 6)])
+def test_mcnemar_is_twice_the_binomial_tail(only_first, only_second):
+    result = scoring.paired_difference(*answers(only_first, only_second))
+    n = only_first + only_second
+    tail = binom.cdf(min(only_first, only_second), n, 0.5)
+    assert result.mcnemar_p == pytest.approx(min(1, 2 * tail))
+
+
+def test_two_classifiers_that_never_differ_have_a_p_value_of_1():
+    assert scoring.paired_difference(*answers(0, 0)).mcnemar_p == 1.0
+
+
+def test_the_paired_interval_covers_the_truth_95_times_in_100():
+    generator = np.random.default_rng(0)
+    p_first_only, p_second_only, trials = 0.010, 0.004, 2_000
+    draws = generator.multinomial(
+        1_000, [p_first_only, p_second_only, 1 - p_first_only - p_second_only], size=trials
+    )
+    truth = p_first_only - p_second_only
+    results = [scoring.paired_difference(*answers(a, b)) for a, b, _ in draws]
+    covered = sum(result.low <= truth <= result.high for result in results) / trials
+    assert 0.94 <= covered <= 0.97
+
+
+def test_calibration_is_scikit_learns():
+    generator = np.random.default_rng(0)
+    confidence = generator.uniform(0.1, 1.0, 200_000)
+    calibrated = generator.uniform(size=200_000) < confidence
+    bins = scoring.calibration(confidence, calibrated)
+    assert scoring.calibration_error(bins) < 0.01
+    shares, means = calibration_curve(calibrated, confidence, n_bins=scoring.CALIBRATION_BINS)
+    assert [part.accuracy for part in bins] == pytest.approx(shares)
+    assert [part.confidence for part in bins] == pytest.approx(means)
+
+
+def test_there_are_15_bins_of_equal_width_and_certainty_is_in_the_last():
+    confidence = np.array([0.0, 0.066, 0.067, 0.5, 0.93, 0.934, 1.0])
+    correct = np.array([True, False, True, True, False, True, False])
+    bins = scoring.calibration(confidence, correct)
+    assert [part.count for part in bins] == [2, 1, 1, 1, 2]
+    assert [part.accuracy for part in bins] == [0.5, 1.0, 1.0, 0.0, 0.5]
+    expected = [0.033, 0.067, 0.5, 0.93, 0.967]
+    assert [part.confidence for part in bins] == pytest.approx(expected)

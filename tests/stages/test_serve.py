@@ -1,0 +1,436 @@
+"""A model that is served is built from committed weights, and answers only images."""
+
+import asyncio
+import hashlib
+import json
+import shutil
+from pathlib import Path
+from urllib.parse import urlparse
+
+import numpy as np
+import pytest
+import torch
+from tiny import make_project, make_results
+
+from conftest import ROOT
+from dvc_mlflow import git, store, sync
+from dvc_mlflow.errors import InputError, StageError
+from stages import serve
+from stages.base.params import Recipe
+from stages.networks import models
+
+JSON = "application/json"
+
+
+def images(count: int = 1, rows: int = 28, columns: int = 28, pixel: object = 0) -> list:
+    return [[[pixel] * columns for _ in range(rows)] for _ in range(count)]
+
+
+def body(inputs: object, **more: object) -> bytes:
+    return json.dumps({"inputs": inputs, **more}).encode()
+
+
+@pytest.mark.parametrize("count", [1, 2, 28])
+@pytest.mark.parametrize("pixel", [0, 1, 255])
+def test_images_of_28_by_28_whole_numbers_from_0_to_255_are_taken(count, pixel):
+    assert serve.refusal(JSON, body(images(count, pixel=pixel))) is None
+
+
+SHAPES = {
+    "27 rows": (images(rows=27), "(1, 27, 28)"),
+    "27 columns": (images(columns=27), "(1, 28, 27)"),
+    "29 rows": (images(rows=29), "(1, 29, 28)"),
+    "29 columns": (images(columns=29), "(1, 28, 29)"),
+    "resized": (images(2, 32, 32), "(2, 32, 32)"),
+    "without the dimension of the batch": (images()[0], "(28, 28)"),
+    "with one of the channel": ([images()], "(1, 1, 28, 28)"),
+    "flat": ([[0] * 784], "(1, 784)"),
+    "no image": ([], "(0,)"),
+    "an image without rows": ([[]], "(1, 0)"),
+    "a number": (0, "()"),
+}
+
+
+@pytest.mark.parametrize(("inputs", "shape"), SHAPES.values(), ids=SHAPES)
+def test_images_of_another_shape_are_refused_with_their_shape(inputs, shape):
+    status, reason = serve.refusal(JSON, body(inputs))
+    assert status == 400
+    assert f"of shape {shape}: " in reason
+    assert "(N, 28, 28)" in reason
+
+
+def one_pixel(value: object) -> list:
+    """Two images that are black but for the last pixel."""
+    found = images(2)
+    found[1][27][27] = value
+    return found
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        (-1, "the pixels reach from -1 to 0"),
+        (256, "the pixels reach from 0 to 256"),
+        (2**62, f"the pixels reach from 0 to {2**62}"),
+        (2**63, "the images are float64"),
+        (2**64, "the images are object"),
+        (0.5, "the images are float64"),
+        (1.0, "the images are float64"),
+        ("7", "the images are <U"),
+        (None, "the images are object"),
+        (float("nan"), "the images are float64"),
+    ],
+)
+def test_one_pixel_that_is_no_whole_number_from_0_to_255_is_enough(value, said):
+    status, reason = serve.refusal(JSON, body(one_pixel(value)))
+    assert (status, reason.startswith(said)) == (400, True), reason
+    assert "integers from 0 to 255" in reason
+
+
+def test_images_of_truth_values_are_refused():
+    status, reason = serve.refusal(JSON, body(images(pixel=True)))
+    assert (status, reason.startswith("the images are bool")) == (400, True), reason
+
+
+def test_one_truth_value_among_numbers_is_refused():
+    assert serve.refusal(JSON, body(one_pixel(True))) is not None
+
+
+CONTENTS = {
+    "extra key": body(images(), params={}),
+    "another key before it": b'{"params": {}, "inputs": %s}' % json.dumps(images()).encode(),
+    "another key": json.dumps({"instances": images()}).encode(),
+    "no key": b"{}",
+    "no object": json.dumps(images()).encode(),
+    "a list with the key": b'["inputs"]',
+    "a text with the key": b'"inputs"',
+    "a number": b"7",
+    "null": b"null",
+    "not JSON": b"inputs",
+    "not UTF-8": b'{"inputs": "\xff\xfe"}',
+    "nothing": b"",
+    "nested too deep": b"[" * 200_000,
+    "a number of 5,000 digits": b'{"inputs": [%s]}' % (b"9" * 5_000),
+    "a short row": body([*images()[0][:27], [0]]),
+}
+
+
+@pytest.mark.parametrize("content", CONTENTS.values(), ids=CONTENTS)
+def test_a_body_that_is_not_inputs_alone_is_not_readable_as_images(content):
+    status, reason = serve.refusal(JSON, content)
+    assert status == 400
+    assert reason.startswith("the body is not readable as images: ")
+
+
+def test_a_body_may_have_the_largest_length_and_not_one_byte_more(monkeypatch):
+    content = body(images())
+    monkeypatch.setattr(serve, "LARGEST_BODY", len(content))
+    assert serve.refusal(JSON, content) is None
+    status, reason = serve.refusal(JSON, content + b" ")
+    assert status == 413
+    assert f"{len(content) + 1:,} bytes, expected at most {len(content):,}" in reason
+
+
+def test_ten_thousand_images_are_not_too_large():
+    """Of three digits a pixel, with a comma and a space: the largest that JSON makes of them."""
+    row = len(json.dumps([[255] * 28] * 28))
+    assert 10_000 * (row + 2) < serve.LARGEST_BODY < 2**30
+
+
+@pytest.mark.parametrize(
+    "content_type",
+    [
+        JSON,
+        "application/json; charset=utf-8",
+        "Application/JSON",
+        "APPLICATION/JSON ;charset=UTF-8",
+    ],
+)
+def test_the_content_type_may_have_a_charset_and_capitals(content_type):
+    assert serve.refusal(content_type, body(images())) is None
+
+
+@pytest.mark.parametrize(
+    ("content_type", "said"),
+    [
+        (None, "missing"),
+        ("", "missing"),
+        ("text/csv", "text/csv"),
+        ("text/plain; application/json", "text/plain"),
+        ("application/json2", "application/json2"),
+        ("application/jsonl", "application/jsonl"),
+        ("application/vnd.api+json", "application/vnd.api+json"),
+    ],
+)
+def test_another_content_type_is_refused_before_the_body_is_read(content_type, said):
+    status, reason = serve.refusal(content_type, b"not even JSON")
+    assert status == 415
+    assert reason.startswith(f"the content type is {said}")
+    assert "expected application/json" in reason
+
+
+# --- before the server ---
+
+
+def post(app, path: str, content: bytes, content_type: str = JSON) -> tuple[int, bytes]:
+    """Status and body of the answer of an ASGI application."""
+    waiting = [{"type": "http.request", "body": content, "more_body": False}]
+    sent = []
+
+    async def receive():
+        return waiting.pop() if waiting else {"type": "http.disconnect"}
+
+    async def send(message):
+        sent.append(message)
+
+    scope = {
+        "type": "http",
+        "http_version": "1.1",
+        "method": "POST",
+        "scheme": "http",
+        "path": path,
+        "raw_path": path.encode(),
+        "root_path": "",
+        "query_string": b"",
+        "headers": [(b"content-type", content_type.encode())],
+        "client": ("127.0.0.1", 1),
+        "server": ("127.0.0.1", 2),
+    }
+    asyncio.run(app(scope, receive, send))
+    answer = b"".join(message.get("body", b"") for message in sent)
+    return sent[0]["status"], answer
+
+
+@pytest.fixture
+def behind(monkeypatch):
+    """The application with a server behind it that gives back the body that reaches it."""
+    from fastapi import FastAPI, Request, Response
+    from mlflow.pyfunc import scoring_server
+
+    def init(loaded):
+        assert loaded == "the model in folder"
+        app = FastAPI()
+
+        @app.post("/invocations")
+        @app.post("/other")
+        async def echo(request: Request) -> Response:
+            return Response(await request.body())
+
+        return app
+
+    monkeypatch.setattr(
+        scoring_server, "load_model_with_mlflow_config", lambda path: f"the model in {path}"
+    )
+    monkeypatch.setattr(scoring_server, "init", init)
+    return serve.application("folder")
+
+
+def test_the_server_gets_a_good_body_whole_and_a_bad_one_never(behind):
+    good = body(images(2, pixel=9))
+    assert post(behind, "/invocations", good) == (200, good)
+    for content, content_type, expected in (
+        (body(images(rows=27)), JSON, 400),
+        (good, "text/csv", 415),
+    ):
+        status, answer = post(behind, "/invocations", content, content_type)
+        assert status == expected
+        refused = serve.refusal(content_type, content)
+        assert json.loads(answer) == {"message": refused[1]}
+
+
+def test_only_what_goes_to_the_model_is_checked(behind):
+    assert post(behind, "/other", b"anything", "text/plain") == (200, b"anything")
+
+
+# --- the model is built from committed weights ---
+
+MLP = "models/mlp.safetensors"
+
+
+@pytest.fixture(scope="module")
+def standing(standing_in, tmp_path_factory):
+    """This process stands in a project whose results are committed and logged."""
+    project = make_project(tmp_path_factory.mktemp("served") / "project")
+    with standing_in(project) as client:
+        sync.sync()
+        yield project, client
+
+
+@pytest.fixture
+def project(standing):
+    git.holders.cache_clear()
+    store.find_experiment()  # as the command does
+    return standing[0]
+
+
+@pytest.fixture
+def client(standing):
+    return standing[1]
+
+
+def model_of(client, name: str):
+    (model,) = client.search_logged_models(["1"], filter_string=f"name = '{name}'")
+    return model
+
+
+def artifacts(model) -> Path:
+    return Path(urlparse(model.artifact_location).path)
+
+
+def answers(folder: Path, images: np.ndarray) -> np.ndarray:
+    """What the model in a folder says."""
+    import mlflow
+
+    return mlflow.pyfunc.load_model(str(folder)).predict(images)
+
+
+def expected(weights: Path, images: np.ndarray) -> np.ndarray:
+    recipe = Recipe.model_construct(dropout=0.5, softmax_before_loss=False)
+    classifier = models.Classifier(models.load_model("mlp", recipe, weights)).eval()
+    return classifier(torch.from_numpy(images)).detach().numpy()
+
+
+def some_images() -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (3, 28, 28)).astype(np.uint8)
+
+
+def test_each_name_of_a_model_gives_the_model_of_its_commit(client, project, tmp_path):
+    commit = project.git("rev-parse", "HEAD")[:10]
+    md5 = hashlib.md5((project.path / MLP).read_bytes()).hexdigest()
+    version = next(
+        found.version
+        for found in client.search_model_versions("name = 'mnist'")
+        if found.tags["model"] == "mlp"
+    )
+    for at, what in enumerate((model_of(client, "mlp").model_id, f"models:/mnist/{version}")):
+        folder = tmp_path / str(at)
+        assert serve.build(what, folder) == f"{what} is {MLP} (md5 {md5}) of commit {commit}"
+        found = answers(folder, some_images())
+        assert np.allclose(found, expected(project.path / MLP, some_images()), atol=1e-6)
+        assert (folder / "extra_files/mlp.safetensors").read_bytes() == (
+            project.path / MLP
+        ).read_bytes()
+    champion = serve.build("models:/mnist@champion", tmp_path / "champion")
+    assert champion.startswith("models:/mnist@champion is models/lenet5.safetensors (md5 ")
+    assert Path.cwd() == project.path
+
+
+@pytest.mark.parametrize(
+    "part",
+    ["MLmodel", "requirements.txt", "extra_files/mlp.safetensors", "data/model.pt2", "new.py"],
+)
+def test_nothing_that_lies_in_the_store_is_served(client, project, tmp_path, part):
+    """Neither what somebody has changed there, nor what is missing."""
+    path = artifacts(model_of(client, "mlp")) / part
+    before = path.read_bytes() if path.exists() else None
+    serve.build(model_of(client, "mlp").model_id, tmp_path / "before")
+    path.write_bytes(b"evil")
+    try:
+        serve.build(model_of(client, "mlp").model_id, tmp_path / "after")
+    finally:
+        path.write_bytes(before) if before else path.unlink()
+    built = [
+        {file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file()}
+        for folder in (tmp_path / "before", tmp_path / "after")
+    ]
+    assert built[0] == built[1] and "new.py" not in built[1]
+    for name in built[0] - {"data/model.pt2", "MLmodel"}:  # which have times and ids
+        one, other = ((tmp_path / folder / name).read_bytes() for folder in ("before", "after"))
+        assert one == other and one != b"evil"
+    found = [answers(tmp_path / folder, some_images()) for folder in ("before", "after")]
+    assert (found[0] == found[1]).all()
+
+
+def test_a_model_of_an_older_commit_needs_no_settings_of_today(standing_in, tmp_path):
+    project = make_project(tmp_path / "project", seed=1)
+    old = project.git("rev-parse", "HEAD")[:10]
+    shutil.copy(project.path / MLP, tmp_path / "old weights")
+    with standing_in(project) as client:
+        sync.sync()
+        what = model_of(client, "mlp").model_id
+        project.edit("recipes.yaml", "\ndocumented:", "\nrenamed:")
+        project.edit("params.yaml", "\nrecipe: documented", "\nrecipe: renamed")
+        make_results(project, seed=2)
+        project.commit("another recipe")
+        told = serve.build(what, tmp_path / "model")
+        assert told.endswith(f" of commit {old}")
+        found = answers(tmp_path / "model", some_images())
+        assert np.allclose(found, expected(tmp_path / "old weights", some_images()), atol=1e-6)
+        assert not np.allclose(found, expected(project.path / MLP, some_images()), atol=1e-3)
+
+
+def test_weights_that_cannot_be_had_are_told_with_the_command_that_brings_them(
+    client, project, tmp_path
+):
+    md5 = project.md5(MLP)
+    kept = project.path / ".dvc/cache/files/md5" / md5[:2] / md5[2:]
+    kept.rename(tmp_path / "kept")
+    try:
+        with pytest.raises(
+            StageError, match=rf"^{MLP} of commit .*`git checkout .* dvc pull {MLP}"
+        ):
+            serve.build(model_of(client, "mlp").model_id, tmp_path / "model")
+    finally:
+        (tmp_path / "kept").rename(kept)
+    assert Path.cwd() == project.path
+
+
+@pytest.mark.parametrize("tags", [{"md5": "md5 of others", "file": MLP}, {}])
+def test_a_model_whose_weights_no_commit_holds_is_refused(client, project, tmp_path, tags):
+    model = client.create_logged_model("1", name="other", tags=tags)
+    with pytest.raises(StageError, match=r"is refused: its bytes match no dvc\.lock"):
+        serve.build(model.model_id, tmp_path)
+    client.delete_logged_model(model.model_id)
+
+
+def test_what_is_no_model_is_not_built(client, project, tmp_path):
+    with pytest.raises(InputError, match=r"^models:/mnist/99 is no model of sqlite:"):
+        serve.build("models:/mnist/99", tmp_path)
+
+
+# --- what it is started with ---
+
+USAGE = "error: usage: python -m stages.serve [MODEL [PORT]]\n"
+
+
+@pytest.fixture(scope="module")
+def nothing_stored(tmp_path_factory) -> str:
+    return f"sqlite:///{tmp_path_factory.mktemp('serve')}/empty.db"
+
+
+@pytest.fixture
+def started(monkeypatch, tmp_path, capsys, nothing_stored):
+    """Starts it with a store in which nothing is; gives the exit code and what it said."""
+    import mlflow
+
+    before = mlflow.get_tracking_uri()
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", nothing_stored)
+    monkeypatch.chdir(tmp_path)
+
+    def start(*arguments: str) -> tuple[int, str]:
+        monkeypatch.setattr("sys.argv", ["serve", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            serve.main()
+        return ended.value.code, capsys.readouterr().err
+
+    yield start
+    mlflow.set_tracking_uri(before)
+
+
+@pytest.mark.parametrize("port", ["0", "65536", "-1", "80.5", "http", ""])
+def test_a_port_that_there_is_not_is_refused(started, port):
+    assert started("models:/mnist/1", port) == (2, USAGE)
+
+
+def test_more_than_a_model_and_a_port_is_refused(started):
+    assert started("models:/mnist/1", "5001", "more") == (2, USAGE)
+
+
+@pytest.mark.parametrize("arguments", [(), ("models:/mnist/1", "1"), ("models:/mnist/1", "65535")])
+def test_a_model_and_a_port_may_be_named(started, nothing_stored, arguments):
+    """The next step is then the store, in the project's folder wherever it was started from."""
+    code, said = started(*arguments)
+    assert code != 0
+    what = "models:/mnist/1 is no model of" if arguments else "no model is registered in"
+    assert said.startswith(f"error: {what} {nothing_stored}")
+    assert Path.cwd() == ROOT

@@ -1,0 +1,291 @@
+"""The study: its statistics against independent computations, and its stages as DVC runs them."""
+
+import csv
+import json
+import shutil
+from contextlib import chdir
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from mlflow import MlflowClient
+from ruamel.yaml import YAML
+from scipy.stats import binomtest, norm, ttest_1samp, ttest_rel
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import log_loss
+
+from conftest import ROOT, Clone
+from dvc_mlflow import store
+from dvc_mlflow.files import md5, sha256
+from stages.base import files
+from study import cell, comparison, report, settings
+from study.comparison import Cell, Variant
+
+
+def made(correct, seed="0") -> Cell:
+    """A cell that is right where ``correct`` says so, and takes a digit for the next elsewhere."""
+    wrong = np.flatnonzero(~np.asarray(correct)).tolist()
+    labels = {index: index % 10 for index in wrong}
+    predicted = {index: (label + 1) % 10 for index, label in labels.items()}
+    return Cell(seed, {"test_images": len(correct)}, {}, labels, predicted)
+
+
+def variant(*corrects, model="lenet5") -> Variant:
+    return Variant("any", model, [made(correct) for correct in corrects], made(corrects[0]))
+
+
+def test_intervals_over_seeds_are_students():
+    values = [0.9947, 0.9951, 0.9949, 0.9952, 0.9945]
+    found = comparison.over_seeds(values)
+    expected = ttest_1samp(values, 0).confidence_interval(0.95)
+    assert (found.low, found.high) == pytest.approx((expected.low, expected.high))
+    assert found.sd == pytest.approx(np.std(values, ddof=1))
+    assert comparison.over_seeds([0.5]) == comparison.OverSeeds(0.5)
+
+
+def test_one_more_run_lies_in_its_interval_95_times_in_100():
+    draws = np.random.default_rng(0).normal(size=(4_000, 6))
+    found = [comparison.over_seeds(list(draw[:5])) for draw in draws]
+    inside = [f.next_low <= draw[5] <= f.next_high for f, draw in zip(found, draws, strict=True)]
+    assert 0.94 <= np.mean(inside) <= 0.96
+
+
+def test_the_bootstrap_of_a_share_is_the_binomial_and_its_images_are_drawn_whole():
+    correct = np.arange(2_000) < 1_900
+    low, high = comparison.bootstrap_interval(correct.astype(float))
+    half = norm.ppf(0.975) * (0.95 * 0.05 / 2_000) ** 0.5
+    assert (low, high) == pytest.approx((0.95 - half, 0.95 + half), abs=0.0006)
+    # Five seeds that agree on each image hold no more than one of them
+    assert comparison.bootstrap_interval(np.stack([correct] * 5).mean(0)) == (low, high)
+    assert comparison.bootstrap_interval(np.zeros(5)) == (0.0, 0.0)
+
+
+def test_a_difference_is_paired_over_images_and_over_seeds():
+    generator = np.random.default_rng(1)
+    first = [generator.random(3_000) < 0.97 for _ in range(4)]
+    second = [generator.random(3_000) < 0.94 for _ in range(4)]
+    found = comparison.difference(variant(*first), variant(*second))
+    means = [[np.mean(correct) for correct in part] for part in (first, second)]
+    expected = ttest_rel(*means).confidence_interval(0.95)
+    assert (found.seeds.low, found.seeds.high) == pytest.approx((expected.low, expected.high))
+    for p, a, b in zip(found.p_values, first, second, strict=True):
+        only = int((a & ~b).sum()), int((~a & b).sum())
+        assert p == pytest.approx(binomtest(only[0], sum(only)).pvalue)
+    assert found.images_low < np.mean(means[0]) - np.mean(means[1]) < found.images_high
+    same = comparison.difference(variant(*first), variant(*first))
+    assert same.seeds.mean == same.images_low == same.images_high == 0
+    assert set(same.p_values) == {1.0}
+
+
+def test_the_temperature_undoes_a_known_one_and_is_a_logistic_regressions():
+    generator = np.random.default_rng(0)
+    logits = generator.normal(size=(20_000, 10)) * 2
+    truth = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    labels = (truth.cumsum(1) < generator.random((20_000, 1))).sum(1).astype(np.uint8)
+    sure = cell.scaled(truth, 1 / 3)  # three times too sure
+    temperature = cell.fitted_temperature(sure, labels)
+    assert temperature == pytest.approx(3, rel=0.03)
+    calibrated = cell.scaled(sure, temperature)
+    assert cell.calibration_error(sure, labels) > 0.1
+    assert cell.calibration_error(calibrated, labels) < 0.01
+    assert (calibrated.argmax(1) == sure.argmax(1)).all()
+    expected = log_loss(labels, calibrated, labels=range(10))
+    assert cell.negative_log_likelihood(calibrated, labels) == pytest.approx(expected)
+    # Two classes: the slope of a logistic regression without intercept is 1 / temperature
+    two, labels = truth[:, :2] / truth[:, :2].sum(1, keepdims=True), (labels % 2).astype(np.uint8)
+    x = np.log(two[:, 1:] / two[:, :1])
+    x = np.where(generator.random((20_000, 1)) < 0.8, (2.0 * labels[:, None] - 1) * abs(x), x)
+    p = 1 / (1 + np.exp(-x))
+    fit = LogisticRegression(C=np.inf, fit_intercept=False, tol=1e-8).fit(x, labels)
+    found = cell.fitted_temperature(np.hstack([1 - p, p]), labels)
+    assert found == pytest.approx(1 / fit.coef_[0, 0], rel=1e-3)
+
+
+def test_an_image_counts_as_missed_if_every_seed_of_both_models_misses_it():
+    first, second, third = np.ones(5, bool), np.ones(5, bool), np.ones(5, bool)
+    first[[1, 2, 4]] = second[[2, 4]] = third[[2, 3]] = False
+    found = comparison.missed(
+        {"lenet5": variant(first, second), "mlp": variant(third, model="mlp")}
+    )
+    assert [(entry["index"], entry["label"], entry["lenet5"]) for entry in found] == [(2, 2, 3)]
+
+
+def test_the_loss_floor_is_the_cost_of_a_certain_and_right_answer():
+    certain = np.eye(10)[:1]
+    assert log_loss([0], np.exp(certain) / np.exp(certain).sum(), labels=range(10)) == (
+        pytest.approx(report.LOSS_FLOOR)
+    )
+    assert f"{report.LOSS_FLOOR:.4f}" == "1.4612"
+
+
+def test_the_committed_study_was_made_by_this_code_with_these_settings(clone):
+    """A clone has every cell; of all that the study reads it lacks the prepared images only."""
+    status = json.loads(study_of(clone).run("dvc", "status", "--json").stdout)
+    changed = {
+        (stage, path, state)
+        for stage, changes in status.items()
+        for change in changes
+        for states in (change.values() if isinstance(change, dict) else [{"": change}])
+        for path, state in states.items()
+    }
+    wrong = [
+        (stage, path, state)
+        for stage, path, state in changed
+        if not path.endswith("data/prepared") or state != "deleted"
+    ]
+    assert not wrong, f"{wrong}: run `make study`, and commit its results"
+    study = YAML(typ="safe").load(clone.path / settings.PATH)
+    seeds = len(study["seeds"])
+    cells = 2 * (len(study["recipes"]) * (seeds + 1) + len(study["ablations"]) * seeds)
+    assert len(status) == cells + 1  # the report
+
+
+def test_the_report_comes_out_of_the_committed_cells_bit_for_bit(clone):
+    committed = md5(clone.path / "study/report")
+    shutil.rmtree(clone.path / "study/report")
+    clone.repro("prepare")
+    study_of(clone).run("dvc", "repro", "--single-item", "--force", "report")
+    assert md5(clone.path / "study/report") == committed
+
+
+def test_the_study_has_the_pipelines_own_models():
+    with (ROOT / "study/report/cells.csv").open(encoding="utf-8", newline="") as file:
+        cells = {(row["recipe"], row["model"], row["seed"]): row for row in csv.DictReader(file)}
+    pipeline = YAML(typ="safe").load(ROOT / "params.yaml")
+    metrics = json.loads((ROOT / files.METRICS).read_text(encoding="utf-8"))
+    for model in ("lenet5", "mlp"):
+        cell = cells[pipeline["recipe"], model, str(pipeline["seed"])]
+        trained = json.loads((ROOT / files.training_path(model)).read_text(encoding="utf-8"))
+        *_, (_, last) = files.read_fingerprints(trained["weights"]).items()
+        assert cell["weights_sha256"] == last
+        assert float(cell["test_accuracy"]) == metrics[model]["accuracy"]
+
+
+def study_of(clone: Clone) -> Clone:
+    """The DVC project of the study, in which its `dvc` commands run."""
+    return Clone(clone.path / settings.FOLDER)
+
+
+def make_small_study(clone: Clone) -> None:
+    """One seed of two recipes and of an ablation."""
+    for path in (clone.path / settings.CELLS).iterdir():
+        path.unlink()
+    yaml = YAML()
+    content = yaml.load(clone.path / settings.PATH)
+    content |= {
+        "seeds": [0],
+        "recipes": ["published", "documented"],
+        "ablations": ["record_in_20_epochs"],
+        "differences": [["documented", "published"], ["documented", "record_in_20_epochs"]],
+        "validation_size": 100,
+    }
+    yaml.dump(content, clone.path / settings.PATH)
+
+
+def cell_of(clone: Clone, cell: str) -> dict[str, Any]:
+    path = clone.path / settings.CELLS / f"{cell}.json"
+    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return content
+
+
+def cells_of(clone: Clone) -> dict[str, str]:
+    return {path.stem: md5(path) for path in (clone.path / settings.CELLS).iterdir()}
+
+
+@pytest.mark.slow
+def test_the_study_computes_only_missing_cells_and_comes_out_bit_for_bit_again(copy):
+    shutil.rmtree(copy.path / "study/report", ignore_errors=True)
+    make_small_study(copy)
+    with_mirror = {"MIRROR": "on"}
+    ran = study_of(copy).repro(env=with_mirror)
+    names = [
+        f"{recipe}-{model}" for recipe in ("published", "documented") for model in ("lenet5", "mlp")
+    ]
+    expected = [f"cell@{name}-0" for name in names]
+    expected += [f"validation@{name}" for name in names]
+    lessened = [f"record_in_20_epochs-{model}" for model in ("lenet5", "mlp")]
+    expected += [f"ablation@{name}-0" for name in lessened]
+    assert sorted(ran) == sorted([*expected, "report"])
+    assert study_of(copy).repro() == []
+    assert len(copy.repro()) == 0
+
+    # The pipeline's own model is the cell of its recipe and seed
+    fingerprints = files.read_fingerprints(cell_of(copy, "documented-mlp-0")["sha256"])
+    assert fingerprints["weights"] == sha256((copy.path / files.model_path("mlp")).read_bytes())
+
+    # Each cell has a run beside that of the report, and the pipeline's experiment has none of them
+    client = MlflowClient(f"sqlite:///{copy.path / 'mlflow.db'}")
+    with chdir(copy.path):
+        names_of = [store.experiment(project).name for project in (settings.FOLDER, Path())]
+    experiment, pipeline = map(client.get_experiment_by_name, names_of)
+    assert pipeline is None
+    runs = client.search_runs([experiment.experiment_id])
+    assert {run.info.status for run in runs} == {"FINISHED"}
+    assert sorted(run.data.tags["stage"] for run in runs) == sorted([*expected, "report"])
+    [cell] = [run for run in runs if run.data.tags["stage"] == "cell@published-lenet5-0"]
+    assert cell.data.params["softmax_before_loss"] == "True"
+    assert cell.data.params["recipe"] == "published"
+    scores = cell_of(copy, "published-lenet5-0")
+    assert cell.data.metrics["test_accuracy"] == scores["test_accuracy"]
+    found = copy.run(
+        "make", "find", f"WHAT={cell.info.run_id}", "INSTALLED=params.yaml", check=False
+    )
+    assert "dvc.lock in this folder holds it" in found.stdout
+
+    # A run that is missing is written from the results
+    before = cells_of(copy)
+    (copy.path / "mlflow.db").unlink()
+    said = copy.run("python", "-m", "dvc_mlflow", "sync").stdout
+    assert said.count("logged the run of cell@") == 4
+    assert "logged the run of report" in said
+    assert copy.run("python", "-m", "dvc_mlflow", "sync").stdout == ""
+
+    # A cell that is run again is the same, to the bit
+    report_before = md5(copy.path / "study/report")
+    (copy.path / settings.CELLS / "documented-lenet5-0.json").unlink()
+    again = copy.run("python", "-m", "study.report", check=False)
+    assert again.returncode == 1
+    assert (
+        "1 of the study's 10 cells are missing (documented-lenet5-0): `make study`" in again.stderr
+    )
+    single = ("dvc", "repro", "--single-item")
+    target = "cell@documented-lenet5-0"
+    study_of(copy).run(*single, "--no-run-cache", "--force", target)
+    assert cells_of(copy) == before
+
+    # A cell that was computed once is never computed again
+    (copy.path / settings.CELLS / "documented-lenet5-0.json").unlink()
+    assert f"'{target}' is cached - skipping run" in study_of(copy).run(*single, target).stdout
+    assert cells_of(copy) == before
+
+    # A further seed costs its own cells and the report
+    copy.edit("study/params.yaml", "seeds:\n- 0\n", "seeds:\n- 0\n- 7\n")
+    ran = study_of(copy).repro()
+    expected = [f"cell@{name}-7" for name in names]
+    expected += [f"ablation@{name}-7" for name in lessened]
+    assert sorted(ran) == sorted([*expected, "report"])
+    assert before.items() <= cells_of(copy).items()
+    copy.edit("study/params.yaml", "- 0\n- 7\n", "- 0\n")
+    gone = copy.run("python", "-m", "study.report", check=False)
+    assert "study/cells has 6 files that belong to no recipe and seed of study/" in gone.stderr
+    assert "(documented-lenet5-7, documented-mlp-7, published-lenet5-7, " in gone.stderr
+    for name in [*names, *lessened]:
+        (copy.path / settings.CELLS / f"{name}-7.json").unlink()
+    study_of(copy).repro()
+    assert md5(copy.path / "study/report") == report_before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        ((), "usage: python -m study.cell RECIPE MODEL SEED|validation"),
+        (("best", "mlp", "0"), "recipe is best, expected one of: published, "),
+        (("record", "resnet", "0"), "model is resnet, expected one of: lenet5, mlp"),
+        (("record", "mlp", "-1"), "seed is -1, expected a number from 0 to 4294967295"),
+    ],
+)
+def test_a_cell_of_no_known_recipe_model_or_seed_is_refused(small_run, arguments, line):
+    result = small_run.run("python", "-m", "study.cell", *arguments, check=False)
+    assert result.returncode == 2
+    assert result.stderr.startswith(f"error: {line}")
