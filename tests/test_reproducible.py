@@ -14,7 +14,8 @@ from ruamel.yaml import YAML
 from test_pipeline import PIPELINE, STAGES
 
 from conftest import Clone, crashed, flip_bit, make_clone, qemu
-from stages import files
+from dvc_mlflow.files import sha256
+from stages.base import files
 
 
 def test_no_out_holds_a_path_a_host_a_run_or_a_moment(small_run):
@@ -165,4 +166,4 @@ def test_the_fingerprints_are_those_of_the_files(small_run):
         assert list(weights) == ["initial", "first batch", "epoch 1", "epoch 2"]
         assert len(set(weights.values())) == 4
         content = (small_run.path / files.model_path(model)).read_bytes()
-        assert weights["epoch 2"] == files.sha256(content)
+        assert weights["epoch 2"] == sha256(content)
