@@ -19,7 +19,8 @@ from typing import Any
 
 from dvc_mlflow import runs, store
 from dvc_mlflow.errors import StageError
-from dvc_mlflow.runs import Say, client, silent
+from dvc_mlflow.runs import Say, silent
+from dvc_mlflow.store import client
 
 BEAT = 5.0  # seconds between two changes of the tag
 SILENCE = 30.0  # seconds without a change after which a waiting process ends the claim

@@ -9,7 +9,7 @@ from typing import Any
 from dvc_mlflow import git, models, pipeline, projects, registry, runs, store
 from dvc_mlflow.errors import InputError, StageError
 from dvc_mlflow.files import md5 as md5_of
-from dvc_mlflow.runs import client
+from dvc_mlflow.store import client
 
 
 def find(what: str, file: Path) -> None:

@@ -100,10 +100,10 @@ def settings() -> dict[str, Any]:
     return found
 
 
-def hook(name: str) -> Any:
-    """A function of the project's module of hooks, or None."""
+def hook(name: str, otherwise: Any = None) -> Any:
+    """A function of the project's module of hooks, or another one if it has none."""
     module = settings().get("hooks")
     try:
-        return getattr(importlib.import_module(module), name, None) if module else None
+        return getattr(importlib.import_module(module), name, otherwise) if module else otherwise
     except ImportError as error:
         raise InputError(f"hooks in pyproject.toml: {one_line(error)}") from None

@@ -9,15 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from dvc_mlflow.hooks import hook
 from dvc_mlflow.results import Result
+from dvc_mlflow.store import client
 
 if TYPE_CHECKING:
     from dvc_mlflow.runs import Say
-
-
-def client() -> Any:
-    from mlflow import MlflowClient
-
-    return MlflowClient()
 
 
 def log(run_id: str, result: Result, path: str, say: "Say") -> None:

@@ -8,7 +8,8 @@ from typing import Any
 from dvc_mlflow import files, models, registry, results, runs
 from dvc_mlflow.hooks import hook
 from dvc_mlflow.results import Result
-from dvc_mlflow.runs import Say, client, silent
+from dvc_mlflow.runs import Say, silent
+from dvc_mlflow.store import client
 
 NAME = "pipeline"  # of the run, and its tag `stage`
 
@@ -70,7 +71,7 @@ def score_models(evaluation: Result, locked: Locked) -> None:
     They are the part of a metrics file that has the name of the model.
     """
     names = {path: name for result in locked.values() for path, name in result.models.items()}
-    read = list((hook("datasets") or (lambda _: ()))(evaluation))
+    read = list(hook("datasets", lambda _: ())(evaluation))
     of_data = {}
     if read:
         of_data = {"dataset_name": read[0].name, "dataset_digest": files.md5(read[0].path)}

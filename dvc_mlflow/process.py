@@ -29,7 +29,8 @@ from dvc_mlflow import claims, git, pipeline, results, runs, store
 from dvc_mlflow.errors import StageError
 from dvc_mlflow.hooks import hook
 from dvc_mlflow.results import Result
-from dvc_mlflow.runs import Say, client
+from dvc_mlflow.runs import Say
+from dvc_mlflow.store import client
 
 CLAIM_PATIENCE = 20.0  # seconds that a stage waits while another machine syncs
 LINGER = 10.0  # seconds without a stage after which the process ends
@@ -178,7 +179,7 @@ def main() -> None:
     with contextlib.suppress(ImportError, StageError):  # each stage is told
         for module in MODULES:
             importlib.import_module(module)
-        waiting += hook("imports")() if hook("imports") else []
+        waiting += hook("imports", tuple)()
     serve(given, waiting)
 
 

@@ -13,7 +13,7 @@ from typing import Any
 from dvc_mlflow import models, runs, store
 from dvc_mlflow.hooks import hook, settings
 from dvc_mlflow.results import Result
-from dvc_mlflow.runs import client
+from dvc_mlflow.store import client
 
 CHAMPION = "champion"
 
@@ -46,9 +46,9 @@ def register(evaluation: Result, locked: Locked, run_id: str) -> None:
     if registered is None:
         description = str(settings().get("registered_model_description", ""))
         registered = client().create_registered_model(name(), description=description)
-    evidence = {model: hook("evidence")(model) for model in _evaluated(evaluation, locked)}
-    best_first = sorted(evidence, key=lambda model: -hook("score")(evidence[model]))
     md5s = _evaluated(evaluation, locked)
+    evidence = {model: hook("evidence")(model) for model in md5s}
+    best_first = sorted(evidence, key=lambda model: -hook("score")(evidence[model]))
     versions = {model: _version(model, md5s[model], run_id) for model in best_first}
     noted = registered.tags.get(CHAMPION)
     if noted and champion() is None and (former := version_of(noted) or _again(noted)):

@@ -18,6 +18,7 @@ from ruamel.yaml import YAML
 from dvc_mlflow import files, models
 from dvc_mlflow.hooks import hook
 from dvc_mlflow.results import Result, flat
+from dvc_mlflow.store import client
 
 Say = Callable[[str], None]
 
@@ -27,12 +28,6 @@ SHOWN = (".csv", ".html", ".json", ".md", ".png", ".svg", ".txt", ".yaml")  # ke
 
 def silent(line: str) -> None:
     """Say nothing: for a caller that nobody waits for."""
-
-
-def client() -> Any:
-    from mlflow import MlflowClient
-
-    return MlflowClient()
 
 
 # --- one run ---
@@ -106,7 +101,7 @@ def log_result(run_id: str, result: Result, say: Say = silent) -> None:
     from mlflow.entities import RunTag
 
     client().log_batch(run_id, tags=[RunTag(key, value) for key, value in result.tags.items()])
-    for dataset in (hook("datasets") or (lambda _: ()))(result):
+    for dataset in hook("datasets", lambda _: ())(result):
         _log_dataset(run_id, dataset)
     say("ready")
     for out in result.outs:

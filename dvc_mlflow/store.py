@@ -53,7 +53,7 @@ def experiment(project: Path = projects.MAIN) -> Experiment:
 
 UI = "http://127.0.0.1:5000"  # where `make ui` opens it
 
-# MLflow's codes for what the store does not have
+# MLflow's codes for something that the store does not have
 NOT_THERE = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
 
 # A dead server must not hold a stage up: with MLflow's own settings one call may wait for minutes.
@@ -110,7 +110,7 @@ def is_remote(tracking_uri: str) -> bool:
 
 
 def apply_settings() -> None:
-    """Before MLflow is imported; what the environment sets already, wins."""
+    """Set MLflow's settings, before it is imported. Those of the environment win."""
     for variable, value in SETTINGS.items():
         os.environ.setdefault(variable, value)
     if registry_uri := os.environ.get("MLFLOW_REGISTRY_URI"):
@@ -159,6 +159,12 @@ def find_experiment(project: Path = projects.MAIN) -> str | None:
             f"`mlflow experiments restore --experiment-id {experiment_id}` brings it back"
         )
     return experiment_id
+
+
+def client() -> Any:
+    from mlflow import MlflowClient
+
+    return MlflowClient()
 
 
 def _require_file() -> None:
@@ -220,7 +226,7 @@ def _ui(ui: str = UI) -> str:
 
 @contextmanager
 def explained() -> Iterator[None]:
-    """Turn what MLflow raises inside into a :class:`StageError`, one line."""
+    """Turn an error of MLflow into a :class:`StageError`, one line."""
     try:
         yield
     except StageError as error:
@@ -231,7 +237,7 @@ def explained() -> Iterator[None]:
         raise StageError(explain(error)) from None
 
 
-# What databases say when they refuse a change
+# The words of databases that refuse a change
 READ_ONLY = ("readonly database", "read-only transaction", "permission denied for table")
 
 

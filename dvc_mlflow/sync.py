@@ -10,7 +10,7 @@ from dvc_mlflow import claims, git, models, pipeline, projects, results, runs, s
 from dvc_mlflow.errors import StageError
 from dvc_mlflow.hooks import hook
 from dvc_mlflow.results import Bring, Result
-from dvc_mlflow.runs import client
+from dvc_mlflow.store import client
 
 
 @dataclass(frozen=True)
@@ -151,16 +151,17 @@ def _write(result: Result, state: State) -> None:
 def _needed(result: Result, state: State) -> dict[str, str]:
     """The files that a run is written from: the outs of the stage, and those that a hook reads."""
     made = {path: md5 for one in state.locked.values() for path, md5 in one.outs.items()}
-    read = hook("reads")(result) if hook("reads") else []
+    read = hook("reads", lambda _: ())(result)
     return {**result.outs, **{path: made[path] for path in read if path in made}}
 
 
 def _sync_project(folder: Path, main: State) -> None:
     """Give every result of another project, whose files lie here, its finished run."""
     project = results.Project(folder)
-    state = State(store.open_store(folder), project.locked(), main.tags, main.bring)
-    state = State(state.experiment_id, {**main.locked, **state.locked}, main.tags, results.require)
-    here = [result for result in project.locked().values() if _is_here(result, project)]
+    locked = project.locked()
+    merged = {**main.locked, **locked}
+    state = State(store.open_store(folder), merged, main.tags, results.require)
+    here = [result for result in locked.values() if _is_here(result, project)]
     if _without_run(here):
         with claims.held(store.experiment(folder).name):
             for result in _without_run(here):

@@ -47,7 +47,7 @@ def reproduce(scratch: Path) -> tuple[damage.Outs, damage.Outs]:
     """Clone the last commit to ``scratch`` and run it; the committed and the computed md5s."""
     output_of(["git", "clone", "--quiet", "--no-hardlinks", ".", str(scratch)])
     committed = damage.locked(scratch)
-    for folder in (hook("downloads") or tuple)():  # the stages check them again
+    for folder in hook("downloads", tuple)():  # the stages check them again
         if folder.is_dir():
             shutil.copytree(folder, scratch / folder)
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"

@@ -337,3 +337,16 @@ def standing_in(empty_store):
                 forget_the_folder()
 
     return entered
+
+
+@pytest.fixture(scope="module")
+def standing(standing_in, tmp_path_factory):
+    """This process stands in a small project whose results are committed and logged."""
+    from tiny import make_project  # which imports this file
+
+    from dvc_mlflow import sync
+
+    project = make_project(tmp_path_factory.mktemp("standing") / "project")
+    with standing_in(project) as client:
+        sync.sync()
+        yield project, client

@@ -137,7 +137,6 @@ def texts(path: str) -> Iterator[tuple[int, str]]:
             yield node.lineno, node.value
 
 
-# Fails until the last such name is out of dvc_mlflow; remove this line then
 def test_dvc_mlflow_names_nothing_of_this_project():
     recipes = YAML(typ="safe").load(ROOT / "recipes.yaml")
     models = {model for recipe in recipes.values() for model in recipe}

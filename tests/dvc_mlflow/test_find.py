@@ -5,21 +5,12 @@ import json
 from pathlib import Path
 
 import pytest
-from tiny import PIPELINE, make_project
+from tiny import PIPELINE
 
-from dvc_mlflow import find, git, store, sync
+from dvc_mlflow import find, git, store
 from dvc_mlflow.errors import InputError, StageError
 
 MLP = "models/mlp.safetensors"
-
-
-@pytest.fixture(scope="module")
-def standing(standing_in, tmp_path_factory):
-    """This process stands in a project whose results are committed and logged."""
-    project = make_project(tmp_path_factory.mktemp("find") / "project")
-    with standing_in(project) as client:
-        sync.sync()
-        yield project, client
 
 
 @pytest.fixture

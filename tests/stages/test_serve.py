@@ -247,15 +247,6 @@ def test_only_what_goes_to_the_model_is_checked(behind):
 MLP = "models/mlp.safetensors"
 
 
-@pytest.fixture(scope="module")
-def standing(standing_in, tmp_path_factory):
-    """This process stands in a project whose results are committed and logged."""
-    project = make_project(tmp_path_factory.mktemp("served") / "project")
-    with standing_in(project) as client:
-        sync.sync()
-        yield project, client
-
-
 @pytest.fixture
 def project(standing):
     git.holders.cache_clear()
