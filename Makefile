@@ -32,7 +32,7 @@ help:
 
 install: $(INSTALLED)
 
-$(INSTALLED): pyproject.toml constraints.txt requirements/compute.txt requirements/figures.txt
+$(INSTALLED): pyproject.toml dvc_mlflow/pyproject.toml constraints.txt requirements/compute.txt requirements/figures.txt
 # What the machine lacks is said before anything is downloaded
 	@case "$$(uname)" in *_NT*) echo "error: on Windows this runs in WSL: \`wsl --install\`, and make there" >&2; exit 2;; esac
 	@command -v $(PYTHON) >/dev/null || { echo "error: there is no $(PYTHON) in PATH: install Python 3.11 or newer, or name one: make PYTHON=/path/to/python3" >&2; exit 1; }
@@ -43,7 +43,7 @@ $(INSTALLED): pyproject.toml constraints.txt requirements/compute.txt requiremen
 	  echo "$(PYTHON) -m venv --clear $(VENV)"; $(PYTHON) -m venv --clear $(VENV); fi
 	@! $(PY) -m pip config list | grep -E "\.(target|prefix|root)=" || { echo "error: pip's setting above puts packages elsewhere: take it back with \`pip config unset\`, or leave all of them out with PIP_CONFIG_FILE=/dev/null" >&2; exit 1; }
 	@touch $(INSTALLING)
-	$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ./dvc_mlflow -e '.[dev]'
 	@mv $(INSTALLING) $(INSTALLED)
 
 repro: $(INSTALLED)
@@ -80,7 +80,7 @@ bench: $(INSTALLED)
 	@$(PY) -m benchmarks
 
 sync: $(INSTALLED)
-	@$(PY) -m dvc_mlflow sync $(REV)
+	@$(PY) -m dvc_mlflow sync $(if $(REV),--rev '$(REV)')
 
 find: $(INSTALLED)
 	@$(PY) -m dvc_mlflow find '$(WHAT)'
@@ -96,7 +96,7 @@ ui: $(INSTALLED)
 
 # Clones the last commit, computes everything anew and compares with dvc.lock (three minutes)
 verify: $(INSTALLED)
-	@$(PY) -m dvc_mlflow verify $(if $(ATTEST),statement $(if $(KEY),'$(KEY)'))
+	@$(PY) -m dvc_mlflow verify $(if $(ATTEST),--statement $(if $(KEY),--key '$(KEY)'))
 
 # Checks the statements in reports/rebuilds
 attest: $(INSTALLED)

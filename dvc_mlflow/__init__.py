@@ -35,7 +35,7 @@ LOCAL_PATIENCE = 60.0  # the same, while the process does work that needs no ser
 class Run:
     """The run of a stage. Another process writes it."""
 
-    def __init__(self, stage: str) -> None:
+    def __init__(self, stage: str, address: str = "") -> None:
         self.stage = stage
         self._process: socket.socket | None = None
         if os.environ.get("MIRROR") == "off":
@@ -46,7 +46,7 @@ class Run:
             self._warn(f"{error.filename or 'its process'}: {error.strerror or error}")
         except StageError as error:
             self._warn(str(error))
-        self._send({"stage": stage, "environment": dict(os.environ)})
+        self._send({"stage": address or stage, "environment": dict(os.environ)})
 
     def log_epoch(self, row: Mapping[str, Any]) -> None:
         """Show one epoch's metrics while the stage runs."""
@@ -71,7 +71,7 @@ class Run:
     def _warn(self, failure: str) -> None:
         print(
             f"warning: the MLflow run of {self.stage} is not complete "
-            f"({store.without_user(failure)}). The results are; `make sync` logs them",
+            f"({store.without_user(failure)}). The results are; `dvc-mlflow sync` logs them",
             file=sys.stderr,
         )
 
@@ -109,7 +109,7 @@ def _connect() -> socket.socket:
     state = [(str(path), path.stat().st_mtime_ns) for path in code]
     name = hashlib.sha256(f"{sys.executable} {state}".encode()).hexdigest()[:8]
     # A relative path, because the path of a socket may have 107 bytes at most
-    path = Path(".dvc", "tmp", f"mirror-{name}.sock")
+    path = projects.scratch() / f"mirror-{name}.sock"
     path.parent.mkdir(parents=True, exist_ok=True)
     process = socket.socket(socket.AF_UNIX)
     with FileLock(path.with_name("mirror.lock"), timeout=PATIENCE):
@@ -146,11 +146,12 @@ def run(stage: str) -> Iterator[Run]:
     Raises:
         StageError: Another process runs this stage.
     """
+    address = alone.address() if os.environ.get("DVC_STAGE") else ""
     with contextlib.ExitStack() as stack:
         # A stage may run in another folder, and all paths start in the main one
-        with contextlib.chdir(projects.main_folder(Path.cwd()) or Path.cwd()):
+        with contextlib.chdir(projects.root(Path.cwd()) or Path.cwd()):
             stack.enter_context(alone.holding(stage))
-            current = Run(stage)
+            current = Run(stage, address)
         try:
             yield current
         except KeyboardInterrupt:

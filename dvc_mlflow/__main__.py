@@ -1,123 +1,75 @@
-"""The commands: ``python -m dvc_mlflow COMMAND``, or ``dvc-mlflow COMMAND``.
+"""The commands: ``python -m dvc_mlflow COMMAND``, or ``dvc-mlflow COMMAND``."""
 
-sync [REV]              write the runs that MLflow lacks, from the results in dvc.lock
-status                  how many results have their run
-find WHAT               from a run, model or file to its commits; from a commit to its runs
-view [PORT]             the pages of MLflow
-links                   their addresses
-verify [statement [KEY]]  compute the last commit anew, and compare every out
-attest                  on how many machines each out was rebuilt
-damage [remove]         files and objects whose bytes are not those of dvc.lock
-mend                    repair everything that keeps `dvc` from starting
-"""
-
+import argparse
+import importlib
 import os
 import sys
-from collections.abc import Callable
 from pathlib import Path
+from typing import NoReturn
 
 from dvc_mlflow import projects, store
-from dvc_mlflow.errors import InputError, did_you_mean, main_function
-
-
-def sync(rev: str | None = None) -> None:
-    from dvc_mlflow import sync
-
-    sync.sync(rev)
-
-
-def status() -> None:
-    from dvc_mlflow import sync
-
-    sync.status()
-
-
-def find(what: str = "") -> None:
-    from dvc_mlflow import find
-
-    if not what:
-        raise InputError(
-            "nothing to find: name a run, a model version, a model file or a commit "
-            "(`make find WHAT=...`)"
-        )
-    store.find_experiment()
-    find.find(what, STARTED / what)
-
-
-def view(port: str = "") -> None:
-    from dvc_mlflow import view
-
-    view.show(port)
-
-
-def links() -> None:
-    from dvc_mlflow import view
-
-    print(view.links())
-
-
-def verify(*arguments: str) -> None:
-    from dvc_mlflow import verify
-
-    verify.verify(*arguments)
-
-
-def attest() -> None:
-    from dvc_mlflow import attest
-
-    attest.report()
-
-
-def damage(action: str = "") -> None:
-    from dvc_mlflow import damage
-
-    if action not in ("", "remove"):
-        raise InputError(f"expected `remove` or nothing, found {action}")
-    (damage.remove if action else damage.report)()
-
-
-def mend() -> None:
-    from dvc_mlflow import mend
-
-    mend.mend()
-
+from dvc_mlflow.errors import InputError, main_function
 
 STARTED = Path.cwd()
-COMMANDS: dict[str, tuple[Callable[..., None], int]] = {  # and the most arguments
-    "sync": (sync, 1),
-    "status": (status, 0),
-    "find": (find, 1),
-    "view": (view, 1),
-    "links": (links, 0),
-    "verify": (verify, 2),
-    "attest": (attest, 0),
-    "damage": (damage, 1),
-    "mend": (mend, 0),
-}
+
+
+class Parser(argparse.ArgumentParser):
+    """Reports a mistake in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        raise InputError(f"{message}; `{self.prog} --help` shows what is possible")
+
+
+def parser() -> Parser:
+    made = Parser(prog="dvc-mlflow", description=__doc__, allow_abbrev=False)
+    commands = made.add_subparsers(dest="command", required=True, parser_class=Parser)
+
+    def command(name: str, text: str, function: str) -> argparse.ArgumentParser:
+        added = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
+        added.set_defaults(function=function)
+        return added
+
+    sync = command("sync", "write the runs that MLflow lacks, from dvc.lock", "sync.sync")
+    sync.add_argument("--rev", nargs="?", const="HEAD", help="of a commit or a DVC experiment")
+    sync.add_argument("--all", action="store_true", help="of every commit and every DVC experiment")
+    sync.add_argument("--since", metavar="DATE", help="with --all: of commits since a date")
+    sync.add_argument("--dry", action="store_true", help="only say which runs are missing")
+    sync.add_argument("--pull", action="store_true", help="fetch what is not in the cache of DVC")
+    command("status", "which results have no run, and which runs no commit", "sync.status")
+    find = command("find", "from a run, model or file to its commits, and back", "find.find")
+    find.add_argument("what", help="id of a run or model, models:/NAME@ALIAS, file or commit")
+    view = command("view", "the pages of MLflow", "view.show")
+    view.add_argument("port", nargs="?", default="")
+    install = command("install", "let git start sync after a commit or a merge", "install.install")
+    install.add_argument("--remove", action="store_true", help="take that back")
+    command("links", "the addresses of the runs", "view.print_links")
+    verify = command(
+        "verify", "compute the last commit anew, and compare every out", "verify.verify"
+    )
+    verify.add_argument("--statement", action="store_true", help="write down that it agrees")
+    verify.add_argument("--key", help="a private key of OpenSSH that signs the statement")
+    command("attest", "on how many machines each out was rebuilt", "attest.report")
+    damage = command(
+        "damage", "files and objects whose bytes are not those of dvc.lock", "damage.damage"
+    )
+    damage.add_argument("--remove", action="store_true", help="remove the damaged objects")
+    command("mend", "repair everything that keeps `dvc` from starting", "mend.mend")
+    return made
 
 
 @main_function
 def main() -> None:
-    command, *arguments = [item for item in sys.argv[1:] if item] or [""]
-    if command not in COMMANDS or len(arguments) > COMMANDS[command][1]:
-        near = did_you_mean(command, COMMANDS) if command else ""
-        raise InputError(f"usage: dvc-mlflow {' | '.join(COMMANDS)}{near}")
-    _go_to_main_folder()
-    with store.explained():
-        COMMANDS[command][0](*arguments)
-
-
-def _go_to_main_folder() -> None:
-    """Change to the main folder of the DVC repository that this folder is in.
-
-    Raises:
-        InputError: It is in none.
-    """
-    found = projects.main_folder(STARTED)
-    if not found:
+    given = vars(parser().parse_args())
+    module, function = given.pop("function").split(".")
+    del given["command"]
+    root = projects.root(STARTED)
+    if not root:
         raise InputError(f"{STARTED} is in no DVC repository: run this in one")
-    os.chdir(found)
-    sys.path.insert(0, str(found))  # for the hooks
+    os.environ["PWD"] = str(STARTED)  # for the names of files
+    os.chdir(root)
+    sys.path.insert(0, str(root))  # for the hooks
+    with store.explained():
+        getattr(importlib.import_module(f"dvc_mlflow.{module}"), function)(**given)
 
 
 if __name__ == "__main__":

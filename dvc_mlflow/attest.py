@@ -1,7 +1,7 @@
 """``attest``: on how many machines was each out rebuilt?
 
-    make verify ATTEST=yes [KEY=path/to/private_key]   writes a statement about this machine
-    make attest                                      checks all statements, and counts them
+    dvc-mlflow verify --statement [--key PRIVATE_KEY]   writes a statement about this machine
+    dvc-mlflow attest                                   checks all statements, and counts them
 
 A statement says that one machine computed every out anew, without any cache, and came to the bytes
 in dvc.lock. Its format is that of in-toto (Statement v1 with the predicate Link v0.3,
@@ -223,7 +223,8 @@ def read(path: Path, locked: Mapping[str, str]) -> Rebuild:
     if wrong:
         raise StageError(
             f"{path} does not hold: {wrong[0]} is {stated[wrong[0]]} there and "
-            f"{locked.get(wrong[0], 'missing')} in dvc.lock: remove it, or `make verify ATTEST=yes`"
+            f"{locked.get(wrong[0], 'missing')} in dvc.lock: remove it, or write a new one by "
+            "`dvc-mlflow verify --statement`"
         )
     return Rebuild(frozenset(stated), key, kind, emulated)
 
@@ -260,4 +261,4 @@ def report() -> None:
     if wrong:
         raise StageError("\nerror: ".join(wrong))
     if not rebuilds:
-        raise StageError(f"{STATEMENTS} holds no statement: `make verify ATTEST=yes` writes one")
+        raise StageError(f"{STATEMENTS} is empty: `dvc-mlflow verify --statement` writes one")

@@ -16,7 +16,7 @@ from dvc_mlflow import git, projects
 from dvc_mlflow.errors import StageError, one_line
 from dvc_mlflow.files import md5
 
-REMOVE = "python -m dvc_mlflow damage remove"
+REMOVE = "dvc-mlflow damage --remove"
 
 Outs = dict[tuple[str, str], str]  # the md5 of each out, by stage and path
 
@@ -55,7 +55,9 @@ def locked(folder: Path = projects.MAIN, project: Path = projects.MAIN) -> Outs:
     try:
         return {
             (stage, path): found
-            for stage, outs in projects.outs_here(project, folder).items()
+            for file in projects.find(folder)[project]
+            if (folder / file.with_name(projects.LOCK)).is_file() or file.parent == project
+            for stage, outs in projects.outs_here(file, folder).items()
             for path, found in outs.items()
         }
     except Exception as error:
@@ -73,15 +75,15 @@ def in_folder(outs: Outs) -> list[Damage]:
     ]
 
 
-def in_stores(outs: Outs) -> list[Damage]:
-    """The damaged objects of these outs in the cache and in the default remote."""
+def in_stores(outs: Outs, project: Path = projects.MAIN) -> list[Damage]:
+    """The damaged objects of these outs in the cache and in the default remote of a project."""
     from dvc.config import NoRemoteError
     from dvc.exceptions import DvcException
     from dvc.repo import Repo
 
     found = []
     try:
-        repo = Repo(config={"core": {"no_scm": True}})  # git is not needed
+        repo = Repo(str(project), config={"core": {"no_scm": True}})  # git is not needed
     except DvcException as error:
         raise StageError(f"DVC: {one_line(error)}") from None
     with repo:
@@ -126,23 +128,22 @@ def _damaged(store: Any, name: str) -> Iterator[str]:
             yield from _damaged(store, entry["md5"])
 
 
-def remove() -> None:
-    """Remove the damaged objects of all projects from the cache and the remote."""
-    stored = [found for folder in projects.folders() for found in in_stores(locked(project=folder))]
-    for damage in {damage.place: damage for damage in stored}.values():
-        damage.store.fs.rm_file(damage.path)
-        print(f"{damage.place} is removed")
-
-
-def report() -> None:
+def damage(remove: bool = False) -> None:
     """Look for damage in the cache, the remote and this folder.
+
+    Args:
+        remove: Only remove the damaged objects from the cache and the remote.
 
     Raises:
         StageError: Something is damaged. One line for each file or object.
     """
     found = []
-    for folder in projects.folders():
+    for folder in projects.find():
         outs = locked(project=folder)
-        found += in_stores(outs) + in_folder(outs)
-    if found:
+        found += in_stores(outs, folder) + ([] if remove else in_folder(outs))
+    if remove:
+        for stored in {one.place: one for one in found}.values():
+            stored.store.fs.rm_file(stored.path)
+            print(f"{stored.place} is removed")
+    elif found:
         raise StageError("\nerror: ".join(dict.fromkeys(map(str, found))))

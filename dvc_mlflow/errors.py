@@ -36,8 +36,8 @@ def did_you_mean(given: object, names: Iterable[str]) -> str:
 def main_function(main: Callable[[], None]) -> Callable[[], None]:
     """Report a :class:`StageError` of ``main`` in one line, with its exit code.
 
-    If nobody reads the output any more, as in `make verify | head -1`, end without a message, and
-    with the exit code of a program that is ended by SIGPIPE.
+    If nobody reads the output any more, as in `dvc-mlflow find HEAD | head -1`, end without a
+    message, and with the exit code of a program that is ended by SIGPIPE.
     """
 
     @functools.wraps(main)

@@ -1,16 +1,17 @@
 """Files that are written completely or not at all, and the md5 that DVC has for them."""
 
 import contextlib
-import csv
 import fcntl
 import hashlib
 import json
 import os
+import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
-from dvc_mlflow.errors import StageError
+from dvc_mlflow.errors import StageError, one_line
 
 
 @contextmanager
@@ -94,12 +95,19 @@ def md5(path: Path) -> str:
     return hashlib.md5(json.dumps(entries, sort_keys=True).encode()).hexdigest() + ".dir"
 
 
-def read_columns(path: Path) -> dict[str, list[float]]:
-    """The columns of a CSV file by name, without those that hold something else than numbers."""
-    with path.open(encoding="utf-8", newline="") as file:
-        rows = list(csv.DictReader(file))
-    found = {}
-    for name in rows[0] if rows else ():
-        with contextlib.suppress(ValueError):
-            found[name] = [float(row[name]) for row in rows]
-    return found
+def read_tree(path: Path) -> Any:
+    """The content of a JSON, YAML or TOML file.
+
+    Raises:
+        StageError: It cannot be read.
+    """
+    from ruamel.yaml import YAML
+    from ruamel.yaml.error import YAMLError
+
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+        if path.suffix == ".toml":
+            return tomllib.loads(text)
+        return json.loads(text) if path.suffix == ".json" else YAML(typ="safe").load(text)
+    except (ValueError, OSError, RecursionError, YAMLError) as error:
+        raise StageError(f"{path} cannot be read ({one_line(error)})") from None

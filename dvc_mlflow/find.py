@@ -1,28 +1,36 @@
 """``find``: from a run, a model or a file to its commits, and from a commit to its runs."""
 
 import contextlib
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from dvc_mlflow import git, models, pipeline, projects, registry, runs, store
+from dvc_mlflow import git, history, models, pipeline, projects, registry, runs, store, sync
 from dvc_mlflow.errors import InputError, StageError
 from dvc_mlflow.files import md5 as md5_of
+from dvc_mlflow.known import Known, search
+from dvc_mlflow.results import Project
 from dvc_mlflow.store import client
 
+MOST_STAGES = 20  # of which the runs are printed one by one
 
-def find(what: str, file: Path) -> None:
+
+def find(what: str) -> None:
     """Print everything that belongs to one thing.
 
     Args:
         what: The id of a run or of a logged model, `models:/NAME/VERSION`, `models:/NAME@ALIAS`, a
             file, or any name of git or DVC for a commit.
-        file: The path that ``what`` would have as a file. A file comes before a commit.
 
     Raises:
         InputError: There is no such thing, or nothing belongs to it.
     """
+    store.find_experiment()
+    file = Path(os.environ.get("PWD", ""), what)  # where the command was typed
+    if not what:
+        raise InputError("nothing to find: name a run, a model version, a file or a commit")
     if file.is_file():
         with contextlib.suppress(StageError):
             commit = git.commit_of(what)[:10]
@@ -67,13 +75,14 @@ def _outs(run: Any) -> dict[str, str]:
 
 
 def find_content(name: str, md5: str) -> None:
-    """Print the logged models, versions, runs and commits that have a file."""
+    """Print the logged models, versions, runs and commits that have a file, or have read it."""
     logged = models.find(md5)
+    readers = search(f"dataset.digest = '{md5[: runs.LONGEST_DIGEST]}'")
     paths = {
-        path for holder in git.holders() for stage in holder.stages.values()
+        path for holder in history.holders() for stage in holder.stages.values()
         for path, held in stage.items() if held == md5
     }  # fmt: skip
-    if not logged and not paths:
+    if not logged and not paths and not readers:
         raise InputError(f"{name} (md5 {md5}) is in no commit's {projects.LOCK} and in no run")
     print(f"{name}: md5 {md5}")
     version = registry.version_of(md5)
@@ -82,13 +91,18 @@ def find_content(name: str, md5: str) -> None:
     for model in logged:
         print(f"  {store.address(model=model)}")
         print(f"    made by run {model.source_run_id}")
-    path = logged[0].tags["file"] if logged else sorted(paths)[0]
-    print_commits({path: md5}, name)
+    for run in readers[:MOST_STAGES]:
+        print(f"  read by run {run.info.run_id} ({run.data.tags.get('stage', run.info.run_name)})")
+    if len(readers) > MOST_STAGES:
+        print(f"  and by {len(readers) - MOST_STAGES} more")
+    if logged or paths:
+        path = logged[0].tags["file"] if logged else sorted(paths)[0]
+        print_commits({path: md5}, name)
 
 
 def print_commits(outs: Mapping[str, str], name: str) -> None:
     """Print the commits whose dvc.lock has these outs, and how to get the files back."""
-    holding = [holder for holder in git.holders() if holder.holds(outs)]
+    holding = [holder for holder in history.holders() if holder.holds(outs)]
     if outs.items() <= _locked_here().items():
         print(f"  {projects.LOCK} in this folder holds it: `dvc checkout` brings it back")
     elif not holding:
@@ -106,9 +120,11 @@ def print_commits(outs: Mapping[str, str], name: str) -> None:
 def _locked_here() -> dict[str, str]:
     """The md5s of all outs in the dvc.lock files of this folder, by path."""
     found: dict[str, str] = {}
-    for lock in filter(Path.is_file, projects.locks()):
-        for stage in projects.outs_here(lock.parent).values():
-            found |= stage
+    for files in projects.find().values():
+        for file in files:
+            with contextlib.suppress(OSError, StageError):
+                for stage in projects.outs_here(file).values():
+                    found |= stage
     return found
 
 
@@ -121,42 +137,27 @@ def find_commit(rev: str) -> None:
             f"{rev} is no run or model of {store.name()}, no file and no commit of this repository"
         ) from None
     print(f"commit {git.described(commit)}")
-    found = 0
-    for stage, known in _finished(commit, projects.LOCK).items():
-        found += bool(known)
-        for run in known:
-            print(f"  {stage:14}{store.address(run=run)}")
-        if not known:
-            print(f"  {stage:14}no run: `make sync REV={commit[:10]}` writes it")
-    for lock in projects.locks()[1:]:
-        with contextlib.suppress(InputError):  # the commit does not have this project
-            found += _find_project(commit, lock)
+    known = Known()
+    with sync.state_of(commit) as state:
+        found = sum(_print_project(commit, project, known) for project in state.projects)
     if not found:
         raise StageError(f"no run in {store.name()} has the results of commit {commit[:10]}")
 
 
-def _find_project(commit: str, lock: Path) -> int:
-    """Print how many stages of another project have runs, and the run of the last one."""
-    known = _finished(commit, lock)
-    have = [stage for stage, found in known.items() if found]
-    single = [stage for stage in have if "@" not in stage]
-    shown = store.address(run=known[single[-1]][0]) if single else "no run"
-    told = f": `git checkout {commit[:10]} && make sync` writes them"
-    print(f"  {lock.parent!s:14}{shown}")
-    print(
-        f"  {'':14}{len(have)} of its {len(known)} stages have runs"
-        f"{'' if len(have) == len(known) else told}"
-    )
+def _print_project(commit: str, project: Project, known: Known) -> int:
+    """Print the run of each stage of a project, or of the last one of many; their number."""
+    place = "" if project.folder == projects.MAIN else f"{project.folder} "
+    of_stage = {stage: known.of(result) for stage, result in project.locked().items()}
+    have = [stage for stage, run in of_stage.items() if run]
+    many = len(of_stage) > MOST_STAGES
+    for stage, run in of_stage.items():
+        if not many or stage == (have or [""])[-1]:
+            print(f"  {place + stage:14} {store.address(run=run) if run else 'no run'}")
+    if many:
+        print(f"  {'':14} {len(have)} of its {len(of_stage)} stages have runs")
+    if len(have) < len(of_stage):
+        print(f"  {'':14} `dvc-mlflow sync --rev {commit[:10]}` writes the missing runs")
     return len(have)
-
-
-def _finished(commit: str, lock: Path) -> dict[str, list[Any]]:
-    """The finished runs of each stage in a dvc.lock of a commit, the newest first."""
-    found = {}
-    for stage, outs in git.outs_of(commit, lock).items():
-        known = runs.with_outs(outs)
-        found[stage] = [run for run in known if run.info.status == "FINISHED"]
-    return found
 
 
 def _run(run_id: str) -> Any:

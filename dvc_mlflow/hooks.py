@@ -61,7 +61,8 @@ class Hooks(Protocol):
         """The data sets that a stage reads."""
 
     def metrics(self, path: Path) -> Mapping[str, float]:
-        """Further metrics from an out that DVC does not take for metrics."""
+        """Further metrics from an out that DVC does not take for metrics. Of a folder, only the
+        files that people look at may be there, such as tables and figures."""
 
     def downloads(self) -> Sequence[Path]:
         """Folders that a fresh clone may copy instead of downloading their files again."""

@@ -5,12 +5,14 @@ files in place, so if it is killed meanwhile, a lock file may be torn. Then no `
 any more. Such a file is replaced by its last copy, which alone.py keeps.
 """
 
+import contextlib
 import json
 import shutil
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock, Timeout
 
@@ -20,17 +22,19 @@ from dvc_mlflow.files import write_text, writing
 from dvc_mlflow.hooks import hook
 
 RWLOCK = Path(".dvc", "tmp", "rwlock")
+HASHES = ("md5", "checksum", "etag", "files")  # one of them is in each entry of a dvc.lock
 
 
-def check_writable() -> None:
-    """Check that this folder can be written. DVC would report an unexpected error.
+def check_writable(project: Path) -> None:
+    """Check that a project can be written. DVC would report an unexpected error.
 
     Raises:
         StageError: It cannot.
     """
-    with writing(RWLOCK.parent):
-        RWLOCK.parent.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=RWLOCK.parent).close()
+    folder = project / RWLOCK.parent
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
 
 
 def is_in_git() -> bool:
@@ -84,11 +88,17 @@ def mend_dvc_lock(path: Path) -> None:
 
 def is_whole(path: Path) -> bool:
     """Whether DVC can read a dvc.lock."""
+    declared: dict[str, Any] = {}
+    with contextlib.suppress(OSError, StageError):
+        text = path.with_name(projects.DECLARATION).read_text(encoding="utf-8")
+        declared = projects.stages_in(text)
     try:
         stages = projects.stages_in(path.read_text(encoding="utf-8"))
-        for stage in stages.values():
-            entries = [*stage.get("deps", []), *stage["outs"]]
-            if not all(entry["path"] and entry["md5"] for entry in entries):
+        for name, stage in stages.items():
+            group = declared.get(name.partition("@")[0], {"outs": []})
+            makes = {"outs", "metrics", "plots"} & group.get("do", group).keys()
+            entries = [*stage.get("deps", []), *(stage["outs"] if makes else [])]
+            if not all(entry["path"] and any(map(entry.get, HASHES)) for entry in entries):
                 return False
     except Exception:  # a cut, empty or binary file may cause any error
         return False
@@ -117,8 +127,11 @@ def mend() -> None:
     """
     if check := hook("check"):
         check()
-    check_writable()
+    found = projects.find()
+    for folder in found:
+        check_writable(folder)
     do_without_git()
-    for folder in projects.folders():
+    for folder, paths in found.items():
         mend_rwlock(folder / RWLOCK)
-        mend_dvc_lock(folder / projects.LOCK)
+        for path in paths:
+            mend_dvc_lock(path.with_name(projects.LOCK))

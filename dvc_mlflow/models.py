@@ -73,11 +73,26 @@ def export(result: Result, path: Path, folder: Path, model: Any = None) -> None:
     description.save(str(folder / "MLmodel"))
 
 
+def complete(run_id: str, result: Result, path: str, say: "Say") -> None:
+    """Log the model in an out if that was not done yet, or not completely."""
+    known = find(result.outs[path])
+    if not known:
+        log(run_id, result, path, say)
+    elif lost_files(known[0]):
+        log_files(known[0], result, say)
+
+
+def is_lost(md5: str) -> bool:
+    """Whether no complete model was logged from a file."""
+    known = find(md5)
+    return not known or bool(lost_files(known[0]))
+
+
 def lost_files(model: Any) -> list[str]:
     """The files that a logged model should have, and that are missing in the store or empty."""
     path, is_folder = Path(model.tags["file"]), model.tags["md5"].endswith(".dir")
     copied = ["MLmodel", *([] if is_folder else [path.name])]
-    wanted = hook("model_files")(path) if hook("model_files") else copied
+    wanted = hook("model_files", lambda _: copied)(path)
     folders = {Path(name).parent.as_posix() for name in wanted} - {"."}
     kept = {
         file.path

@@ -1,16 +1,19 @@
 """The run of the whole pipeline, over the runs of its stages; scores and versions of its models."""
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from dvc_mlflow import files, models, registry, results, runs
+from dvc_mlflow import files, models, registry, runs, store
 from dvc_mlflow.hooks import hook
-from dvc_mlflow.results import Result
+from dvc_mlflow.known import Known
+from dvc_mlflow.results import Project, Result
 from dvc_mlflow.runs import Say, silent
 from dvc_mlflow.store import client
 
+LONGEST = 7_900  # characters of a description that every store takes
+MOST_COLUMNS = 5  # of metrics on the page of runs
 NAME = "pipeline"  # of the run, and its tag `stage`
 
 Locked = Mapping[str, Result]
@@ -43,26 +46,40 @@ def evaluations(locked: Locked) -> list[Result]:
     return [result for result in locked.values() if result.metrics and made & set(result.deps)]
 
 
-def needed(locked: Locked) -> list[Result]:
-    """The stages whose outs :func:`connect` reads."""
-    return [*evaluations(locked), *last(locked)]
+def wanted(project: Project, locked: Locked) -> list[str]:
+    """The files that :func:`connect` reads."""
+    judged = evaluations(locked)
+    metrics, plots = project.loose()
+    shown = [path for result in locked.values() for path in result.metrics]
+    paths = [path for result in (*judged, *last(locked)) for path in runs.wanted(result)]
+    evidence = [path for result in judged for path in registry.evidence(result, locked).values()]
+    return [*paths, *(path.as_posix() for path in evidence), *shown, *metrics, *plots]
 
 
-def connect(experiment_id: str, locked: Locked, say: Say = silent) -> None:
+def connect(
+    experiment_id: str,
+    project: Project,
+    locked: Locked,
+    known: Known,
+    missing: Sequence[str] = (),
+    say: Say = silent,
+) -> None:
     """Attach everything that belongs to several runs.
 
     Args:
-        locked: The results of all stages. They agree, and those of :func:`needed` lie here.
+        locked: The results of all stages. The files of :func:`wanted` lie here.
+        missing: Except for these.
     """
     for evaluation in evaluations(locked):
-        run = runs.finished(evaluation.outs)
-        if run is None:
-            return
+        run = known.finished(evaluation.tags)
+        if run is None or {*evaluation.metrics} & {*missing}:
+            continue
         score_models(evaluation, locked)
         say("ready")
-        registry.register(evaluation, locked, run.info.run_id)
+        if not {*evaluation.outs} & {path.removesuffix(runs.SOME) for path in missing}:
+            registry.register(evaluation, locked, run.info.run_id)
         say("ready")
-    group(experiment_id, locked)
+    group(experiment_id, project, locked, known, missing)
 
 
 def score_models(evaluation: Result, locked: Locked) -> None:
@@ -88,94 +105,90 @@ def score_models(evaluation: Result, locked: Locked) -> None:
                     runs.log_metrics(model.source_run_id, values, **of)
 
 
-def is_apart(locked: Locked) -> bool:
+def is_apart(locked: Locked, known: Known) -> bool:
     """Whether something of several runs is missing, although it could be there."""
-    if not agree(locked):
+    if not locked:
         return False
-    parent = run_of(locked)
+    parent = known.finished({"pipeline": _state(locked)})
     if parent is None or any(registry.is_behind(one, locked) for one in evaluations(locked)):
         return True
-    stages = [runs.finished(result.outs) for result in locked.values()]
-    return any("mlflow.parentRunId" not in run.data.tags for run in stages if run) or any(
-        runs.lost_files(parent.info.run_id, out, md5)
-        for result in last(locked)
-        for out, md5 in result.outs.items()
-    )
+    stages = [known.finished(result.tags) for result in locked.values()]
+    below = ("mlflow.parentRunId" in run.data.tags for run in stages if run)
+    return not all(below) or bool(known.lost_files(parent))
 
 
-def run_of(locked: Locked, deleted: bool = False) -> Any:
-    """The run of one state of dvc.lock, or None; or a deleted one."""
-    condition = f"tags.pipeline = '{_identity(locked)}' and attributes.status = 'FINISHED'"
-    found = runs.search(condition, deleted)
-    return found[0] if found else None
+def _state(locked: Locked) -> str:
+    """A hash of the results of all stages."""
+    links = sorted(f"{tag}={value}" for one in locked.values() for tag, value in one.tags.items())
+    return hashlib.md5("".join(links).encode()).hexdigest()
 
 
-def _identity(locked: Locked) -> str:
-    outs = sorted(md5 for result in locked.values() for md5 in result.outs.values())
-    return hashlib.md5("".join(outs).encode()).hexdigest()
-
-
-def group(experiment_id: str, locked: Locked) -> None:
+def group(
+    experiment_id: str,
+    project: Project,
+    locked: Locked,
+    known: Known,
+    missing: Sequence[str] = (),
+) -> None:
     """Write one run for one state of dvc.lock, over the runs of its stages.
 
-    A run that belongs to several states is shown under the newest. The description of each names
+    It has the settings and the metrics of all stages, and the other files of the last ones. A run
+    that belongs to several states is shown under the newest. The description of each state names
     the runs of all its stages.
     """
-    of_stage = {stage: runs.finished(result.outs) for stage, result in locked.items()}
+    of_stage = {stage: known.finished(result.tags) for stage, result in locked.items()}
     if None in of_stage.values():
         return
-    parent = run_of(locked)
-    if parent is None and (deleted := run_of(locked, deleted=True)):
-        parent = deleted
+    whole = _whole(project, locked)
+    parent = known.finished(whole.tags)
+    if parent is None:
+        parent = known.deleted(whole.tags)
+    if parent and parent.info.lifecycle_stage == "deleted":
         client().restore_run(parent.info.run_id)
         print("restored the deleted run of the pipeline")
+    text = {"mlflow.note.content": description(locked, of_stage)}
     if parent is None:
-        parent = _new(experiment_id, locked, of_stage)
-    parent_id = parent.info.run_id
-    for result in last(locked):
-        for out, md5 in result.outs.items():
-            if runs.lost_files(parent_id, out, md5):
-                runs.log_files(parent_id, runs.artifacts_of(out))
-    described = description(locked, of_stage)
-    if parent.data.tags.get("mlflow.note.content") != described:
-        client().set_tag(parent_id, "mlflow.note.content", described)
+        chosen = dict.fromkeys(value for result in locked.values() for value in result.chosen)
+        copied = ("commit", "dirty", "dvc_experiment", "mlflow.user")
+        newest = list(of_stage.values())[-1].data.tags
+        tags = {key: value for key, value in newest.items() if key in copied}
+        name = " ".join([NAME, *chosen, *filter(None, [tags.get("dvc_experiment")])])
+        parent_id = runs.write(experiment_id, whole, {**tags, **text}, missing, name)
+        shown = client().get_run(parent_id).data.metrics.keys() - {"epoch", "step"}
+        shown = sorted(shown, key=lambda metric: (len(metric), metric))[:MOST_COLUMNS]
+        store.show_metrics(project.folder, experiment_id, shown)
+    else:
+        parent_id = parent.info.run_id
+        if known.lost_files(parent):
+            runs.complete(parent_id, whole, missing)
+        runs.log(parent_id, tags=text)
     for run in of_stage.values():
         if run.data.tags.get("mlflow.parentRunId") != parent_id:
             client().set_tag(run.info.run_id, "mlflow.parentRunId", parent_id)
-    if parent.info.status == "RUNNING":
-        runs.end_copy(parent_id)
+            run.data.tags["mlflow.parentRunId"] = parent_id
+    known.add(parent_id)
 
 
-def _new(experiment_id: str, locked: Locked, of_stage: Mapping[str, Any]) -> Any:
-    """Begin the run, with the settings and metrics of all stages."""
-    from mlflow.entities import Param
-
-    copied = ("commit", "dirty", "dvc_experiment", "mlflow.user")
-    known = list(of_stage.values())[-1].data.tags
-    tags = {key: value for key, value in known.items() if key in copied}
-    chosen = dict.fromkeys(value for result in locked.values() for value in result.chosen)
-    run = client().create_run(
-        experiment_id,
-        run_name=" ".join([NAME, *chosen]),
-        tags={
-            **tags,
-            "stage": NAME,
-            "mlflow.source.name": "dvc repro",
-            "process": runs.this_process(),
-        },
+def _whole(project: Project, locked: Locked) -> Result:
+    """The last stages, and the metrics of all stages, as one result."""
+    metrics, plots = project.loose()
+    shown = [path for result in locked.values() for path in result.metrics]
+    ends = {path: md5 for result in last(locked) for path, md5 in result.outs.items()}
+    settings = {key: value for result in locked.values() for key, value in result.params.items()}
+    kept = [path for path in ends if not any(path in result.models for result in locked.values())]
+    return Result(
+        project=project.folder,
+        stage=NAME,
+        desc="",
+        params=settings,
+        outs={path: ends[path] for path in kept},
+        deps={},
+        state=_state(locked),
+        sizes={path: size for result in locked.values() for path, size in result.sizes.items()},
+        metrics=(*shown, *metrics),
+        plots={path: plot for result in last(locked) for path, plot in result.plots.items()}
+        | plots,
     )
-    settings: dict[str, Any] = {}
-    metrics: dict[str, float] = {}
-    for result in locked.values():
-        settings |= result.params
-        for out in result.metrics:
-            if results.is_here(out, result.outs[out]):
-                metrics |= runs.numbers(result, out)
-    values = [Param(key, str(value)) for key, value in settings.items()]
-    client().log_batch(run.info.run_id, params=values)
-    runs.log_metrics(run.info.run_id, metrics)
-    client().set_tag(run.info.run_id, "pipeline", _identity(locked))
-    return run
 
 
 def description(locked: Locked, of_stage: Mapping[str, Any]) -> str:
@@ -184,14 +197,15 @@ def description(locked: Locked, of_stage: Mapping[str, Any]) -> str:
         Path(out).read_text(encoding="utf-8")
         for result in last(locked)
         for out in result.outs
-        if out.endswith(".md")
+        if out.endswith(".md") and Path(out).is_file()
     ]
     rows = [
         [
             f"[{stage}](#/experiments/{run.info.experiment_id}/runs/{run.info.run_id})",
-            run.data.tags["mlflow.note.content"],
+            locked[stage].desc,
         ]
         for stage, run in of_stage.items()
     ]
     lines = ["| stage | description |", "|---|---|", *(f"| {' | '.join(row)} |" for row in rows)]
-    return "\n".join([*texts, *lines])
+    whole = "\n".join([*texts, *lines])
+    return whole if len(whole) <= LONGEST else f"{whole[:LONGEST].rpartition(chr(10))[0]}\n..."

@@ -26,8 +26,10 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from dvc_mlflow import claims, git, pipeline, results, runs, store
+from dvc_mlflow.content import Content
 from dvc_mlflow.errors import StageError
 from dvc_mlflow.hooks import hook
+from dvc_mlflow.known import Known
 from dvc_mlflow.results import Result
 from dvc_mlflow.runs import Say
 from dvc_mlflow.store import client
@@ -54,7 +56,8 @@ def serve(listener: socket.socket, waiting: list[str]) -> None:
             answer(listener)
             children += 1
         elif waiting:
-            importlib.import_module(waiting.pop(0))
+            with contextlib.suppress(Exception):  # the stage that needs it will report it
+                importlib.import_module(waiting.pop(0))
     path.unlink(missing_ok=True)
     while select.select([listener], [], [], 0)[0]:  # late stages
         answer(listener)
@@ -108,13 +111,14 @@ def follow(sent: Iterator[dict[str, Any]], say: Say) -> None:
     stage: str = first["stage"]
     os.environ.clear()
     os.environ.update(first["environment"])
-    project = results.project_of(stage)
+    project, stage = results.project_of(stage)
     experiment_id = store.open_store(project.folder)
     from mlflow.entities import RunTag
 
     say("ready")
     result = project.here(stage, with_outs=False)
-    run_id = runs.start(experiment_id, result, git.provenance(project.outs()))
+    run_id = runs.start(experiment_id, result, git.provenance(results.changing()))
+    runs.log(run_id, params=result.params)
     say("ready")
     monitor = None
     status, reason = "KILLED", "its process ended"
@@ -129,7 +133,7 @@ def follow(sent: Iterator[dict[str, Any]], say: Say) -> None:
         monitor.finish()
     if status == "FINISHED":
         result = project.here(stage)
-        runs.log_result(run_id, result, say)
+        runs.complete(run_id, result, say=say)
         finish(experiment_id, run_id, result, project, say)
     else:
         client().log_batch(run_id, tags=[RunTag("reason", reason)])
@@ -151,20 +155,17 @@ def finish(
     """End a run as FINISHED. If all stages agree now, connect their runs."""
     client().set_terminated(run_id, "FINISHED")
     say("ready")
-    if project.folder != Path():
-        return
     # dvc.lock gets the results of this stage when the stage has ended
     locked = {**project.locked(), result.stage: result}
     if set(locked) != set(project) or not pipeline.agree(locked):
         return
     ordered = {stage: locked[stage] for stage in project}
-    if all(
-        results.is_here(path, md5)
-        for one in pipeline.needed(ordered)
-        for path, md5 in one.outs.items()
+    made = {path: md5 for one in ordered.values() for path, md5 in one.outs.items()}
+    with (
+        claims.held(patience=CLAIM_PATIENCE, say=say),
+        Content(project, made).laid(pipeline.wanted(project, ordered)) as missing,
     ):
-        with claims.held(patience=CLAIM_PATIENCE, say=say):
-            pipeline.connect(experiment_id, ordered, say)
+        pipeline.connect(experiment_id, project, ordered, Known(), missing, say)
 
 
 def main() -> None:

@@ -1,12 +1,13 @@
-"""The DVC projects of a repository, as their dvc.lock files describe them.
+"""Where the DVC projects of a repository are, and which dvc.yaml files they have.
 
-A repository has a project in its main folder, and one in each folder with a `.dvc` of its own. All
-commands run in the main folder, and all paths start there.
+All commands run in the root of the git repository, and all paths start there. Without git, the root
+is the highest folder of a DVC project.
 """
 
 import contextlib
 import functools
 import posixpath
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,55 +15,83 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from dvc_mlflow.errors import StageError
+from dvc_mlflow.git import GitError, git
 
 MAIN = Path()
-LOCK = Path("dvc.lock")
+DECLARATION, LOCK, CONFIG = "dvc.yaml", "dvc.lock", ".dvc/config"
+
+Projects = dict[Path, list[Path]]  # the dvc.yaml files of each project, by its folder
 
 
-def main_folder(start: Path) -> Path | None:
-    """The main folder of the DVC repository that a folder is in, if it is in one."""
-    found = None
+def root(start: Path) -> Path | None:
+    """The root of the repository that a folder is in, if it has a DVC project."""
+    highest = None
     for folder in (start, *start.parents):
         if (folder / ".dvc").is_dir():
-            found = folder
-        elif found:  # the main folder of a copy without git
-            break
+            highest = folder
         if (folder / ".git").exists():
-            break
+            return folder if highest or find(folder) else None
+    return highest
+
+
+def find(root: Path = MAIN, commit: str | None = None) -> Projects:
+    """The projects of a checkout or of a commit, the higher ones first."""
+    names = sorted(_names(root, commit), key=lambda name: (name.count("/"), name))
+    found: Projects = {Path(name).parents[1]: [] for name in names if name.endswith(CONFIG)}
+    for path in (Path(name) for name in names if name.endswith(DECLARATION)):
+        holding = [folder for folder in found if folder in path.parents]
+        if holding:
+            found[holding[-1]].append(path)  # the innermost one
     return found
 
 
-def folders() -> list[Path]:
-    """The folders of all DVC projects, the main one first."""
-    return [MAIN, *sorted(path.parent for path in Path().glob("*/.dvc") if path.is_dir())]
+def _names(root: Path, commit: str | None) -> Iterator[str]:
+    """The paths of all dvc.yaml files and of the configurations of projects."""
+    wanted = [f":(glob)**/{DECLARATION}", f":(glob)**/{CONFIG}"]
+    if commit:
+        listed = git("ls-tree", "-r", "--name-only", "-z", commit).split("\0")
+        yield from (
+            name for name in listed if f"/{name}".endswith((f"/{DECLARATION}", f"/{CONFIG}"))
+        )
+        return
+    try:
+        ours = ["ls-files", "-z", "--cached", "--others", "--exclude-standard", "--", *wanted]
+        listed = git("-C", str(root), *ours).split("\0")
+    except GitError:  # no git, or no repository: only the folders here and below
+        places = [path for path in (root, *root.iterdir()) if (path / ".dvc").is_dir()]
+        paths = [file for place in places for file in (place / CONFIG, place / DECLARATION)]
+        listed = [path.relative_to(root).as_posix() for path in paths]
+    yield from (name for name in dict.fromkeys(listed) if name and (root / name).is_file())
 
 
-def locks() -> list[Path]:
-    """The path of each project's dvc.lock."""
-    return [folder / LOCK for folder in folders()]
+def scratch(root: Path = MAIN) -> Path:
+    """A folder that git and DVC ignore, in the highest project."""
+    return root / next(iter(find(root)), MAIN) / ".dvc" / "tmp"
 
 
-def of_stage(stage: str) -> Path:
-    """The folder of the project that declares a stage, or the main one if none does."""
-    for folder in folders():
-        try:
-            if stage.partition("@")[0] in stages_in((folder / "dvc.yaml").read_text("utf-8")):
-                return folder
-        except (OSError, StageError):
-            continue
-    return MAIN
+def locks(projects: Projects) -> list[Path]:
+    """The dvc.lock beside each dvc.yaml."""
+    return [path.with_name(LOCK) for paths in projects.values() for path in paths]
+
+
+def outs_here(file: Path, root: Path = MAIN) -> dict[str, dict[str, str]]:
+    """The md5 of each out, by stage and path, of the stages in a dvc.yaml of a checkout."""
+    lock, declared = ((root / path).read_text("utf-8") for path in (file.with_name(LOCK), file))
+    return outs(lock, declared, file.parent)
 
 
 @functools.cache  # one file is read several times, and parsing it takes 50 ms
 def stages_in(text: str) -> dict[str, Any]:
-    """The stages in the text of a dvc.yaml or dvc.lock."""
+    """The stages in the text of a dvc.yaml or dvc.lock. DVC 1 had locks that held nothing else."""
     content = None
     with contextlib.suppress(YAMLError):
         content = YAML(typ="safe").load(text)
-    if not isinstance(content, dict) or not isinstance(content.get("stages"), dict):
+    if not isinstance(content, dict):
         raise StageError("dvc.yaml or dvc.lock names no stages: `git checkout` it")
-    stages: dict[str, Any] = content["stages"]
-    return stages
+    found = content.get("stages") if "schema" in content or "stages" in content else content
+    if not isinstance(found, dict):
+        raise StageError("dvc.yaml or dvc.lock names no stages: `git checkout` it")
+    return found
 
 
 def outs(lock: str, declared: str, folder: Path) -> dict[str, dict[str, str]]:
@@ -82,10 +111,3 @@ def outs(lock: str, declared: str, folder: Path) -> dict[str, dict[str, str]]:
             if "md5" in out
         }
     return found
-
-
-def outs_here(project: Path, main: Path = MAIN) -> dict[str, dict[str, str]]:
-    """The same for a project in the checkout whose main folder is ``main``."""
-    folder = main / project
-    lock, declared = ((folder / name).read_text("utf-8") for name in (LOCK, "dvc.yaml"))
-    return outs(lock, declared, project)

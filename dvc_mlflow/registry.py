@@ -10,8 +10,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from dvc_mlflow import models, runs, store
+from dvc_mlflow import models, store
 from dvc_mlflow.hooks import hook, settings
+from dvc_mlflow.known import search
 from dvc_mlflow.results import Result
 from dvc_mlflow.store import client
 
@@ -31,6 +32,13 @@ def _evaluated(evaluation: Result, locked: Locked) -> dict[str, str]:
     return {names[path]: md5 for path, md5 in evaluation.deps.items() if path in names}
 
 
+def evidence(evaluation: Result, locked: Locked) -> dict[str, Path]:
+    """The file by which each model of an evaluation is judged, if somebody judges them."""
+    if not name() or not hook("judge"):
+        return {}
+    return {model: hook("evidence")(model) for model in _evaluated(evaluation, locked)}
+
+
 def register(evaluation: Result, locked: Locked, run_id: str) -> None:
     """Register the models of an evaluation, and let them compete for champion, the best one first.
 
@@ -47,8 +55,8 @@ def register(evaluation: Result, locked: Locked, run_id: str) -> None:
         description = str(settings().get("registered_model_description", ""))
         registered = client().create_registered_model(name(), description=description)
     md5s = _evaluated(evaluation, locked)
-    evidence = {model: hook("evidence")(model) for model in md5s}
-    best_first = sorted(evidence, key=lambda model: -hook("score")(evidence[model]))
+    files = evidence(evaluation, locked)
+    best_first = sorted(files, key=lambda model: -hook("score")(files[model]))
     versions = {model: _version(model, md5s[model], run_id) for model in best_first}
     noted = registered.tags.get(CHAMPION)
     if noted and champion() is None and (former := version_of(noted) or _again(noted)):
@@ -57,7 +65,7 @@ def register(evaluation: Result, locked: Locked, run_id: str) -> None:
     for model, version in versions.items():
         if version is None:
             continue  # its training has no run yet; the next sync comes back to it
-        moves, reason = judge(version, evidence[model])
+        moves, reason = judge(version, files[model])
         if moves:
             client().set_registered_model_alias(name(), CHAMPION, version.version)
         if reason != version.description:
@@ -89,10 +97,7 @@ def _again(md5: str) -> Any:
     logged = models.find(md5)
     if not logged:
         return None
-    file = logged[0].tags["file"]
-    evaluations = runs.search(
-        f"tags.`dep:{file}` = '{md5}' and attributes.status = 'FINISHED'",
-    )
+    evaluations = search(f"dataset.digest = '{md5}' and attributes.status = 'FINISHED'")
     if not evaluations:
         return None
     version = _version(logged[0].name, md5, evaluations[0].info.run_id)
@@ -107,7 +112,8 @@ def is_behind(evaluation: Result, locked: Locked) -> bool:
     registered = _registered()
     if registered is None:
         return True
-    if any(version_of(md5) is None for md5 in _evaluated(evaluation, locked).values()):
+    md5s = _evaluated(evaluation, locked).values()
+    if any(version_of(md5) is None and models.find(md5) for md5 in md5s):
         return True
     noted = registered.tags.get(CHAMPION)
     if not noted or champion() is not None:
@@ -134,7 +140,7 @@ def without_champion() -> str:
         return f"no model is registered in {store.name()} yet: `dvc repro` does that"
     registered = _registered()
     if registered is not None and version_of(registered.tags.get(CHAMPION, "none")):
-        return f"{name()} has lost its alias {CHAMPION}: `make sync` restores it"
+        return f"{name()} has lost its alias {CHAMPION}: `dvc-mlflow sync` restores it"
     ordered = sorted(versions, key=lambda version: int(version.version))
     last = ordered[-1].tags.get("evaluation")
     reasons = "; ".join(

@@ -1,44 +1,72 @@
 """The results of each stage: the files that DVC keeps, and the files and settings behind them.
 
 DVC itself reads dvc.yaml and dvc.lock, so templates, matrices and `foreach` are resolved as always.
+A stage that it cannot read is named, and all others are read.
 """
 
+import functools
+import hashlib
+import json
 import os
 import posixpath
-import tempfile
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import chdir, contextmanager
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from dvc_mlflow import git, projects
-from dvc_mlflow.errors import StageError
-from dvc_mlflow.files import md5
+from dvc_mlflow import projects
+from dvc_mlflow.errors import InputError, StageError, one_line
+from dvc_mlflow.git import GitError, git
 
-LINES = (None, "linear", "simple", "smooth")  # the templates of DVC that draw curves
+LONGEST_KEY = 250  # characters that MLflow takes
 
 
 @dataclass(frozen=True)
 class Result:
-    """The results of one stage. Paths start in the main folder; md5s are those of dvc.lock."""
+    """The results of one stage. Paths start in the root; md5s are those of dvc.lock."""
 
     project: Path
-    stage: str
+    stage: str  # as `dvc repro` in the folder of the project calls it
     desc: str
     params: dict[str, Any]  # flat, by short names: see :func:`_short`
     outs: dict[str, str]  # md5 by path
     deps: dict[str, str]
-    metrics: tuple[str, ...] = ()  # the outs that are metrics for DVC
-    curves: dict[str, str] = field(default_factory=dict)  # the x of each plot with lines, by path
+    data: dict[str, str] = field(default_factory=dict)  # names of those deps that are no code
+    sizes: dict[str, int] = field(default_factory=dict)  # of the outs, in bytes
+    metrics: tuple[str, ...] = ()  # files that are outs, or lie in one
+    plots: dict[str, dict[str, Any]] = field(default_factory=dict)  # likewise, with their options
     models: dict[str, str] = field(default_factory=dict)  # the name of each model, by path
     chosen: tuple[str, ...] = ()  # the settings that a template of dvc.yaml has in a key
 
+    state: str = ""  # for the run over all stages, instead of outs: the state of dvc.lock
+
     @property
     def tags(self) -> dict[str, str]:
-        """The tags that link a run to the contents of these files."""
-        outs = {f"out:{path}": md5 for path, md5 in self.outs.items()}
-        return outs | {f"dep:{path}": md5 for path, md5 in self.deps.items()}
+        """The tags that link a run to its outs; without any, one for everything that it read."""
+        if self.state:
+            return {"pipeline": self.state}
+        return tags_of(self.outs) or {"read": self.read}
+
+    @property
+    def read(self) -> str:
+        """A hash of everything that the stage read."""
+        found = [self.project.as_posix(), self.stage, self.deps, self.params]
+        return hashlib.md5(json.dumps(found, sort_keys=True).encode()).hexdigest()
+
+
+def tags_of(outs: Mapping[str, str]) -> dict[str, str]:
+    """The tags of a run for the contents of these outs."""
+    return {named(f"out:{path}"): md5 for path, md5 in outs.items()}
+
+
+def named(key: str) -> str:
+    """A key as MLflow takes it: other characters become ``_``, and a long one ends in a hash."""
+    valid = re.sub(r"[^/\w.\- :]", "_", posixpath.normpath(key).lstrip("/"))
+    if len(valid) <= LONGEST_KEY:
+        return valid
+    return f"{valid[: LONGEST_KEY - 9]}-{hashlib.sha256(key.encode()).hexdigest()[:8]}"
 
 
 def flat(tree: Any, prefix: str = "") -> dict[str, Any]:
@@ -55,48 +83,105 @@ def flat(tree: Any, prefix: str = "") -> dict[str, Any]:
 
 
 class Project:
-    """A DVC project: of this folder, or of a commit.
+    """A DVC project: of this checkout, or of a commit.
+
+    Attributes:
+        problems: One line for each stage or file that cannot be read.
 
     Args:
-        folder: Its folder, from the main one.
+        folder: Its folder, from the root.
+        files: Its dvc.yaml files, from the root.
         repo: DVC's object for it, if it is of a commit.
     """
 
-    def __init__(self, folder: Path = projects.MAIN, repo: Any = None) -> None:
+    def __init__(self, folder: Path, files: list[Path], repo: Any = None) -> None:
         from dvc.repo import Repo
 
-        self.folder, self._repo = folder, repo or Repo(str(folder))
-        self._stages = {stage.name: stage for stage in self._repo.index.stages if stage.name}
-        self._metrics = {("repo", key) for key in self._repo.index.metric_keys["repo"]}
-        self._models = {
-            self._path(posixpath.dirname(source), artifact.path): name
-            for source, artifacts in self._repo.artifacts.read().items()
-            for name, artifact in artifacts.items()
-            if artifact.type == "model"
-        }
+        self.folder, self.repo = folder, repo or Repo(str(folder))
+        self._of_commit = repo is not None
+        self.problems: list[str] = []
+        self._stages: dict[str, Any] = {}
+        self._definitions: dict[str, Any] = {}  # the groups in the dvc.yaml of each stage
+        self._locked: set[str] = set()
+        self._metrics: list[str] = []  # those that no stage declares
+        self._plots: dict[str, dict[str, Any]] = {}
+        self._models: dict[str, str] = {}
+        self._names: dict[str, str] = {}  # of data that is declared under `artifacts`
+        for file in files:
+            self._load(file)
+        self._made = {*self.outs()}
+        self._above = {folder for path in self._made for folder in _above(path)}
+
+    def _load(self, file: Path) -> None:
+        from dvc.dvcfile import ProjectFile
+
+        below = file.relative_to(self.folder)
+        path = posixpath.join(self.repo.root_dir, below.as_posix())
+        declared = ProjectFile(self.repo, path)
+        with self._noting(file):
+            self._load_lock(declared)
+            for name in declared.stages:
+                with self._noting(f"{file}: {name}"):
+                    address = name if below.parent == Path() else f"{below.as_posix()}:{name}"
+                    self._stages[address] = stage = declared.stages[name]
+                    self._definitions[address] = declared.stages.resolver.definitions
+                    if name in declared.stages.lockfile_data and all(
+                        out.hash_info for out in stage.outs
+                    ):
+                        self._locked.add(address)
+        at = file.parent.as_posix()
+        with self._noting(file):
+            self._metrics += [_join(at, name) for name in declared.metrics]
+            self._plots |= dict(_top_plots(declared.plots, at))
+            for name, entry in declared.artifacts.items():
+                kind = self._models if entry.get("type") == "model" else self._names
+                kind[_join(at, entry["path"])] = name
+
+    def _load_lock(self, declared: Any) -> None:
+        """Read dvc.lock. DVC 3 refuses a lock of DVC 1, which only has the stages."""
+        lock = declared._lockfile
+        if lock.exists():
+            text = self.repo.fs.open(lock.path, encoding="utf-8").read()
+            if any(line.startswith("<<<<<<< ") for line in text.splitlines()):
+                raise StageError(
+                    f"{projects.LOCK} has conflict markers: `git checkout --ours` or `--theirs` it"
+                )
+            if "schema" not in text:
+                stages = projects.stages_in(text)
+                declared.lockfile_contents = {"schema": "2.0", "stages": stages}
+
+    @contextmanager
+    def _noting(self, what: object) -> Iterator[None]:
+        """Turn a failure of DVC into a problem."""
+        try:
+            yield
+        except Exception as error:
+            self.problems.append(f"{what}: {one_line(error)}")
 
     def __contains__(self, stage: str) -> bool:
         return stage in self._stages
 
     def __iter__(self) -> Iterator[str]:
-        """The names of the stages that have outs, in the order of dvc.yaml."""
-        return (name for name, stage in self._stages.items() if stage.outs)
+        """The names of the stages, in the order of dvc.yaml."""
+        return iter(self._stages)
 
-    def _path(self, *parts: str) -> str:
-        """A path that starts in this project, from the main folder."""
-        return posixpath.normpath(posixpath.join(self.folder.as_posix(), *parts))
+    def _path(self, stage: Any, path: str) -> str:
+        """A path that starts in the working directory of a stage, from the root."""
+        if "://" in path or posixpath.isabs(path):
+            return path
+        wdir = Path(os.path.relpath(stage.wdir, self.repo.root_dir)).as_posix()
+        return _join(self.folder.as_posix(), wdir, path)
 
-    def _in_stage(self, stage: Any, path: str) -> str:
-        """A path that starts in the working directory of a stage, from the main folder."""
-        wdir = os.path.relpath(stage.wdir, self._repo.root_dir)
-        return self._path(Path(wdir).as_posix(), path)
+    def loose(self) -> tuple[list[str], dict[str, dict[str, Any]]]:
+        """The metrics and plots that lie in no out of a stage."""
+        outs = self.outs()
+        plots = {path: plot for path, plot in self._plots.items() if not _is_in(path, outs)}
+        return [path for path in self._metrics if not _is_in(path, outs)], plots
 
     def outs(self) -> list[str]:
         """The paths of all outs of all stages."""
         return [
-            self._in_stage(stage, out.def_path)
-            for stage in self._stages.values()
-            for out in stage.outs
+            self._path(stage, out.def_path) for stage in self._stages.values() for out in stage.outs
         ]
 
     def here(self, name: str, with_outs: bool = True) -> Result:
@@ -105,64 +190,133 @@ class Project:
         Args:
             with_outs: False for a stage that has just begun.
         """
-        return self._result(name, lambda path, _: md5(Path(path)), True, with_outs)
+        return self._result(name, _md5_now, True, with_outs)
 
+    @functools.cache  # noqa: B019 (a project lives as long as its command)
     def locked(self) -> dict[str, Result]:
         """The results in dvc.lock, by stage, without the stages that are not in it."""
         return {
-            name: self._result(name, lambda _, entry: entry.hash_info.value, False, True)
+            name: self._result(name, lambda entry: entry.hash_info.value, False, True)
             for name in self
-            if all(out.hash_info for out in self._stages[name].outs)
+            if name in self._locked
         }
 
     def _result(
-        self, name: str, md5_of: Callable[[str, Any], str], now: bool, with_outs: bool
+        self, name: str, md5_of: Callable[[Any], str], now: bool, with_outs: bool
     ) -> Result:
         from dvc.dependency.param import ParamsDependency
 
         stage = self._stages[name]
         settings: dict[str, Any] = {}
         deps = {}
+        data: set[str] = set()
         for dep in stage.deps:
-            path = self._in_stage(stage, dep.def_path)
+            path = self._path(stage, dep.def_path)
             if not isinstance(dep, ParamsDependency):
-                deps[path] = md5_of(path, dep)
+                deps[path] = md5_of(dep)
+                data |= {path} if deps[path] and self._is_data(path) else set()
             elif Path(path).name != "pyproject.toml":  # the versions of libraries are not settings
                 settings |= (dep.read_params() if now else dep.hash_info.value) or {}
-        outs = {self._in_stage(stage, out.def_path): out for out in stage.outs}
-        plots = {path: out.plot for path, out in outs.items() if isinstance(out.plot, dict)}
+        outs = {self._path(stage, out.def_path): out for out in stage.outs}
+        own_plots = {path: out.plot for path, out in outs.items() if out.plot}
+        plots = {path: plot if isinstance(plot, dict) else {} for path, plot in own_plots.items()}
         params, chosen = _short(settings, self._item(name))
         return Result(
             project=self.folder,
             stage=name,
             desc=stage.desc or "",
             params=params,
-            outs={path: md5_of(path, out) for path, out in outs.items()} if with_outs else {},
+            outs={path: md5_of(out) for path, out in outs.items()} if with_outs else {},
             deps={path: found for path, found in deps.items() if found},  # if it was there
-            metrics=tuple(path for path, out in outs.items() if out.index_key in self._metrics),
-            curves={
-                path: str(plot["x"])
-                for path, plot in plots.items()
-                if "x" in plot and plot.get("template") in LINES
+            data={path: self._names.get(path, path) for path in deps if path in data},
+            sizes={
+                path: size
+                for path, out in outs.items()
+                if (size := _size_now(Path(path)) if now and with_outs else out.meta.size)
             },
+            metrics=(
+                *(path for path, out in outs.items() if out.metric),
+                *(path for path in self._metrics if _is_in(path, outs)),
+            ),
+            plots=plots | {path: plot for path, plot in self._plots.items() if _is_in(path, outs)},
             models={path: self._models[path] for path in outs if path in self._models},
             chosen=chosen,
         )
 
+    def _is_data(self, path: str) -> bool:
+        """Whether a dep is the out of a stage, or a file that no commit of git keeps."""
+        places = [path, *_above(path)]
+        made = path in self._above or any(place in self._made for place in places)
+        return "://" in path or made or not self._is_in_git(path)
+
+    def _is_in_git(self, path: str) -> bool:
+        if self._of_commit:
+            below = os.path.relpath(path, self.folder)
+            return bool(self.repo.fs.exists(posixpath.join(self.repo.root_dir, below)))
+        return self._in_git is None or path in self._in_git
+
+    @functools.cached_property
+    def _in_git(self) -> set[str] | None:
+        """The files here that git does not ignore, and their folders. None without git."""
+        try:
+            names = [
+                name
+                for name in git(
+                    "ls-files", "-z", "--cached", "--others", "--exclude-standard"
+                ).split("\0")
+                if name
+            ]
+        except GitError:
+            return None
+        return {*names, *(folder for name in names for folder in _above(name))}
+
     def _item(self, name: str) -> dict[str, Any]:
         """The values of one item of a matrix, by key, or the one of a `foreach`."""
-        from dvc.dvcfile import load_file
         from dvc.parsing import MatrixDefinition
 
-        group, _, item = name.partition("@")
+        group, _, item = name.rpartition(":")[2].partition("@")
         if not item:
             return {}
-        resolver = load_file(self._repo, self._stages[name].path).resolver
-        definition = resolver.definitions[group]
+        definition = self._definitions[name][group]
         if not isinstance(definition, MatrixDefinition):
             return {"item": item}
         values = definition.normalized_iterable[item]
         return {key: getattr(value, "value", value) for key, value in values.items()}
+
+
+def _md5_now(entry: Any) -> str:
+    """The md5 that DVC has for an out or a dep as it is now. DVC remembers those of large files."""
+    return entry.get_hash().value if entry.exists else ""
+
+
+def _above(path: str) -> list[str]:
+    """The folders that a path lies in, without the root."""
+    return [folder.as_posix() for folder in Path(path).parents][:-1]
+
+
+def _size_now(path: Path) -> int:
+    files = [path] if path.is_file() else path.rglob("*")
+    return sum(file.stat().st_size for file in files if file.is_file())
+
+
+def _join(*parts: str) -> str:
+    return posixpath.normpath(posixpath.join(*parts))
+
+
+def _is_in(path: str, folders: Iterable[str]) -> bool:
+    """Whether a path is one of these, or lies below one."""
+    return any(path == folder or path.startswith(f"{folder}/") for folder in folders)
+
+
+def _top_plots(plots: list[Any], at: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The files and folders that the plots of a dvc.yaml show, with their options."""
+    for plot in plots:
+        for name, given in plot.items() if isinstance(plot, dict) else [(plot, None)]:
+            options = given or {}
+            y, x = options.get("y"), options.get("x")
+            for path in y if isinstance(y, dict) else [name]:
+                column = x.get(path) if isinstance(x, dict) else x
+                yield _join(at, path), {**options, "x": column}
 
 
 def _short(
@@ -188,65 +342,29 @@ def _short(
     return {**found, **item}, tuple(dict.fromkeys(chosen))
 
 
-def project_of(stage: str) -> Project:
-    """The project that declares a stage."""
-    return Project(projects.of_stage(stage))
+def all_projects() -> dict[Path, Project]:
+    """The projects of this checkout, by folder, the higher ones first."""
+    return {folder: Project(folder, files) for folder, files in projects.find().items()}
 
 
-# --- the files of a commit ---
+def changing(read: Iterable[Project] | None = None) -> list[str]:
+    """The files that a pipeline changes: the outs and dvc.lock files of all projects."""
+    found = all_projects().values() if read is None else read
+    outs = [out for project in found for out in project.outs()]
+    return [*map(str, projects.locks(projects.find())), *outs]
 
-Bring = Callable[[str, str], None]  # makes sure that a path has an md5, or raises StageError
 
+def project_of(stage: str) -> tuple[Project, str]:
+    """The project that declares a stage, and the full name of the stage.
 
-@contextmanager
-def checkout(commit: str | None) -> Iterator[tuple[Project, Bring]]:
-    """The main project of a commit, in a folder with its settings; or this folder's.
-
-    Args:
-        commit: Its full hash, or None for this folder.
-
-    Yields:
-        The project, and a function that takes a path and an md5. It makes sure that the file lies
-        there, from the DVC cache or the remote. It raises StageError with the command to bring it.
+    `dvc` names its project in the environment. Without it, the first one with the stage is taken.
     """
-    if commit is None:
-        yield Project(), require
-        return
-    git.lock_of(commit, projects.LOCK)
-    from dvc.repo import Repo
-    from dvc.repo.brancher import switch
-
-    repo = Repo(str(Path.cwd()))
-
-    def bring(path: str, wanted: str) -> None:
-        if is_here(path, wanted):
-            return
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        try:
-            repo.dvcfs.get(path, path, recursive=repo.dvcfs.isdir(path))
-        except Exception:
-            raise StageError(
-                f"{path} of commit {commit[:10]} is not in the cache: `git checkout "
-                f"{commit[:10]} && dvc pull {path}` brings it"
-            ) from None
-        if md5(Path(path)) != wanted:
-            raise StageError(
-                f"{path} of commit {commit[:10]} is not the one in its {projects.LOCK}"
-            )
-
-    with switch(repo, commit), tempfile.TemporaryDirectory(prefix="sync-") as folder, chdir(folder):
-        yield Project(repo=repo), bring
-
-
-def is_here(path: str, wanted: str) -> bool:
-    """Whether a path of this folder has this md5."""
-    return Path(path).exists() and md5(Path(path)) == wanted
-
-
-def require(path: str, wanted: str) -> None:
-    """Make sure of it, or raise StageError."""
-    if not is_here(path, wanted):
-        raise StageError(
-            f"{path} is not the one in {projects.LOCK}: `dvc pull {path}` brings it, or "
-            "`dvc repro` makes it"
-        )
+    own, found = os.environ.get("DVC_ROOT"), projects.find()
+    if own and Path(own).resolve().is_relative_to(Path().resolve()):
+        folder = Path(own).resolve().relative_to(Path().resolve())
+        if folder in found and stage in (project := Project(folder, found[folder])):
+            return project, stage
+    for project in all_projects().values():
+        if stage in project:
+            return project, stage
+    raise InputError(f"no dvc.yaml of this repository declares the stage {stage}")

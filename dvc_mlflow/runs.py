@@ -13,17 +13,23 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ruamel.yaml import YAML
-
-from dvc_mlflow import files, models
+from dvc_mlflow import curves, files, models
 from dvc_mlflow.hooks import hook
-from dvc_mlflow.results import Result, flat
+from dvc_mlflow.results import Result, flat, named
 from dvc_mlflow.store import client
 
 Say = Callable[[str], None]
+Files = dict[Path, Path]  # a file by its place among the artifacts of a run
 
 LARGEST_BATCH = 1_000  # metrics that MLflow takes in one call
+SOME = "/*"  # after a folder: those files in it that people look at
 SHOWN = (".csv", ".html", ".json", ".md", ".png", ".svg", ".txt", ".yaml")  # kept of a folder
+SMALL, LARGEST = 2**20, 2**26  # bytes: an out that is copied, and a metric, plot or model
+LONGEST_TAG = 5_000  # characters of a value that every store takes
+LONGEST_NAME, LONGEST_DIGEST = 500, 36  # characters of a data set that MLflow takes
+LARGEST_NUMBER = 10**308  # larger ones are no floating-point numbers
+TABLES = "tables"  # the folder of the artifacts for plots as tables of MLflow
+MOST_FILES = 20  # copied of a folder that is neither metric nor plot
 
 
 def silent(line: str) -> None:
@@ -33,152 +39,286 @@ def silent(line: str) -> None:
 # --- one run ---
 
 
-def start(experiment_id: str, result: Result, tags: Mapping[str, str]) -> str:
-    """Begin a run with the settings of a stage and the links to its files; the id of the run."""
-    from mlflow.entities import Param
+def start(
+    experiment_id: str, result: Result, tags: Mapping[str, str], name: str | None = None
+) -> str:
+    """Begin a run of a result; its id.
 
+    Args:
+        name: By default that of the stage.
+    """
     described = {
         "stage": result.stage,
+        "project": result.project.as_posix(),
+        "read": result.read,
         "mlflow.note.content": result.desc,
         "mlflow.user": _user(),
-        "mlflow.source.name": f"dvc repro {result.stage}",
+        "mlflow.source.name": "dvc repro" if result.state else f"dvc repro {result.stage}",
         "mlflow.source.type": "PROJECT",
         "process": this_process(),
     }
     if "commit" in tags:
         described["mlflow.source.git.commit"] = tags["commit"]
     run = client().create_run(
-        experiment_id, run_name=result.stage, tags={**described, **result.tags, **tags}
+        experiment_id,
+        run_name=name or result.stage.rpartition(":")[2],
+        tags={**described, **tags},
     )
-    run_id: str = run.info.run_id
-    settings = [Param(key, str(value)) for key, value in result.params.items()]
-    client().log_batch(run_id, params=settings)
+    return str(run.info.run_id)
+
+
+def write(
+    experiment_id: str,
+    result: Result,
+    tags: Mapping[str, str],
+    missing: Sequence[str] = (),
+    name: str | None = None,
+) -> str:
+    """Write the finished run of a result from its files, whole or not at all; its id.
+
+    The run gets no end time. With one, MLflow would show the time of the copying as the duration of
+    the stage.
+
+    Args:
+        result: Everything that :func:`wanted` names lies in this folder.
+        missing: Except for these.
+    """
+    shown = _shown(result, missing)
+    all_tags = {**tags, **_links(result, shown, missing)}
+    run_id = start(experiment_id, result, all_tags, name)
+    try:
+        _log_contents(run_id, result, shown, missing, silent)
+        client().update_run(run_id, status="FINISHED")
+    except BaseException:
+        with contextlib.suppress(Exception):  # the first failure is reported
+            client().set_terminated(run_id, "FAILED")
+            client().delete_run(run_id)
+        raise
     return run_id
+
+
+def complete(run_id: str, result: Result, missing: Sequence[str] = (), say: Say = silent) -> None:
+    """Give a run that exists everything of a result that it lacks. See :func:`write`."""
+    shown = _shown(result, missing)
+    _log_contents(run_id, result, shown, missing, say, client().get_run(run_id).data)
+    log(run_id, tags=_links(result, shown, missing))
+    say("ready")
+
+
+def log(
+    run_id: str,
+    /,
+    params: Mapping[str, Any] | None = None,
+    tags: Mapping[str, str] | None = None,
+    metrics: Sequence[tuple[str, float, int]] = (),
+    **of: Any,
+) -> None:
+    """Log settings, tags, and metrics with their steps, in as few calls as possible.
+
+    Args:
+        of: The logged model and the data set that the metrics are of.
+    """
+    from mlflow.entities import Metric, Param, RunTag
+
+    for key in [*(params or {}), *dict.fromkeys(key for key, _, _ in metrics)]:
+        if named(key) != key:
+            print(f"{key[:60]} is called {named(key)[:60]} in MLflow")
+    now = int(time.time() * 1000)
+    many = [Metric(named(key), value, now, step, **of) for key, value, step in metrics]
+    settings = [Param(named(key), str(value)) for key, value in (params or {}).items()]
+    links = [RunTag(key, value) for key, value in (tags or {}).items()]
+    while many or settings or links:
+        client().log_batch(
+            run_id, metrics=many[:LARGEST_BATCH], params=settings[:100], tags=links[:100]
+        )
+        many, settings, links = many[LARGEST_BATCH:], settings[100:], links[100:]
 
 
 def log_epoch(run_id: str, row: Mapping[str, Any]) -> None:
     """Log the metrics of one epoch. The column `epoch` has its number."""
-    values = {key: value for key, value in row.items() if key != "epoch"}
-    log_metrics(run_id, values, step=int(row["epoch"]))
+    step = int(row["epoch"])
+    log(run_id, metrics=[(key, value, step) for key, value in row.items() if key != "epoch"])
 
 
-def log_curves(run_id: str, result: Result) -> None:
-    """Log the curves in the outs of a stage, which lie in this folder."""
-    for path in map(Path, result.outs):
-        x = result.curves.get(path.as_posix())
-        if x:
-            _log_columns(run_id, files.read_columns(path), x)
-        elif (history := hook("history")) and (columns := history(path)):
-            _log_columns(run_id, columns, "epoch")
-
-
-def _log_columns(run_id: str, columns: Mapping[str, Sequence[float]], x: str) -> None:
-    """Log the columns of a table over the column ``x``, in as few calls as possible."""
-    from mlflow.entities import Metric
-
-    now = int(time.time() * 1000)
-    metrics = [
-        Metric(key, value, now, int(step))
-        for key, values in columns.items()
-        if key != x
-        for step, value in zip(columns.get(x, ()), values, strict=True)
-    ]
-    for first in range(0, len(metrics), LARGEST_BATCH):
-        client().log_batch(run_id, metrics=metrics[first : first + LARGEST_BATCH])
-
-
-def log_metrics(to_run: str, values: Mapping[str, float], step: int = 0, **of: Any) -> None:
+def log_metrics(to_run: str, values: Mapping[str, float], **of: Any) -> None:
     """Log metrics in one call. ``of`` names the logged model and the data set that they are of."""
-    from mlflow.entities import Metric
-
-    now = int(time.time() * 1000)
-    metrics = [Metric(key, value, now, step, **of) for key, value in values.items()]
-    client().log_batch(to_run, metrics=metrics)
+    log(to_run, metrics=[(key, value, 0) for key, value in values.items()], **of)
 
 
-def log_result(run_id: str, result: Result, say: Say = silent) -> None:
-    """Copy the outs of a stage, which lie in this folder, into its run, with their md5s."""
-    from mlflow.entities import RunTag
+def wanted(result: Result) -> list[str]:
+    """The outs, or files in them, that a run shows, and the models. Large data is only linked."""
+    read = hook("reads", lambda _: ())(result)
+    shown = [*result.metrics, *result.plots, *models_of(result)]
+    others = [
+        f"{out}{SOME}" if md5.endswith(".dir") else out
+        for out, md5 in result.outs.items()
+        if out not in shown and out not in result.models
+        and (md5.endswith(".dir") or result.sizes.get(out, LARGEST) <= SMALL)
+    ]  # fmt: skip
+    return list(dict.fromkeys([*shown, *others, *read]))
 
-    client().log_batch(run_id, tags=[RunTag(key, value) for key, value in result.tags.items()])
-    for dataset in hook("datasets", lambda _: ())(result):
-        _log_dataset(run_id, dataset)
+
+def models_of(result: Result) -> list[str]:
+    """The models of a result that are not too large to be logged."""
+    return [path for path in result.models if result.sizes.get(path, 0) <= LARGEST]
+
+
+def _links(result: Result, shown: Files, missing: Sequence[str]) -> dict[str, str]:
+    """The tags by which a run is found, and those that tell later what it has lost."""
+    sizes: dict[str, int | None] = {}
+    for place, file in shown.items():
+        sizes[place.parts[0]] = file.stat().st_size if len(place.parts) == 1 else None
+    while len(json.dumps(sizes)) > LONGEST_TAG:
+        sizes.popitem()  # nobody will notice if this one is lost
+    first = next(
+        n for n in range(len(missing), -1, -1) if len(json.dumps(missing[:n])) <= LONGEST_TAG
+    )
+    return {
+        **result.tags,
+        "artifacts": json.dumps(sizes),
+        "missing": json.dumps(missing[:first]),
+    }
+
+
+def _log_contents(
+    run_id: str,
+    result: Result,
+    shown: Files,
+    missing: Sequence[str],
+    say: Say,
+    present: Any = None,
+) -> None:
+    """Log everything but the tags.
+
+    Args:
+        present: The data of the run. The settings and metrics that it has stay as they are.
+    """
+    _log_inputs(run_id, result)
     say("ready")
-    for out in result.outs:
-        if out in result.models:
-            models.log(run_id, result, out, say)
-        else:
-            log_files(run_id, artifacts_of(out), say)
-        if values := numbers(result, out):
-            log_metrics(run_id, values)
-        say("ready")
+    if shown:
+        with tempfile.TemporaryDirectory() as scratch:
+            for place, file in shown.items():
+                target = Path(scratch) / place
+                target.parent.mkdir(parents=True, exist_ok=True)
+                if place.parts[0] == TABLES:
+                    target.write_text(curves.as_table(curves.read(file)), encoding="utf-8")
+                else:  # MLflow refuses links, and DVC may have linked a file to its cache
+                    shutil.copyfile(file, target)
+            client().log_artifacts(run_id, scratch)
+    say("ready")
+    outs = _outs(result, missing)
+    points = list(curves.of_result(result, outs))
+    for path in outs:
+        points += curves.points(hook("history", lambda _: {})(Path(path)), "epoch")
+    drawn = {key for key, _, _ in points}
+    last = {key: value for path in outs for key, value in numbers(result, path).items()}
+    points += [(key, value, 0) for key, value in last.items() if key not in drawn]
+    params = result.params
+    if present:
+        points = [point for point in points if named(point[0]) not in present.metrics]
+        params = {key: params[key] for key in params if named(key) not in present.params}
+    log(run_id, params=params, metrics=points)
+    say("ready")
+    for path in models_of(result):
+        if path not in missing:
+            models.complete(run_id, result, path, say)
 
 
-def numbers(result: Result, out: str) -> dict[str, float]:
+def _outs(result: Result, missing: Sequence[str]) -> list[str]:
+    """The outs, or files in them, that a run shows and that are here."""
+    elsewhere = {*hook("reads", lambda _: ())(result)} - {*result.outs}
+    return [path for path in wanted(result) if path not in {*missing, *elsewhere}]
+
+
+def _shown(result: Result, missing: Sequence[str]) -> Files:
+    """The files in this folder that become artifacts of a run, by their place there.
+
+    These are all files of metrics and plots, and outs that are not large. Of a folder that is
+    neither metric nor plot, they are the small files that people look at.
+    """
+    found: Files = {}
+    for path in _outs(result, missing):
+        if path in result.models:
+            continue
+        out = Path(path.removesuffix(SOME))
+        whole = path in result.plots or path in result.metrics
+        inside = [out] if out.is_file() else sorted(out.rglob("*") if whole else out.iterdir())
+        chosen = [
+            file for file in inside
+            if file.is_file() and (whole or file == out or file.suffix in SHOWN)
+            and file.stat().st_size <= (LARGEST if whole else SMALL)
+        ]  # fmt: skip
+        for file in chosen if whole else chosen[:MOST_FILES]:
+            place = file.relative_to(out.parent) if whole else Path(file.name)
+            found[file if place in found else place] = file
+            if whole and file.suffix in (".json", ".yaml") and curves.read(file):
+                found[(Path(TABLES) / place).with_suffix(".json")] = file
+    return found
+
+
+def numbers(result: Result, path: str) -> dict[str, float]:
     """The metrics in an out."""
-    found = only_numbers(tree(Path(out))) if out in result.metrics else {}
+    found = only_numbers(tree(Path(path))) if path in result.metrics else {}
     if further := hook("metrics"):
-        found |= further(Path(out))
+        found |= further(Path(path.removesuffix(SOME)))
     return found
 
 
 def tree(path: Path) -> dict[str, Any]:
-    """The content of a metrics file."""
-    text = path.read_text(encoding="utf-8")
-    found: dict[str, Any]
-    found = json.loads(text) if path.suffix == ".json" else YAML(typ="safe").load(text)
-    return found
+    """The content of a metrics file, or nothing if it is no mapping."""
+    found = files.read_tree(path)
+    return found if isinstance(found, dict) else {}
 
 
 def only_numbers(metrics: Mapping[str, Any]) -> dict[str, float]:
     """The numbers of a metrics file, flat. As for `dvc metrics show`, lists are not metrics."""
-    return {key: value for key, value in flat(metrics).items() if isinstance(value, int | float)}
+    return {
+        key: value
+        for key, value in flat(metrics).items()
+        if isinstance(value, float) or (isinstance(value, int) and abs(value) < LARGEST_NUMBER)
+    }
 
 
-def artifacts_of(out: str) -> list[Path]:
-    """The files of an out, which lies in this folder, that its run gets."""
-    path = Path(out)
-    if path.is_dir():
-        return [file for file in sorted(path.iterdir()) if file.suffix in SHOWN]
-    return [path]
+def is_complete(run: Any) -> bool:
+    """Whether a run has everything that its result had when it was written."""
+    return "artifacts" in run.data.tags
 
 
-def log_files(run_id: str, paths: Sequence[Path], say: Say = silent) -> None:
-    """Copy files into a run."""
-    with tempfile.TemporaryDirectory() as scratch:
-        for path in paths:
-            # DVC may have linked a file to its cache. MLflow refuses links that leave a folder
-            copied = Path(scratch) / path.name
-            shutil.copyfile(path, copied)
-            client().log_artifact(run_id, str(copied))
-            copied.unlink()
-            say("ready")
+def lost_files(run: Any) -> list[str]:
+    """The artifacts of a run that are no longer in the store, or have another size."""
+    from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+
+    noted = json.loads(run.data.tags.get("artifacts", "{}"))
+    if not noted:
+        return []
+    listed = get_artifact_repository(run.info.artifact_uri).list_artifacts()
+    kept = {file.path: file.file_size for file in listed}
+    return [
+        name for name, size in noted.items() if name not in kept or kept[name] not in (None, size)
+    ]
 
 
-def lost_files(run_id: str, out: str, md5: str) -> bool:
-    """Whether a run lacks files of an out, as far as that can be seen without the out."""
-    path = Path(out)
-    kept = {file.path: file.file_size for file in client().list_artifacts(run_id)}
-    if path.exists():
-        differ = any(kept.get(file.name) != file.stat().st_size for file in artifacts_of(out))
-        return differ and files.md5(path) == md5
-    return path.name not in kept if path.suffix else not kept
-
-
-def _log_dataset(run_id: str, dataset: Any) -> None:
-    """Note a file as input of a run. Its digest is its md5, as in dvc.lock."""
+def _log_inputs(run_id: str, result: Result) -> None:
+    """Note the data that a stage reads. The digest of each file is its md5, as in dvc.lock."""
     from mlflow.entities import Dataset, DatasetInput, InputTag
 
-    described = Dataset(
-        name=dataset.name,
-        digest=files.md5(dataset.path),
-        source_type="code",
-        source=json.dumps({"tags": {"mlflow.source.name": dataset.path.as_posix()}}),
-        schema=dataset.schema,
-        profile=json.dumps({"num_rows": dataset.rows}),
-    )
-    tags = [InputTag("mlflow.data.context", dataset.context)]
-    client().log_inputs(run_id, datasets=[DatasetInput(described, tags)])
+    def noted(path: str, md5: str, name: str, context: str, **more: str) -> DatasetInput:
+        source = json.dumps({"tags": {"mlflow.source.name": path}})
+        described = Dataset(
+            name[-LONGEST_NAME:], md5[:LONGEST_DIGEST], source_type="code", source=source, **more
+        )
+        return DatasetInput(described, [InputTag("mlflow.data.context", context)])
+
+    inputs = [
+        noted(
+            one.path.as_posix(), files.md5(one.path), one.name, one.context,
+            schema=one.schema, profile=json.dumps({"num_rows": one.rows}),
+        )
+        for one in hook("datasets", lambda _: ())(result)
+    ]  # fmt: skip
+    inputs += [noted(path, result.deps[path], name, "dep") for path, name in result.data.items()]
+    if inputs:
+        client().log_inputs(run_id, datasets=inputs)
 
 
 # --- the process that writes a run ---
@@ -221,42 +361,3 @@ def is_over(process: str) -> bool:
         return not abs(psutil.Process(int(pid)).create_time() - float(started)) < 2
     except (psutil.Error, ValueError):
         return True
-
-
-def end_copy(run_id: str) -> None:
-    """End a run that was written from results as FINISHED, without an end time. With one, MLflow
-    would show the time of the copying as the duration of the stage."""
-    client().update_run(run_id, status="FINISHED")
-
-
-# --- search ---
-
-
-def finished(outs: Mapping[str, str], deleted: bool = False) -> Any:
-    """The newest finished run with exactly these outs, or None; or the newest deleted one."""
-    found = [run for run in with_outs(outs, deleted) if run.info.status == "FINISHED"]
-    return found[0] if found else None
-
-
-def with_outs(outs: Mapping[str, str], deleted: bool = False) -> list[Any]:
-    """The runs that have tags for all these outs, the newest first."""
-    if not outs:
-        return []
-    path, md5 = next(iter(outs.items()))
-    found = search(f"tags.`out:{path}` = '{md5}'", deleted)
-    wanted = {f"out:{path}": md5 for path, md5 in outs.items()}
-    return [run for run in found if wanted.items() <= run.data.tags.items()]
-
-
-def search(condition: str, deleted: bool = False) -> list[Any]:
-    """The runs of all experiments that meet a condition, the newest first; or the deleted ones."""
-    import mlflow
-    from mlflow.entities import ViewType
-
-    runs: list[Any] = mlflow.search_runs(
-        filter_string=condition,
-        run_view_type=ViewType.DELETED_ONLY if deleted else ViewType.ACTIVE_ONLY,
-        search_all_experiments=True,
-        output_format="list",
-    )
-    return runs

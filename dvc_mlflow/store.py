@@ -1,5 +1,6 @@
 """The tracking store of MLflow. All copies that DVC makes of a checkout use the same one."""
 
+import contextlib
 import functools
 import json
 import logging
@@ -14,6 +15,7 @@ from urllib.parse import quote, unquote
 
 from dvc_mlflow import projects
 from dvc_mlflow.errors import StageError, one_line
+from dvc_mlflow.git import git
 from dvc_mlflow.hooks import settings
 
 VIEW = "stages"
@@ -29,17 +31,26 @@ class Experiment:
     columns: Sequence[str]  # beside the runs
 
     @property
-    def tags(self) -> dict[str, str]:
+    def view(self) -> dict[str, str]:
+        """The tag with the columns."""
         view = {"orderByKey": self.order_by, "orderByAsc": False, "selectedColumns": self.columns}
+        return {f"mlflow.sharedViewState.{VIEW}": json.dumps(view)}
+
+    @property
+    def tags(self) -> dict[str, str]:
         return {
             "mlflow.note.content": self.description,
             "mlflow.experimentKind": "custom_model_development",  # opened for model training
-            f"mlflow.sharedViewState.{VIEW}": json.dumps(view),
+            **self.view,
         }
 
 
-def experiment(project: Path = projects.MAIN) -> Experiment:
-    """The experiment of a project. Each has its own, because the UI shows 100 runs at first."""
+def experiment(project: Path = projects.MAIN, metrics: Sequence[str] = ()) -> Experiment:
+    """The experiment of a project. Each has its own, because the UI shows 100 runs at first.
+
+    Args:
+        metrics: Columns for a project whose settings name none.
+    """
     chosen = os.environ.get("MLFLOW_EXPERIMENT_NAME") or settings().get("experiment")
     name = chosen or root().name
     page = settings().get("pages", {}).get("main" if project == projects.MAIN else str(project), {})
@@ -47,11 +58,13 @@ def experiment(project: Path = projects.MAIN) -> Experiment:
         name if project == projects.MAIN else f"{name}-{project.as_posix()}",
         page.get("description", f"The runs of the stages in {project / 'dvc.yaml'}"),
         page.get("order_by", "attributes.start_time"),
-        page.get("columns", ["tags.`stage`", "tags.`commit`", "tags.`dirty`"]),
+        page.get(
+            "columns", ["tags.`stage`", "tags.`commit`", *(f"metrics.`{m}`" for m in metrics)]
+        ),
     )
 
 
-UI = "http://127.0.0.1:5000"  # where `make ui` opens it
+UI = "http://127.0.0.1:5000"  # where `dvc-mlflow view` opens it
 
 # MLflow's codes for something that the store does not have
 NOT_THERE = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
@@ -71,7 +84,7 @@ SETTINGS = {
 def root() -> Path:
     """The checkout that keeps the store: DVC names the main one, also in a copy that it made."""
     project = Path(os.environ.get("DVC_ROOT") or ".").resolve()
-    return projects.main_folder(project) or project
+    return projects.root(project) or project
 
 
 def uri() -> str:
@@ -124,6 +137,7 @@ def open_store(project: Path = projects.MAIN) -> str:
         from mlflow import MlflowClient
         from mlflow.exceptions import MlflowException
 
+        _ignore_store()
         try:
             wanted = experiment(project)
             found = MlflowClient().create_experiment(wanted.name, location(), wanted.tags)
@@ -132,6 +146,27 @@ def open_store(project: Path = projects.MAIN) -> str:
             if found is None:
                 raise
     return found
+
+
+def _ignore_store() -> None:
+    """Let git ignore what a store without a server writes into the main checkout. No file that git
+    tracks is changed."""
+    if is_remote(uri()):
+        return
+    with contextlib.suppress(StageError, OSError):
+        path = Path(git("-C", str(root()), "rev-parse", "--git-path", "info/exclude").strip())
+        for name in ("/mlflow.db*", "/mlartifacts/"):
+            try:
+                git("-C", str(root()), "check-ignore", "--quiet", name.strip("/*"))
+            except StageError:
+                with (root() / path).open("a", encoding="utf-8") as file:
+                    file.write(f"{name}\n")
+
+
+def show_metrics(project: Path, experiment_id: str, metrics: Sequence[str]) -> None:
+    """Let the page of runs have columns for some metrics, if no settings say which."""
+    for tag, value in experiment(project, metrics).view.items():
+        client().set_experiment_tag(experiment_id, tag, value)
 
 
 def find_experiment(project: Path = projects.MAIN) -> str | None:
@@ -186,7 +221,7 @@ def _creating() -> Iterator[None]:
     if is_remote(uri()):
         yield
         return
-    lock = FileLock(root() / ".dvc" / "tmp" / "mlflow.lock", timeout=60)
+    lock = FileLock(projects.scratch(root()) / "mlflow.lock", timeout=60)
     try:
         lock.acquire()
     except OSError:  # in a folder that can only be read, nothing is created
@@ -237,8 +272,16 @@ def explained() -> Iterator[None]:
         raise StageError(explain(error)) from None
 
 
+# MLflow's codes for a request that it does not take
+REFUSED = ("BAD_REQUEST", "INVALID_PARAMETER_VALUE")
+
 # The words of databases that refuse a change
 READ_ONLY = ("readonly database", "read-only transaction", "permission denied for table")
+
+
+def is_refusal(error: BaseException) -> bool:
+    """Whether one run could not be written, as opposed to a store that takes none."""
+    return isinstance(error, StageError) or getattr(error, "error_code", "") in REFUSED
 
 
 def explain(error: BaseException) -> str:

@@ -1,193 +1,238 @@
 """``sync``: write the runs that MLflow lacks, from the results that DVC keeps."""
 
 import contextlib
-from collections.abc import Mapping
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+import json
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 
-from dvc_mlflow import claims, git, models, pipeline, projects, results, runs, store
+from dvc_mlflow import claims, git, history, models, pipeline, projects, runs, store
+from dvc_mlflow.content import Content
 from dvc_mlflow.errors import StageError
-from dvc_mlflow.hooks import hook
-from dvc_mlflow.results import Bring, Result
+from dvc_mlflow.git import GitError
+from dvc_mlflow.known import Known, search
+from dvc_mlflow.results import Project, Result, changing, tags_of
 from dvc_mlflow.store import client
 
 
-@dataclass(frozen=True)
+@dataclass
 class State:
-    """One state of dvc.lock, and how its files are had."""
+    """One state of the dvc.lock files: of this checkout, or of a commit."""
 
-    experiment_id: str
-    locked: Mapping[str, Result]  # of the main project
+    commit: str | None
+    projects: list[Project]
     tags: Mapping[str, str]  # for runs that are written from it
-    bring: Bring
+    made: dict[str, str] = field(init=False)  # the md5 of each out
+
+    def __post_init__(self) -> None:
+        results = [one for project in self.projects for one in project.locked().values()]
+        self.made = {path: md5 for one in results for path, md5 in one.outs.items()}
 
 
-def sync(rev: str | None = None) -> None:
+@dataclass
+class Report:
+    """Everything that could not be done."""
+
+    problems: list[str] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)
+
+    def end(self) -> None:
+        """Print it.
+
+        Raises:
+            StageError: Something could not be read, or a run lacks metrics or plots.
+        """
+        if self.missing:
+            names = ", ".join(self.missing[:3]) + (" and others" if self.missing[3:] else "")
+            print(
+                f"{len(self.missing)} files are not here, and are only linked ({names}): "
+                f"`dvc pull` brings those that DVC keeps, or `dvc-mlflow sync --pull`",
+                file=sys.stderr,
+            )
+        for problem in self.problems:
+            print(f"error: {problem}", file=sys.stderr)
+        if self.problems:
+            raise StageError(f"{len(self.problems)} problems; all other runs are written")
+
+
+@contextlib.contextmanager
+def state_of(commit: str | None) -> Iterator[State]:
+    """The projects of this checkout, or of a commit."""
+    found = projects.find(commit=commit)
+    with contextlib.ExitStack() as stack:
+        if commit is None:
+            read = [Project(folder, files) for folder, files in found.items()]
+            tags = git.provenance(changing(read))
+        else:
+            read = [
+                Project(folder, files, stack.enter_context(history.repo_of(folder, commit)))
+                for folder, files in found.items()
+            ]
+            tags = {"commit": commit, "dirty": "false", **history.experiment_of(commit)}
+        yield State(commit, read, tags)
+
+
+def sync(
+    rev: str | None = None,
+    all: bool = False,
+    since: str | None = None,
+    dry: bool = False,
+    pull: bool = False,
+) -> None:
     """Give every result in dvc.lock a finished run with its files and models, and connect the runs.
 
     Args:
-        rev: A commit. Its files come from git and the DVC cache. Without it, the results in this
-            folder, also those of the other projects.
+        rev: A commit or a DVC experiment, instead of this checkout.
+        all: Every commit and every DVC experiment.
+        since: A date. With ``all``, older commits are left out.
+        dry: Only say which runs are missing.
+        pull: Fetch files that are not in the cache from the remote.
 
     Raises:
-        StageError: A file cannot be had. Names it, and the command that brings it.
+        StageError: Something could not be read.
     """
-    experiment_id = store.open_store()
-    _end_dead_runs()
-    commit = None if rev is None else git.commit_of(rev)
-    with results.checkout(commit) as (project, bring):
-        tags = {"commit": commit or "", "dirty": "false"}
-        if commit is None:
-            tags = git.provenance(project.outs())
-        state = State(experiment_id, project.locked(), tags, bring)
-        _sync_main(state, set(project))
-    if rev is None:
-        for folder in projects.folders()[1:]:
-            _sync_project(folder, state)
+    commits: list[str | None] = [git.commit_of(rev) if rev else None]
+    if all or since:
+        commits = [*history.commits(since)]
+    report, claimed = Report(), False
+    store.find_experiment()
+    if not dry:
+        _end_dead_runs()
+    with contextlib.ExitStack() as stack:
+        known = Known()
+        for commit in commits:
+            with state_of(commit) as state:
+                for project in state.projects:
+                    report.problems += project.problems
+                    content = Content(project, state.made, commit, pull)
+                    locked = project.locked()
+                    behind = _behind(locked, known, content)
+                    if dry:
+                        for result in behind:
+                            print(f"would log the run of {name_of(result)}")
+                    elif behind or pipeline.is_apart(locked, known):
+                        if not claimed:
+                            store.open_store(project.folder)
+                            # Another machine may have written them meanwhile
+                            stack.enter_context(claims.held())
+                            known, claimed = Known(), True
+                        _write(project, state, known, content, report)
+    report.end()
 
 
 def status() -> None:
-    """Print how many results in dvc.lock have a run with all their files.
+    """Print how many results in dvc.lock have a run, and the runs whose results no commit holds.
 
     Raises:
         StageError: Some have not.
     """
     store.find_experiment()
-    missing = []
-    for folder in projects.folders():
-        locked = list(results.Project(folder).locked().values())
-        behind = _without_run(locked)
-        missing += behind
-        place = "" if folder == projects.MAIN else f"{folder}: "
-        print(f"{place}{len(locked) - len(behind)} of {len(locked)} results have their run")
+    missing, known = [], Known()
+    with state_of(None) as state:
+        for project in state.projects:
+            locked = project.locked()
+            behind = _behind(locked, known, Content(project, state.made))
+            missing += behind
+            place = "" if project.folder == projects.MAIN else f"{project.folder}: "
+            print(f"{place}{len(locked) - len(behind)} of {len(locked)} results have their run")
+        _print_uncommitted(known, state)
     if missing:
-        names = ", ".join(result.stage for result in missing[:5])
+        names = ", ".join(name_of(result) for result in missing[:5])
         more = f" and {len(missing) - 5} more" if missing[5:] else ""
-        raise StageError(f"no run for {names}{more} in {store.name()}: `make sync` writes them")
+        raise StageError(
+            f"no run for {names}{more} in {store.name()}: `dvc-mlflow sync` writes them"
+        )
 
 
-def _sync_main(state: State, declared: set[str]) -> None:
-    whole = set(state.locked) == declared
-    if not _behind(state) and not (whole and pipeline.is_apart(state.locked)):
-        return
-    with claims.held():  # and look again: another machine may have written them meanwhile
-        behind = _behind(state)
-        for result in behind:
-            _complete(result, state)
-        if whole and (behind or pipeline.is_apart(state.locked)) and pipeline.agree(state.locked):
-            for result in pipeline.needed(state.locked):
-                for path, md5 in _needed(result, state).items():
-                    state.bring(path, md5)
-            pipeline.connect(state.experiment_id, state.locked)
+def _print_uncommitted(known: Known, state: State) -> None:
+    """Print the runs with results that neither a commit nor this checkout holds."""
+    held = {*tags_of(state.made).items()}
+    with contextlib.suppress(GitError):  # there is no history
+        for holder in history.holders():
+            for outs in holder.stages.values():
+                held |= tags_of(outs).items()
+    for run in known.all():
+        links = [link for link in run.data.tags.items() if link[0].startswith("out:")]
+        if not held.issuperset(links):
+            stage = run.data.tags["stage"]
+            print(f"no commit holds the results of run {run.info.run_id} ({stage})")
 
 
-def _behind(state: State) -> list[Result]:
-    """The results that have no finished run, or one that has lost files."""
-    return [
-        result
-        for result in state.locked.values()
-        if (run := runs.finished(result.outs)) is None or _lost(run, result)
-    ]
+def name_of(result: Result) -> str:
+    return result.stage if result.project == projects.MAIN else f"{result.project}: {result.stage}"
 
 
-def _lost(run: Any, result: Result) -> list[str]:
-    """The outs whose files are missing in the run or in the logged model."""
-    lost = []
-    for out, md5 in result.outs.items():
-        if out in result.models:
-            found = models.find(md5)
-            if not found or models.lost_files(found[0]):
-                lost.append(out)
-        elif runs.lost_files(run.info.run_id, out, md5):
-            lost.append(out)
-    return lost
+def _behind(locked: Mapping[str, Result], known: Known, content: Content) -> list[Result]:
+    """The results that have no finished run, or one that lacks files which could be there."""
+    return [one for one in locked.values() if not _is_complete(one, known, content)]
 
 
-def _complete(result: Result, state: State) -> None:
-    """Give a result its finished run, with all files."""
-    run = runs.finished(result.outs)
-    if run is None and (deleted := runs.finished(result.outs, deleted=True)):
-        run = deleted
-        client().restore_run(run.info.run_id)
-        print(f"restored the deleted run of {result.stage}")
-    if run is None:
-        _write(result, state)
-        print(f"logged the run of {result.stage} from its results")
-        return
-    lost = _lost(run, result)
-    has_model = any(out in result.models for out in lost)
-    needed = _needed(result, state) if has_model else {out: result.outs[out] for out in lost}
-    for path, md5 in needed.items():
-        state.bring(path, md5)
-    for out in lost:
-        if out not in result.models:
-            runs.log_files(run.info.run_id, runs.artifacts_of(out))
-        elif known := models.find(result.outs[out]):
-            models.log_files(known[0], result, runs.silent)
-        else:
-            models.log(run.info.run_id, result, out, runs.silent)
-        print(f"logged {out} again, which the run of {result.stage} had lost")
+def _is_complete(result: Result, known: Known, content: Content) -> bool:
+    run = known.of(result)
+    if run is None or not runs.is_complete(run) or known.lost_files(run):
+        return False
+    missing = json.loads(run.data.tags.get("missing", "[]"))
+    if any(content.may_have(path) for path in missing):
+        return False
+    return not any(
+        models.is_lost(result.outs[path]) for path in runs.models_of(result) if path not in missing
+    )
 
 
-def _write(result: Result, state: State) -> None:
-    """Write the run of a result completely, or not at all."""
-    for path, md5 in _needed(result, state).items():
-        state.bring(path, md5)
-    for path in result.models:
-        models.drop_unfinished(result.outs[path])
-    run_id = runs.start(state.experiment_id, result, {**state.tags, "backfilled": "true"})
-    try:
-        runs.log_curves(run_id, result)
-        runs.log_result(run_id, result)
-    except BaseException:
-        with contextlib.suppress(Exception):  # the first failure is reported
-            client().set_terminated(run_id, "FAILED")
-            client().delete_run(run_id)
-        raise
-    runs.end_copy(run_id)
-
-
-def _needed(result: Result, state: State) -> dict[str, str]:
-    """The files that a run is written from: the outs of the stage, and those that a hook reads."""
-    made = {path: md5 for one in state.locked.values() for path, md5 in one.outs.items()}
-    read = hook("reads", lambda _: ())(result)
-    return {**result.outs, **{path: made[path] for path in read if path in made}}
-
-
-def _sync_project(folder: Path, main: State) -> None:
-    """Give every result of another project, whose files lie here, its finished run."""
-    project = results.Project(folder)
+def _write(project: Project, state: State, known: Known, content: Content, report: Report) -> None:
+    """Write everything that a project lacks."""
     locked = project.locked()
-    merged = {**main.locked, **locked}
-    state = State(store.open_store(folder), merged, main.tags, results.require)
-    here = [result for result in locked.values() if _is_here(result, project)]
-    if _without_run(here):
-        with claims.held(store.experiment(folder).name):
-            for result in _without_run(here):
-                _complete(result, state)
+    experiment_id = store.open_store(project.folder)
+    for result in _behind(locked, known, content):
+        try:
+            _complete(experiment_id, result, state, known, content, report)
+        except Exception as error:
+            if not store.is_refusal(error):
+                raise
+            report.problems.append(f"{name_of(result)}: {store.explain(error)}")
+    if pipeline.is_apart(locked, known):
+        with content.laid(pipeline.wanted(project, locked)) as missing:
+            pipeline.connect(experiment_id, project, locked, known, missing)
 
 
-def _is_here(result: Result, project: results.Project) -> bool:
-    """Whether the outs of a stage lie here, and the files of the project that they were made of."""
-    made = {path: md5 for path, md5 in result.deps.items() if project.folder in Path(path).parents}
-    return all(results.is_here(path, md5) for path, md5 in {**result.outs, **made}.items())
-
-
-def _without_run(found: list[Result]) -> list[Result]:
-    """Those that have no finished run, or one that has lost files. Asks the store once for all."""
-    logged: dict[tuple[str, str], list[Any]] = {}
-    for run in runs.search("attributes.status = 'FINISHED' and tags.stage LIKE '%'"):
-        for link in run.data.tags.items():
-            logged.setdefault(link, []).append(run)
-    behind = []
-    for result in found:
-        links = {f"out:{out}": md5 for out, md5 in result.outs.items()}.items()
-        known = logged.get(next(iter(links)), [])
-        run = next((run for run in known if links <= run.data.tags.items()), None)
-        if run is None or _lost(run, result):
-            behind.append(result)
-    return behind
+def _complete(
+    experiment_id: str,
+    result: Result,
+    state: State,
+    known: Known,
+    content: Content,
+    report: Report,
+) -> None:
+    """Give a result its finished run, with all files that can be had."""
+    run = known.of(result)
+    with content.laid(runs.wanted(result)) as missing:
+        report.missing += [
+            path
+            for path in (path.removesuffix(runs.SOME) for path in missing)
+            if path not in report.missing
+        ]
+        if run is None:
+            run = known.deleted(result.tags)
+        if run and run.info.lifecycle_stage == "deleted":
+            client().restore_run(run.info.run_id)
+            print(f"restored the deleted run of {name_of(result)}")
+        if run is not None:
+            lost = known.lost_files(run)
+            noted = json.loads(run.data.tags.get("missing", "[]"))
+            if runs.is_complete(run) and not lost and missing and {*missing} == {*noted}:
+                return  # the remote did not have them either
+            runs.complete(run.info.run_id, result, missing)
+            known.add(run.info.run_id)
+            print(
+                f"completed the run of {name_of(result)}"
+                + (f", which had lost {', '.join(lost)}" if lost else "")
+            )
+            return
+        for path in result.models:
+            models.drop_unfinished(result.outs[path])
+        tags = {**state.tags, "backfilled": "true"}
+        known.add(runs.write(experiment_id, result, tags, missing))
+        print(f"logged the run of {name_of(result)} from its results")
 
 
 def _end_dead_runs() -> None:
@@ -196,7 +241,7 @@ def _end_dead_runs() -> None:
     Only runs of this machine are ended. Runs that `sync` began are deleted, because it writes them
     again.
     """
-    for run in runs.search("attributes.status = 'RUNNING'"):
+    for run in search("attributes.status = 'RUNNING'"):
         tags, run_id = run.data.tags, run.info.run_id
         if not runs.is_over(tags.get("process", "")):
             continue

@@ -111,41 +111,29 @@ def dirty_files() -> str:
     return output_of(["git", "status", "--porcelain"]).strip()
 
 
-def key_of(arguments: Sequence[str]) -> str | None:
-    """The private key for the signature of the statement, if one is given.
-
-    Raises:
-        InputError: The arguments are wrong, or there is no such key.
-    """
-    match arguments:
-        case [] | ["statement"]:
-            return None
-        case ["statement", key] if Path(key).expanduser().is_file():
-            return str(Path(key).expanduser())
-        case ["statement", key]:
-            raise InputError(f"KEY is {key}, expected the file of a private key of OpenSSH")
-    raise InputError(f"expected `statement` and a key, or nothing, found {' '.join(arguments)}")
-
-
 def other_projects() -> list[damage.Damage]:
     """The damaged files in this folder of all projects but the main one."""
     return [
         found
-        for folder in projects.folders()[1:]
+        for folder in [*projects.find()][1:]
         for found in damage.in_folder(damage.locked(project=folder))
     ]
 
 
-def verify(*arguments: str) -> None:
+def verify(statement: bool = False, key: str | None = None) -> None:
     """Verify the last commit, and print a table of its outs.
 
     Args:
-        arguments: See :func:`key_of`.
+        statement: Write down that they agree.
+        key: The file of a private key of OpenSSH, which signs the statement.
 
     Raises:
+        InputError: There is no such key.
         StageError: An out differs, or a file or object is damaged.
     """
-    key, dirty = key_of(arguments), dirty_files()
+    if key and not Path(key).expanduser().is_file():
+        raise InputError(f"the key is {key}, expected the file of a private key of OpenSSH")
+    dirty = dirty_files()
     stored = damage.in_stores(damage.locked()) + other_projects()
     for found in stored:
         print(found)
@@ -169,10 +157,10 @@ def verify(*arguments: str) -> None:
             )
         if wrong:
             print(origin(scratch, outs))
-        elif arguments:
+        elif statement or key:
             commit = output_of(["git", "rev-parse", "HEAD"], scratch).strip()
             content = attest.statement(scratch, commit, [out.path for out in outs])
-            print(f"wrote {attest.write(content, key)}")
+            print(f"wrote {attest.write(content, key and str(Path(key).expanduser()))}")
     if wrong or damaged:
         raise StageError(f"{len(wrong) + len(damaged)} of {len(outs)} outs differ")
     if stored:

@@ -26,14 +26,20 @@ def links(ui: str = store.UI) -> str:
     from mlflow import MlflowClient
 
     lines = []
-    for folder in projects.folders():
+    for folder, files in projects.find().items():
+        if not files:
+            continue
         title = "" if folder == projects.MAIN else f"{folder}: "
         experiment_id = store.find_experiment(folder)
         if experiment_id and MlflowClient().search_runs([experiment_id], max_results=1):
             lines.append(f"{title}{store.overview(experiment_id, ui)}")
         else:
-            lines.append(f"{title}no runs in {store.name()} yet: `make sync` writes them")
+            lines.append(f"{title}no runs in {store.name()} yet: `dvc-mlflow sync` writes them")
     return "\n".join(lines)
+
+
+def print_links() -> None:
+    print(links())
 
 
 def show(port: str = "") -> None:
@@ -82,7 +88,8 @@ def _free(port: str) -> int:
             except OSError:
                 continue
             return number
-    raise InputError(f"port {port or f'{PORT} and the 99 after it'} is taken: `make ui PORT=...`")
+    taken = port or f"{PORT} and the 99 after it"
+    raise InputError(f"port {taken} is taken: `dvc-mlflow view PORT`")
 
 
 def _answers(address: str, server: subprocess.Popen[bytes]) -> bool:

@@ -16,7 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from dvc_mlflow import find, git, models, results, store
+from dvc_mlflow import find, history, models, store, sync
+from dvc_mlflow.content import Content
 from dvc_mlflow.errors import InputError, StageError, main_function
 from stages import hooks
 
@@ -83,17 +84,25 @@ def build(what: str, folder: Path) -> str:
     """
     model = find.logged_model(what)
     md5, path = model.tags.get("md5", ""), model.tags.get("file", "")
-    holding = [holder for holder in git.holders() if holder.holds({path: md5})]
+    holding = [holder for holder in history.holders() if holder.holds({path: md5})]
     if not holding:
         raise StageError(f"{what} is refused: its bytes match no dvc.lock of this history")
     commit = holding[0].first
-    with results.checkout(commit) as (project, bring):
-        locked = project.locked()
-        made = {out: found for one in locked.values() for out, found in one.outs.items()}
-        [result] = [one for one in locked.values() if path in one.outs]
-        for needed in (path, *hooks.reads(result)):
-            bring(needed, made[needed])
-        models.export(result, Path(path), folder)
+    with sync.state_of(commit) as state:
+        [(project, result)] = [
+            (project, result)
+            for project in state.projects
+            for result in project.locked().values()
+            if path in result.outs
+        ]
+        needed = [path, *hooks.reads(result)]
+        with Content(project, state.made, commit).laid(needed) as missing:
+            if missing:
+                raise StageError(
+                    f"{missing[0]} of commit {commit[:10]} is not in the cache: `git checkout "
+                    f"{commit[:10]} && dvc pull {missing[0]}` brings it"
+                )
+            models.export(result, Path(path), folder)
     return f"{what} is {path} (md5 {md5}) of commit {commit[:10]}"
 
 

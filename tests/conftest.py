@@ -17,7 +17,7 @@ import pytest
 from filelock import FileLock
 
 import stages  # noqa: F401  (sets how long threads spin, before any test imports torch)
-from dvc_mlflow import store
+from dvc_mlflow import history, store
 from dvc_mlflow.files import md5
 from dvc_mlflow.hooks import settings
 from stages.base import files
@@ -92,6 +92,12 @@ def settings_of_the_folder():
 def forget_the_folder() -> None:
     settings.cache_clear()
     store.root.cache_clear()
+    forget_the_history()
+
+
+def forget_the_history() -> None:
+    for remembered in (history.holders, history._blobs, history._repo):
+        remembered.cache_clear()
 
 
 @pytest.fixture
@@ -185,7 +191,7 @@ class Clone:
         return subprocess.Popen(
             command,
             cwd=self.path,
-            env=environment(env),
+            env=environment({"PWD": str(self.path)} | (env or {})),  # as a shell sets it
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,

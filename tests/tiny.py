@@ -13,8 +13,7 @@ import torch
 from PIL import Image
 from ruamel.yaml import YAML
 
-from conftest import ROOT, Clone
-from dvc_mlflow import git
+from conftest import ROOT, Clone, forget_the_history
 from stages.base import files, params, splits
 from stages.base.params import MODEL_NAMES
 from stages.networks import models
@@ -72,6 +71,12 @@ def md5_of(path: Path) -> str:
     return hashlib.md5(listing(path)).hexdigest() + ".dir"
 
 
+def size_of(path: Path) -> int:
+    """The bytes of a file, or of all files in a folder."""
+    files = path.rglob("*") if path.is_dir() else [path]
+    return sum(file.stat().st_size for file in files if file.is_file())
+
+
 def listing(folder: Path) -> bytes:
     """What DVC's cache keeps for a folder."""
     entries = [
@@ -111,7 +116,7 @@ class Project(Clone):
     def commit(self, message: str) -> str:
         """All that git keeps; the hash."""
         super().commit(message)
-        git.holders.cache_clear()  # a process that finds something runs beside no commit
+        forget_the_history()  # a process that finds something runs beside no commit
         return self.git("rev-parse", "HEAD")
 
     def git(self, *arguments: str) -> str:
@@ -124,8 +129,11 @@ class Project(Clone):
     def outs(self, stage: str) -> dict[str, str]:
         return {path: self.md5(path) for path in PIPELINE[stage].cached + PIPELINE[stage].small}
 
-    def entries(self, paths: list[str], folder: str = "") -> list[dict[str, str]]:
-        return [{"path": path, "hash": "md5", "md5": self.md5(f"{folder}{path}")} for path in paths]
+    def entries(self, paths: list[str], folder: str = "") -> list[dict[str, Any]]:
+        return [
+            {"path": path, "hash": "md5", "md5": md5_of(found), "size": size_of(found)}
+            for path, found in ((path, self.path / folder / path) for path in paths)
+        ]
 
     def settings(self, keys: list[str], file: str = "params.yaml") -> dict[str, Any]:
         """What DVC writes to dvc.lock for some keys of a file of settings."""

@@ -100,16 +100,13 @@ def test_the_same_machine_counts_once_and_a_signature_or_another_machine_once_mo
     ]
 
 
-@pytest.mark.parametrize(
-    ("arguments", "line"),
-    [
-        (["statement", "no key"], "KEY is no key, expected the file of a private key of OpenSSH"),
-        (["statment"], "expected `statement` and a key, or nothing, found statment"),
-    ],
-)
-def test_a_key_that_is_none_is_named_before_anything_is_computed(arguments, line):
-    with pytest.raises(InputError, match=line):
-        verify.key_of(arguments)
+def test_a_key_that_is_none_is_named_before_anything_is_computed(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # where there is nothing to verify
+    for key in ("no key", "~/no key", "."):
+        with pytest.raises(
+            InputError, match=f"^the key is {key}, expected the file of a private key of OpenSSH$"
+        ):
+            verify.verify(key=key)
 
 
 def test_an_emulated_processor_is_told_from_a_real_one():

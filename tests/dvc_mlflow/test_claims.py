@@ -119,7 +119,7 @@ def test_a_claim_that_was_deleted_and_not_renamed_is_taken_at_once(client):
 def test_the_claim_of_another_machine_is_taken_when_it_falls_silent_and_not_before(
     client, monkeypatch
 ):
-    monkeypatch.setattr(claims, "SILENCE", 0.4)
+    monkeypatch.setattr(claims, "SILENCE", 2)  # a busy machine may miss some beats
     claim = client.create_experiment("mnist-claim", tags={"process": "elsewhere 1 0"})
     beats: list[float] = []
 

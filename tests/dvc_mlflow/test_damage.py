@@ -23,7 +23,8 @@ def folder(tmp_path, monkeypatch):
 
 def write_lock(content: dict[str, bytes], text: str = "schema: '2.0'\nstages:\n") -> None:
     """The outs of a stage each, and a dvc.lock that holds them."""
-    Path("dvc.yaml").write_text("stages: {}", encoding="utf-8")
+    files.write_text(Path("dvc.yaml"), "stages: {}")
+    files.write_text(Path(".dvc/config"), "")
     for path, body in content.items():
         files.write_bytes(Path(path), body)
         out = f"  make-{Path(path).name}:\n    cmd: make\n    outs:\n    - path: {path}\n"
@@ -48,9 +49,13 @@ def test_an_out_that_is_not_the_locked_one_is_damaged_and_a_missing_one_is_not()
     )
 
 
-@pytest.mark.parametrize("content", ["", "stages:", "stages: {a: {}}", "a: [", "\t"])
+@pytest.mark.parametrize("content", ["", "stages:", "stages: {a: b}", "a: [", "\t", None])
 def test_a_lock_that_cannot_be_read_is_one_line(content):
-    Path("dvc.lock").write_text(content, encoding="utf-8")
+    write_lock({"a": b"1"})
+    if content is None:
+        Path("dvc.lock").unlink()
+    else:
+        Path("dvc.lock").write_text(content, encoding="utf-8")
     with pytest.raises(StageError, match=r"^dvc\.lock cannot be read \(.*\): `git checkout dvc"):
         damage.locked(Path())
 
@@ -118,12 +123,12 @@ def test_a_lock_is_whole_where_each_entry_has_a_path_and_an_md5():
 
 def test_the_damage_of_each_project_is_reported_at_once(monkeypatch, tmp_path):
     monkeypatch.chdir(make_project(tmp_path / "project").path)
-    assert damage.report() is None
+    assert damage.damage() is None
     paths = ("models/mlp.safetensors", "study/cells/fast-mlp-0.json", "study/report/study.md")
     for path in paths:
         Path(path).write_text("damaged")
     with pytest.raises(StageError) as told:
-        damage.report()
+        damage.damage()
     lines = str(told.value).split("\nerror: ")
     assert [line.split(" is damaged (")[0] for line in lines] == [*paths[:2], "study/report"]
     assert lines[0].endswith(
@@ -140,12 +145,27 @@ def test_a_damaged_object_in_the_cache_is_found_and_removed(monkeypatch, tmp_pat
     md5 = project.md5("models/mlp.safetensors")
     kept = Path(".dvc/cache/files/md5", md5[:2], md5[2:])
     kept.write_bytes(b"damaged")
-    with pytest.raises(StageError, match=rf"{md5[2:]} is damaged .* of stage train_mlp\): `python"):
-        damage.report()
-    damage.remove()
+    cure = "`dvc-mlflow damage --remove && dvc repro train_mlp`"
+    with pytest.raises(StageError, match=rf"{md5[2:]} is damaged .* of stage train_mlp\): {cure}$"):
+        damage.damage()
+    Path("reports/metrics.json").write_text("damaged")  # which is not removed
+    damage.damage(remove=True)
     assert capsys.readouterr().out.endswith(f"{md5[2:]} is removed\n")
     assert not kept.exists()
-    damage.report()
+    assert Path("reports/metrics.json").read_text() == "damaged"
+    project.git("checkout", "reports/metrics.json")
+    assert damage.damage() is None
+
+
+def test_damage_is_found_in_a_cache_that_only_one_project_has(monkeypatch, tmp_path):
+    project = make_project(tmp_path / "project")
+    monkeypatch.chdir(project.path)
+    project.write("study/.dvc/config", "")
+    md5 = project.md5("study/cells/fast-mlp-0.json")
+    kept = Path("study/.dvc/cache/files/md5", md5[:2], md5[2:])
+    files.write_bytes(kept, b"damaged")
+    with pytest.raises(StageError, match=rf"{md5[2:]} is damaged .* of stage cell@fast-mlp-0\): "):
+        damage.damage()
 
 
 def test_mend_repairs_each_project_and_checks_the_settings_first(monkeypatch, tmp_path, capsys):

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from conftest import Clone
-from dvc_mlflow import damage, git, hooks, projects, results, store
+from dvc_mlflow import curves, damage, git, history, hooks, projects, results, store
 from dvc_mlflow.errors import InputError
 from dvc_mlflow.files import md5
 
@@ -98,16 +98,21 @@ def made(tmp_path_factory) -> Clone:
 @pytest.fixture
 def repository(made, monkeypatch) -> Clone:
     monkeypatch.chdir(made.path)
-    git.holders.cache_clear()
+    for variable in ("DVC_ROOT", "DVC_STAGE"):
+        monkeypatch.delenv(variable, raising=False)
     return made
 
 
 def everything() -> dict[str, results.Result]:
     return {
         name: result
-        for folder in projects.folders()
-        for name, result in results.Project(folder).locked().items()
+        for project in results.all_projects().values()
+        for name, result in project.locked().items()
     }
+
+
+def main() -> results.Project:
+    return results.all_projects()[projects.MAIN]
 
 
 PLACES = {
@@ -117,6 +122,7 @@ PLACES = {
     "each@two": (["two/out.txt"], ["two/in.txt"]),
     "keyed@us": (["us.json"], []),
     "keyed@uk": (["uk.json"], []),
+    "without-outs": ([], ["out.csv"]),
     **{
         f"grid@{name}-{size}": ([f"more/work/{name}-{size}.txt"], ["a/in.txt"])
         for name in "xy"
@@ -131,27 +137,34 @@ def test_each_path_starts_in_the_main_folder_whatever_the_stage_starts_from(repo
     for result in found.values():
         for path, expected in {**result.outs, **result.deps}.items():
             assert md5(Path(path)) == expected
-        assert results.project_of(result.stage).here(result.stage) == result
+        project, name = results.project_of(result.stage)
+        assert project.here(name) == result
 
 
-def test_a_stage_without_outs_has_no_result(repository):
-    project = results.Project()
-    assert "without-outs" in project and "without-outs" not in [*project]
-    assert "without-outs" not in project.locked()
-    assert project.here("without-outs").deps == {"out.csv": md5(Path("out.csv"))}
-    assert projects.of_stage("without-outs") == projects.MAIN
+def test_a_stage_without_outs_is_found_again_by_what_it_read(repository):
+    result = main().locked()["without-outs"]
+    assert (result.outs, result.deps) == ({}, {"out.csv": md5(Path("out.csv"))})
+    assert result.tags == {"read": main().here("without-outs").read}
+    text = Path("out.csv").read_text(encoding="utf-8")
+    Path("out.csv").write_text("another", encoding="utf-8")
+    try:
+        assert main().here("without-outs").tags != result.tags
+    finally:
+        Path("out.csv").write_text(text, encoding="utf-8")
 
 
 def test_the_outs_of_a_commit_and_of_the_folder_are_the_same_without_dvc(repository):
     expected = {name: result.outs for name, result in everything().items()}
-    here = [projects.outs_here(folder) for folder in projects.folders()]
-    assert here[0] | here[1] == expected | {"without-outs": {}}
+    found = projects.find()
+    here = [projects.outs_here(file) for files in found.values() for file in files]
+    assert here[0] | here[1] == expected
     commit = git.commit_of("HEAD")
-    committed = [git.outs_of(commit, lock) for lock in projects.locks()]
+    assert projects.find(commit=commit) == found
+    committed = [history.outs_of(commit, lock) for lock in projects.locks(found)]
     assert committed == here
-    for outs in expected.values():
-        assert len([holder for holder in git.holders() if holder.holds(outs)]) == 1
-    for folder in projects.folders():
+    for outs in filter(None, expected.values()):
+        assert len([holder for holder in history.holders() if holder.holds(outs)]) == 1
+    for folder in found:
         assert damage.in_folder(damage.locked(project=folder)) == []
 
 
@@ -166,10 +179,11 @@ def test_settings_of_foreach_and_matrix_can_be_compared_between_the_items(reposi
     assert params["grid@y-1"] == {"rate": 7, "deep": 9, "name": "y", "size": 1}
 
 
-def test_curves_metrics_and_models_are_found_wherever_they_lie(repository):
+def test_plots_metrics_and_models_are_found_wherever_they_lie(repository):
     found = everything()
-    curves = {name: result.curves for name, result in found.items() if result.curves}
-    assert curves == {"plain": {"out.csv": "step"}}
+    plots = {name: result.plots for name, result in found.items() if result.plots}
+    [(name, by_path)] = plots.items()
+    assert (name, [*by_path]) == ("plain", ["out.csv"])
     metrics = {name: result.metrics for name, result in found.items() if result.metrics}
     assert metrics == {
         "each@two": ("two/out.txt",),  # at the top level of dvc.yaml
@@ -183,32 +197,34 @@ def test_curves_metrics_and_models_are_found_wherever_they_lie(repository):
     }
 
 
-@pytest.mark.parametrize("template", ["linear", "simple", "smooth", None])
-@pytest.mark.parametrize("x", ["step", None])
-def test_a_plot_with_lines_over_an_x_is_a_curve(repository, template, x):
+def curve_of(declaration: str) -> list[tuple[str, float, int]]:
+    """The points of the curves of `plain`, if its plot is declared like this."""
     text = Path("dvc.yaml").read_text(encoding="utf-8")
-    told = {"x": x, "template": template, "cache": False}
-    told = {key: value for key, value in told.items() if value is not None}
-    Path("dvc.yaml").write_text(
-        text.replace("{x: step, y: loss, cache: false}", json.dumps(told)), encoding="utf-8"
-    )
+    *_, own = declared = text.partition("{x: step, y: loss, cache: false}")
+    assert own
+    top = "plots:\n- together: {x: step, y: {out.csv: loss}}\n"
+    changed = (declared[0] + declaration + own).replace(top, "")
+    Path("dvc.yaml").write_text(changed, encoding="utf-8")
     try:
-        expected = {"out.csv": "step"} if x else {}
-        assert results.Project().here("plain").curves == expected
+        return [*curves.of_result(main().here("plain"), ["out.csv"])]
     finally:
         Path("dvc.yaml").write_text(text, encoding="utf-8")
+
+
+LOSS = [("loss", 0.5, 1), ("loss", 0.25, 2)]
+
+
+@pytest.mark.parametrize("template", ["linear", "simple", "smooth", None])
+@pytest.mark.parametrize("x", ["step", None])
+def test_a_plot_with_lines_is_a_curve_over_its_x_or_over_the_steps(repository, template, x):
+    told = {"x": x, "template": template, "cache": False}
+    told = {key: value for key, value in told.items() if value is not None}
+    assert curve_of(json.dumps(told)) == LOSS
 
 
 @pytest.mark.parametrize("template", ["scatter", "confusion", "bar_horizontal", "ours"])
 def test_a_plot_without_lines_is_no_curve(repository, template):
-    text = Path("dvc.yaml").read_text(encoding="utf-8")
-    Path("dvc.yaml").write_text(
-        text.replace("{x: step,", f"{{x: step, template: {template},"), encoding="utf-8"
-    )
-    try:
-        assert results.Project().here("plain").curves == {}
-    finally:
-        Path("dvc.yaml").write_text(text, encoding="utf-8")
+    assert curve_of(f"{{x: step, y: loss, template: {template}, cache: false}}") == []
 
 
 def test_without_settings_and_hooks_there_are_defaults(repository, monkeypatch):

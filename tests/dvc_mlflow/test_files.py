@@ -1,6 +1,8 @@
-"""A file is written completely or not at all, and has the md5 of DVC; errors are one line."""
+"""A file is written completely or not at all, has the md5 of DVC, and is read in each format;
+errors are one line."""
 
 import hashlib
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +12,7 @@ from dvc_data.hashfile.build import build
 from dvc_data.hashfile.db import HashFileDB
 from dvc_objects.fs.local import LocalFileSystem
 
-from dvc_mlflow import files
+from dvc_mlflow import curves, files
 from dvc_mlflow.errors import InputError, StageError, main_function, one_line
 
 
@@ -64,12 +66,68 @@ def test_two_processes_that_write_one_path_at_once_both_succeed_and_each_reader_
     assert [path.name for path in folder.iterdir()] == ["shared"]
 
 
-def test_the_columns_of_a_table_are_those_that_hold_only_numbers(folder):
-    Path("a.csv").write_text('x,name,"y, z",gap\n1,a,0.5,\n2,b,1e3,7\n', encoding="utf-8")
-    assert files.read_columns(Path("a.csv")) == {"x": [1.0, 2.0], "y, z": [0.5, 1000.0]}
-    for nothing in ("", "x,y\n"):
-        Path("a.csv").write_text(nothing, encoding="utf-8")
-        assert files.read_columns(Path("a.csv")) == {}
+TREE = {"a": {"b": 1.5, "ä": [1, 2]}, "c": "x"}
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("a.json", json.dumps(TREE)),
+        ("a.json", f"\ufeff{json.dumps(TREE)}"),  # as Windows writes it
+        ("a.yaml", "a: {b: 1.5, ä: [1, 2]}\nc: x\n"),
+        ("a.yml", "a:\n  b: 1.5\n  ä:\n  - 1\n  - 2\nc: x\n"),
+        ("a.toml", 'c = "x"\n[a]\nb = 1.5\n"ä" = [1, 2]\n'),
+    ],
+)
+def test_a_file_of_settings_or_metrics_has_the_same_content_in_each_format(name, text):
+    Path(name).write_text(text, encoding="utf-8")
+    assert files.read_tree(Path(name)) == TREE
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("a.json", b"{"),
+        ("a.json", b"[" * 100_000),
+        ("a.yaml", b"a: ["),
+        ("a.toml", b"a = "),
+        ("a.yaml", b"\xff\xfe"),
+        ("a.json", None),
+    ],
+)
+def test_a_file_that_cannot_be_read_is_one_line_that_names_it(name, content):
+    if content is not None:
+        Path(name).write_bytes(content)
+    with pytest.raises(StageError, match=rf"^{name} cannot be read \([^\n]+\)$"):
+        files.read_tree(Path(name))
+
+
+# --- tables ---
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("t.csv", 'n,"y, z"\n1,a\n2,\n'),
+        ("t.csv", '\ufeffn,"y, z"\r\n1,a\r\n2,\r\n'),
+        ("t.tsv", "n\ty, z\n1\ta\n2\t\n"),
+        ("t.json", '[{"n": "1", "y, z": "a"}, {"n": "2", "y, z": ""}]'),
+        ("t.json", '{"k": 1, "deep": {"rows": [{"n": "1", "y, z": "a"}, {"n": "2", "y, z": ""}]}}'),
+        ("t.yaml", "- {n: '1', 'y, z': a}\n- {n: '2', 'y, z': ''}\n"),
+    ],
+)
+def test_a_table_has_the_same_columns_in_each_format_of_dvc(name, text):
+    Path(name).write_bytes(text.encode())
+    assert curves.read(Path(name)) == {"n": ["1", "2"], "y, z": ["a", ""]}
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [("t.csv", ""), ("t.csv", "x,y\n"), ("t.json", '{"a": [1, 2]}'), ("t.yaml", "")],
+)
+def test_a_file_without_rows_has_no_columns(name, text):
+    Path(name).write_text(text, encoding="utf-8")
+    assert curves.read(Path(name)) == {}
 
 
 def test_the_md5_of_a_folder_leaves_out_the_files_that_dvc_ignores(folder):

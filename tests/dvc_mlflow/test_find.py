@@ -1,21 +1,21 @@
 """From runs, models and files to commits and back, in small repositories with a real store."""
 
 import hashlib
-import json
-from pathlib import Path
 
 import pytest
-from tiny import PIPELINE
+from tiny import CELLS, PIPELINE
 
-from dvc_mlflow import find, git, store
+from conftest import forget_the_history
+from dvc_mlflow import find, store
 from dvc_mlflow.errors import InputError, StageError
 
 MLP = "models/mlp.safetensors"
+STAGES = [*PIPELINE, *(f"cell@{cell}" for cell in CELLS), "report"]
 
 
 @pytest.fixture
-def project(standing):
-    git.holders.cache_clear()
+def project(standing, monkeypatch):
+    monkeypatch.setenv("PWD", str(standing[0].path))
     return standing[0]
 
 
@@ -28,17 +28,21 @@ def client(standing):
 def said(project, capsys):
     """What `find` prints."""
 
-    def printed(what: str, file: Path = Path("no file")) -> str:
+    def printed(what: str) -> str:
         capsys.readouterr()
-        find.find(what, file)
+        find.find(what)
         return capsys.readouterr().out
 
     return printed
 
 
 def run_of(client, stage: str):
-    found = client.search_runs(["1", "2", "3"], f"tags.stage = '{stage}'")
-    (run,) = [run for run in found if run.info.status == "FINISHED"]
+    name = "mnist" if stage in (*PIPELINE, "pipeline") else "mnist-study"
+    found = client.search_runs(
+        [client.get_experiment_by_name(name).experiment_id],
+        f"tags.stage = '{stage}' and attributes.status = 'FINISHED'",
+    )
+    (run,) = found
     return run
 
 
@@ -80,7 +84,7 @@ def test_the_number_of_further_commits_with_the_same_results_is_told(client, pro
     with_one = head(project)
     for at in range(2):
         project.git("commit", "--allow-empty", "--quiet", "-m", f"nothing new {at}")
-    git.holders.cache_clear()
+    forget_the_history()
     try:
         told = said(run_of(client, "prepare").info.run_id)
         assert f"  commit {with_one}  (and 2 more commits)\n" in told
@@ -96,7 +100,7 @@ def test_results_that_no_commit_and_not_the_folder_holds_are_told(client, projec
     tags = {"stage": "plot", "out:reports/figures": "md5 of nothing"}
     run_id = client.create_run(experiment, tags=tags).info.run_id
     with pytest.raises(InputError, match=f"no commit's dvc.lock holds the results of run {run_id}"):
-        find.find(run_id, Path("no file"))
+        find.find(run_id)
     client.delete_run(run_id)
 
 
@@ -115,7 +119,7 @@ def test_a_run_without_results_says_what_it_is(client, project, tags, expected):
     experiment = client.get_experiment_by_name("mnist").experiment_id
     run_id = client.create_run(experiment, tags=tags).info.run_id
     with pytest.raises(InputError, match=expected):
-        find.find(run_id, Path("no file"))
+        find.find(run_id)
     client.delete_run(run_id)
 
 
@@ -132,7 +136,7 @@ def test_every_name_of_a_model_leads_to_its_file_run_and_commit(client, project,
         page = f"  {store.UI}/#/experiments/{model.experiment_id}/models/{model.model_id}"
         assert others[others.index(page) + 1] == f"    made by run {model.source_run_id}"
         assert f"  commit {head(project)}" in others
-    assert said(path, project.path / path).splitlines()[1:] == others
+    assert said(path).splitlines()[1:] == others
 
 
 @pytest.mark.parametrize(
@@ -140,7 +144,7 @@ def test_every_name_of_a_model_leads_to_its_file_run_and_commit(client, project,
 )
 def test_what_is_no_model_is_told_with_the_names_that_are(client, project, what):
     with pytest.raises(InputError, match=rf"^{what} is no model of .*models:/NAME/VERSION"):
-        find.find(what, Path("no file"))
+        find.find(what)
 
 
 def test_a_champion_that_is_not_there_is_explained(client, project):
@@ -148,7 +152,7 @@ def test_a_champion_that_is_not_there_is_explained(client, project):
     client.delete_registered_model_alias("mnist", "champion")
     try:
         with pytest.raises(StageError, match="has lost its alias champion"):
-            find.find("models:/mnist@champion", Path("no file"))
+            find.find("models:/mnist@champion")
     finally:
         client.set_registered_model_alias("mnist", "champion", version)
 
@@ -156,72 +160,99 @@ def test_a_champion_that_is_not_there_is_explained(client, project):
 def test_a_model_of_somebody_else_is_told(client, project):
     model = client.create_logged_model("0", name="foreign")
     with pytest.raises(InputError, match="was not logged from a result of DVC"):
-        find.find(model.model_id, Path("no file"))
+        find.find(model.model_id)
 
 
-def test_a_file_goes_before_a_commit_of_its_name_and_says_so(client, project, said, tmp_path):
+def test_a_file_goes_before_a_commit_of_its_name_and_says_so(client, project, said):
     commit = project.git("rev-parse", "HEAD")[:10]
-    told = said("main", project.path / MLP)
-    assert told.startswith(f"main names a file and a commit; this is the file, `find {commit}` ")
-    assert f"file main: md5 {project.md5(MLP)}" in told
-    assert "names a file and a commit" not in said(MLP, project.path / MLP)
-    (tmp_path / "other").write_text("no model")
-    md5 = hashlib.md5(b"no model").hexdigest()
-    with pytest.raises(InputError, match=rf"file other \(md5 {md5}\) is in no commit's dvc.lock"):
-        find.find("other", tmp_path / "other")
+    (project.path / "main").write_bytes((project.path / MLP).read_bytes())
+    (project.path / "other").write_text("no model")
+    try:
+        told = said("main")
+        assert told.startswith(
+            f"main names a file and a commit; this is the file, `find {commit}` "
+        )
+        assert f"file main: md5 {project.md5(MLP)}" in told
+        assert "names a file and a commit" not in said(MLP)
+        md5 = hashlib.md5(b"no model").hexdigest()
+        with pytest.raises(InputError, match=rf"file other \(md5 {md5}\) is in no commit's dvc.lo"):
+            find.find("other")
+    finally:
+        (project.path / "main").unlink()
+        (project.path / "other").unlink()
+
+
+def test_a_file_is_the_one_in_the_folder_where_the_command_was_typed(project, said, monkeypatch):
+    monkeypatch.setenv("PWD", str(project.path / "models"))
+    assert said("mlp.safetensors").startswith(f"file mlp.safetensors: md5 {project.md5(MLP)}\n")
+    absolute = str(project.path / MLP)
+    assert said(absolute).startswith(f"file {absolute}: md5 {project.md5(MLP)}\n")
+    with pytest.raises(InputError, match=f"^{MLP} is no run or model of .*, no file and "):
+        find.find(MLP)
 
 
 def test_a_file_that_only_a_commit_holds_is_found_without_a_model(project, said):
     path = "reports/comparison.md"
-    told = said(path, project.path / path)
+    told = said(path)
     assert told.splitlines()[0] == f"file {path}: md5 {project.md5(path)}"
     assert "made by run" not in told and "models:/" not in told
     assert f"  commit {head(project)}" in told
 
 
+def shown(lines: list[str]) -> dict[str, str]:
+    """The id of the run of each stage, also of one in the study."""
+    found = [line.strip().removeprefix("study ").split(maxsplit=1) for line in lines]
+    return {stage: page.split("/runs/")[-1] for stage, page in found}
+
+
 def test_a_commit_leads_to_the_finished_run_of_each_stage_and_of_the_study(client, project, said):
-    first, *others, cells = said("main").splitlines()
+    first, *others = said("main").splitlines()
     assert first == f"commit {head(project)}"
-    stages = [*PIPELINE, "report"]
-    shown = {line.split()[0]: line.split("/runs/")[1] for line in others}
-    assert shown == {
-        "study" if stage == "report" else stage: run_of(client, stage).info.run_id
-        for stage in stages
+    assert shown(others) == {stage: run_of(client, stage).info.run_id for stage in STAGES}
+
+
+def test_of_a_project_with_many_stages_the_last_run_stands_for_all(
+    client, project, said, monkeypatch
+):
+    monkeypatch.setattr(find, "MOST_STAGES", 2)
+    _, last, five, report, three = said("main").splitlines()
+    assert shown([last, report]) == {
+        stage: run_of(client, stage).info.run_id for stage in ("plot", "report")
     }
-    assert cells.strip() == "3 of its 3 stages have runs"
+    assert five.strip() == "5 of its 5 stages have runs"
+    assert three.strip() == "3 of its 3 stages have runs"
 
 
 def test_a_run_that_a_commit_lacks_is_told_with_the_command_that_writes_it(client, project, said):
     commit = project.git("rev-parse", "HEAD")[:10]
-    gone = [run_of(client, stage).info.run_id for stage in ("plot", "cell@fast-mlp-0", "report")]
+    lost = ("plot", "cell@fast-mlp-0", "report")
+    gone = [run_of(client, stage).info.run_id for stage in lost]
     for run_id in gone:
         client.delete_run(run_id)
     try:
-        told = said("HEAD")
-        assert told.count("no run") == 2  # of plot, and of the report, which stands for the study
-        assert f"  {'plot':14}no run: `make sync REV={commit}` writes it\n" in told
-        assert f"  {'study':14}no run\n" in told
-        assert f"1 of its 3 stages have runs: `git checkout {commit} && make sync`" in told
+        _, *others = said("HEAD").splitlines()
+        hint = f"`dvc-mlflow sync --rev {commit}` writes the missing runs"
+        assert [at for at, line in enumerate(others) if line.strip() == hint] == [5, 9]
+        ids = {stage: run_of(client, stage).info.run_id for stage in STAGES if stage not in lost}
+        del others[9], others[5]
+        assert shown(others) == ids | dict.fromkeys(lost, "no run")
     finally:
         for run_id in gone:
             client.restore_run(run_id)
 
 
 def test_a_commit_of_which_nothing_is_logged_is_told(client, project, capsys):
-    old = json.loads((project.path / "dvc.lock").read_text())
-    old["stages"] = {"plot": {"cmd": "plot", "outs": [{"path": "a", "md5": "b"}]}}
-    (project.path / "old.lock").write_text(json.dumps(old))
-    blob = project.git("hash-object", "-w", "old.lock")
-    (project.path / "old.lock").unlink()
-    declared = project.git("rev-parse", "HEAD:dvc.yaml")
-    (project.path / "tree").write_text(
-        f"100644 blob {blob}\tdvc.lock\n100644 blob {declared}\tdvc.yaml\n"
-    )
-    tree = project.run("bash", "-c", "git mktree < tree && rm tree").stdout.strip()
-    commit = project.git("commit-tree", "-m", "old", tree)
+    present = project.git("rev-parse", "HEAD")
+    project.write("reports/comparison.md", "# Another comparison\n")
+    project.lock("plot")
+    (project.path / "study/dvc.lock").unlink()
+    commit = project.commit("another state")
+    project.git("reset", "--quiet", "--hard", present)
     with pytest.raises(StageError, match=f"^no run in .* has the results of commit {commit[:10]}$"):
-        find.find(commit, Path("no file"))
-    assert "plot          no run: `make sync REV=" in capsys.readouterr().out
+        find.find(commit)
+    _, plot, hint = capsys.readouterr().out.splitlines()
+    assert plot.split(maxsplit=1) == ["plot", "no run"]
+    assert hint.strip() == f"`dvc-mlflow sync --rev {commit[:10]}` writes the missing runs"
 
 
 @pytest.mark.parametrize("what", ["0" * 32, "no-such", "a" * 31])
@@ -229,4 +260,4 @@ def test_what_is_nothing_at_all_is_told(project, what):
     with pytest.raises(
         InputError, match=f"^{what} is no run or model of sqlite:///.*, no file and "
     ):
-        find.find(what, Path("no file"))
+        find.find(what)

@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -196,7 +197,7 @@ def test_a_bad_server_costs_a_warning_and_sync_makes_up_for_it(copy, server):
     assert note.startswith("note: DVC did not start this")
     assert len(warnings) == 1
     assert warnings[0].startswith("warning: the MLflow run of train_lenet5 is not complete")
-    assert "`make sync`" in warnings[0]
+    assert "`dvc-mlflow sync`" in warnings[0]
 
     copy.run("dvc", "commit", "--force", "train_lenet5")
     with contextlib.ExitStack() as stack:
@@ -279,8 +280,8 @@ def test_commits_lead_to_their_runs_and_back(copy):
         copy.edit("recipes.yaml", f"momentum: {momentum}", "momentum: 0.9", count=-1)
     copy.run("git", "checkout", "--quiet", ".")
     for commit in commits:
-        sync(copy, commit)
-        assert sync(copy, commit).stdout == ""
+        sync(copy, "--rev", commit)
+        assert sync(copy, "--rev", commit).stdout == ""
 
     client = client_of(copy)
     for commit in commits:
@@ -316,14 +317,14 @@ def test_mistakes_are_one_line_and_an_exit_code(copy, tmp_path):
         (["sync"], "htp://nowhere", "MLflow: UnsupportedModelRegistryStoreURIException"),
         (["sync"], newer, "another version of MLflow"),
         (["sync"], readonly, "attempt to write a readonly database"),
-        (["sync", empty], None, f"commit {empty} has no dvc.lock"),
-        (["sync", "no-such"], None, "no-such is not a commit of this repository"),
+        (["sync", "--rev", "no-such"], None, "no-such is not a commit of this repository"),
         (["find", foreign], None, f"run {foreign} was not made from a stage of DVC"),
         (["find", "README.md"], None, "is in no commit's dvc.lock and in no run"),
         (["find", "models:/mnist/99"], None, "models:/mnist/99 is no model of"),
         (["find", "0" * 32], None, "is no run or model of"),
-        (["find"], None, "nothing to find"),
-        (["fnd", "x"], None, "usage: "),
+        (["find", empty], None, f"has the results of commit {empty}"),
+        (["find", ""], None, "nothing to find"),
+        (["fnd", "x"], None, "invalid choice: 'fnd'"),
     ]:
         env = {"MLFLOW_TRACKING_URI": uri} if uri else {}
         result = copy.run("python", "-m", "dvc_mlflow", *command, env=env, check=False)
@@ -336,21 +337,21 @@ def test_mistakes_are_one_line_and_an_exit_code(copy, tmp_path):
 @pytest.mark.slow
 def test_results_that_are_not_here_are_named_with_the_command_that_brings_them(copy):
     copy.commit("the small results")
-    (copy.path / "models/mlp.safetensors").unlink()
-    result = sync(copy, check=False)
-    assert result.returncode == 1
-    assert "models/mlp.safetensors is not the one in dvc.lock" in result.stderr
-    assert "`dvc pull models/mlp.safetensors`" in result.stderr
-    for folder in (copy.path / ".dvc/cache/files/md5").iterdir():
-        for file in folder.iterdir():
-            file.chmod(0o644)
-            file.unlink()
-    uri = {"MLFLOW_TRACKING_URI": f"sqlite:///{copy.path}/other.db"}
-    result = sync(copy, "HEAD", env=uri, check=False)
-    assert result.returncode == 1
-    assert "data/prepared of commit" in result.stderr
-    assert "dvc pull data/prepared` brings it" in result.stderr
-    assert stages_of(client_of(copy, "other.db"), "RUNNING") == []
+    copy.run("dvc", "remote", "add", "--local", "--default", "other", f"{copy.path}.remote")
+    copy.run("dvc", "push")
+    shutil.rmtree(copy.path / ".dvc/cache")
+    gone = copy.path / "models/mlp.safetensors"
+    gone.unlink()
+    said = sync(copy)
+    assert said.stderr.startswith("1 files are not here, and are only linked (models/mlp.safetens")
+    client = client_of(copy)
+    assert stages_of(client) == [*STAGES, "pipeline"]
+    assert len(client.search_model_versions("name = 'mnist'")) == 1
+    command = re.search(r"`(dvc pull)`", said.stderr)[1]
+    copy.run(*command.split())
+    assert sync(copy).stdout == "completed the run of train_mlp\n"
+    assert len(client.search_model_versions("name = 'mnist'")) == 2
+    assert sync(copy).stdout == ""
 
 
 # --- a real server with a real database ---

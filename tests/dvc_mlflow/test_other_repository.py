@@ -14,6 +14,8 @@ from mlflow import MlflowClient
 
 from conftest import ROOT, Clone
 
+pytestmark = pytest.mark.slow  # real `dvc` and `mlflow` in real repositories
+
 STAGES = ["split", "fit", "evaluate"]
 DVC_YAML = """
 stages:
@@ -214,7 +216,7 @@ def test_dvc_repro_writes_a_run_for_each_stage_and_one_over_all(repository):
 def test_status_and_sync_find_nothing_to_do(repository):
     assert repository.run(*COMMAND, "status").stdout == "3 of 3 results have their run\n"
     assert repository.run(*COMMAND, "sync").stdout == ""
-    assert repository.run(*COMMAND, "sync", "HEAD").stdout == ""
+    assert repository.run(*COMMAND, "sync", "--rev", "HEAD").stdout == ""
     assert repository.run(*COMMAND, "damage").stdout == ""
     link = repository.run(*COMMAND, "links").stdout
     assert link.startswith("http://127.0.0.1:5000/#/experiments/1/runs?") and link.count("\n") == 1
@@ -263,11 +265,14 @@ def test_sync_writes_everything_again_after_the_store_is_lost(copy):
     assert copy.run(*COMMAND, "sync").stdout == ""
     shutil.rmtree(copy.path / "mlartifacts")
     said = copy.run(*COMMAND, "sync").stdout
-    assert said.count("again, which the run of") == 5
+    lost = ("counts.csv", "loss.csv", "metrics.json, confusion.csv")
+    assert said.splitlines() == [
+        f"completed the run of {stage}, which had lost {names}"
+        for stage, names in zip(STAGES, lost, strict=True)
+    ]
     assert_complete(copy)
 
 
-@pytest.mark.slow
 def test_another_state_has_its_own_runs_and_each_commit_leads_to_its_own(copy):
     first = copy.run("git", "rev-parse", "HEAD").stdout.strip()
     copy.edit("params.yaml", "kind: quick", "kind: slow")
@@ -279,7 +284,7 @@ def test_another_state_has_its_own_runs_and_each_commit_leads_to_its_own(copy):
     assert (runs["fit"].data.params["iterations"], runs["fit"].data.params["kind"]) == ("9", "slow")
     assert "backfilled" not in runs["fit"].data.tags
     assert copy.run(*COMMAND, "sync").stdout == "logged the run of split from its results\n"
-    said = copy.run(*COMMAND, "sync", first).stdout.splitlines()
+    said = copy.run(*COMMAND, "sync", "--rev", first).stdout.splitlines()
     assert said == [f"logged the run of {name} from its results" for name in ("fit", "evaluate")]
     told = [find(copy, commit) for commit in (first, "HEAD")]
     split, fit = (
@@ -294,7 +299,6 @@ def test_another_state_has_its_own_runs_and_each_commit_leads_to_its_own(copy):
     ]
 
 
-@pytest.mark.slow
 def test_a_stage_that_fails_says_so_in_its_run(copy):
     copy.edit("fit.py", "    for folder in", "    raise RuntimeError('no luck')\n    for folder in")
     assert copy.run("dvc", "repro", env={"MIRROR": "on"}, check=False).returncode
@@ -308,12 +312,15 @@ HOOKS = """
 from pathlib import Path
 from dvc_mlflow.hooks import Dataset
 
+def reads(result):
+    return ["data"] if "data" in result.deps else []
+
 def datasets(result):
     if "data" in result.deps:
         yield Dataset("digits", Path("data/digits.npz"), "training", "{}", 1797)
 
 def metrics(path):
-    return {"files": len(list(path.iterdir()))} if path == Path("data") else {}
+    return {"tables": len(list(path.glob("*.csv")))} if path == Path("data") else {}
 
 def judge(evidence, champion, against):
     return champion is None, f"judged by {evidence.name}"
@@ -332,7 +339,6 @@ registered_model = "mine too"
 """
 
 
-@pytest.mark.slow
 def test_hooks_of_its_own_lie_in_the_main_folder(copy):
     (copy.path / "my_hooks.py").write_text(HOOKS, encoding="utf-8")
     (copy.path / "pyproject.toml").write_text(SETTINGS, encoding="utf-8")
@@ -340,17 +346,17 @@ def test_hooks_of_its_own_lie_in_the_main_folder(copy):
     said = below.run(*COMMAND, "sync", env={"PYTHONPATH": str(ROOT)}).stdout  # of another place
     assert said.count("logged the run of ") == 3
     runs = runs_of(copy, "mine")
-    assert runs["split"].data.metrics == {"files": 2.0}
-    assert [entry.dataset.name for entry in runs["fit"].inputs.dataset_inputs] == ["digits"]
+    assert runs["split"].data.metrics == {"tables": 1.0}
+    read = {entry.dataset.name: entry.tags[0].value for entry in runs["fit"].inputs.dataset_inputs}
+    assert read == {"digits": "training", "data": "dep"}
     version = client_of(copy).get_model_version_by_alias("mine too", "champion")
     assert version.description == "judged by metrics.json"
     assert "models:/mine too/1: judged by" in find(copy, "models:/mine too@champion")
     assert copy.run(*COMMAND, "sync").stdout == ""
 
 
-@pytest.mark.slow
 def test_its_commit_is_verified_and_attested(copy):
-    said = copy.run(*COMMAND, "verify", "statement").stdout
+    said = copy.run(*COMMAND, "verify", "--statement").stdout
     assert "all 5 outs are the committed ones, to the bit" in said
     assert "wrote reports/rebuilds/" in said
     assert copy.run(*COMMAND, "attest").stdout.splitlines()[1].split() == ["data", "0", "1", "0"]
@@ -390,10 +396,7 @@ stages:
     "tiny.py": TINY,
     ".gitignore": "/mlflow.db*\n/mlartifacts/\n__pycache__/\n",
 }
-RAN = {
-    "digits": {"here", "moved", "pipeline"},
-    "digits-sub": {"grid@1", "grid@2"},
-}
+RAN = {".": {"here", "moved", "pipeline"}, "sub": {"grid@1", "grid@2", "pipeline"}}
 
 
 def repro_both(repository: Clone, **env: str) -> None:
@@ -403,13 +406,15 @@ def repro_both(repository: Clone, **env: str) -> None:
         assert "warning" not in ran.stderr, ran.stderr
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("place", ["git", "no git", "below git"])
 def test_stages_that_run_in_other_folders_and_projects_have_their_runs(tmp_path, place):
     folder = tmp_path / ("repository/digits" if place == "below git" else "digits")
     folder.mkdir(parents=True)
+    root, below, names = Clone(folder), "", {".": "digits", "sub": "digits-sub"}
     if place == "below git":
-        Clone(folder.parent).run("git", "init", "--quiet", "--initial-branch=main")
+        root, below = Clone(folder.parent), "digits/"
+        names = {".": "repository-digits", "sub": "repository-digits/sub"}
+        root.run("git", "init", "--quiet", "--initial-branch=main")
         repository = make_repository(folder, PLACES, git=False)
         shutil.rmtree(folder / ".dvc")
         repository.run("dvc", "init", "--quiet", "--subdir")
@@ -420,39 +425,35 @@ def test_stages_that_run_in_other_folders_and_projects_have_their_runs(tmp_path,
     if place != "no git":
         repository.commit("the code")
     repro_both(repository)
-    for experiment, stages in RAN.items():
-        runs = runs_of(repository, experiment)
-        assert set(runs) == stages
-        assert {run.info.status for run in runs.values()} == {"FINISHED"}
+    runs = {project: runs_of(root, name) for project, name in names.items()}
+    for project, stages in RAN.items():
+        assert set(runs[project]) == stages
+        assert {run.info.status for run in runs[project].values()} == {"FINISHED"}
     outs = {
         tag: run.data.metrics["score"]
-        for experiment in RAN
-        for run in runs_of(repository, experiment).values()
+        for found in runs.values()
+        for run in found.values()
         for tag in run.data.tags
         if tag.startswith("out:")
     }
-    assert outs == dict.fromkeys(
-        [
-            *("out:here.json", "out:deep/er/made.json"),
-            *("out:sub/grid-1.json", "out:sub/grid-2.json"),
-        ],
-        0.5,
-    )
-    assert runs_of(repository, "digits-sub")["grid@2"].data.params == {"rate": "2"}
-    told = repository.run(*COMMAND, "status").stdout
-    assert told == "2 of 2 results have their run\nsub: 2 of 2 results have their run\n"
+    made = ("here.json", "deep/er/made.json", "sub/grid-1.json", "sub/grid-2.json")
+    assert outs == {f"out:{below}{path}": 0.5 for path in made}
+    assert runs["sub"]["grid@2"].data.params == {"rate": "2"}
+    first, second = repository.run(*COMMAND, "status").stdout.splitlines()
+    whole = "2 of 2 results have their run"
+    assert first == (f"digits: {whole}" if below else whole)
+    assert second == f"{below}sub: {whole}"
     assert repository.run(*COMMAND, "sync").stdout == ""
     if place != "no git":
         repository.commit("the results")
-        assert find(repository, "HEAD").count("/runs/") == 2
-        assert "2 of its 2 stages have runs" in find(repository, "HEAD")
-        for experiment in RAN:
-            for run in runs_of(repository, experiment).values():
+        assert find(repository, "HEAD").count("/runs/") == 4
+        for found in runs.values():
+            for run in found.values():
                 assert "  commit " in find(repository, run.info.run_id)
-        dirty = {run.data.tags["dirty"] for run in runs_of(repository, "digits-sub").values()}
-        assert dirty == {"false"}
-        (repository.path / "mlflow.db").unlink()
-        assert repository.run(*COMMAND, "sync", "HEAD").stdout.count("logged the run of") == 2
-        assert repository.run(*COMMAND, "sync").stdout.count("logged the run of") == 2
+        assert {run.data.tags["dirty"] for run in runs["sub"].values()} == {"false"}
+        (root.path / "mlflow.db").unlink()
+        said = repository.run(*COMMAND, "sync", "--rev", "HEAD").stdout
+        assert said.count("logged the run of") == 4
+        assert repository.run(*COMMAND, "sync").stdout == ""
     repository.run(*COMMAND, "mend")
     repository.run(*COMMAND, "damage")

@@ -5,6 +5,7 @@ import os
 import signal
 import socket
 import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -15,10 +16,10 @@ from test_store import assert_whole
 from tiny import PIPELINE, make_project
 
 import dvc_mlflow
-from conftest import ROOT
+from conftest import ROOT, forget_the_history
 from dvc_mlflow import __main__ as commands
-from dvc_mlflow import alone, git, hooks, process, sync
-from dvc_mlflow.errors import InputError, StageError
+from dvc_mlflow import alone, hooks, process, projects, sync
+from dvc_mlflow.errors import StageError
 
 
 @pytest.fixture
@@ -41,7 +42,7 @@ def follow(stage: str, *messages: dict, **environment: str) -> list[str]:
 
 def newest(client, experiment: str = "mnist"):
     found = client.get_experiment_by_name(experiment)
-    return client.search_runs([found.experiment_id], max_results=1)[0]
+    return client.search_runs([found.experiment_id], "tags.stage != 'pipeline'", max_results=1)[0]
 
 
 FINISHED = {"end": "FINISHED", "reason": ""}
@@ -113,7 +114,7 @@ def test_a_stage_that_does_not_finish_has_a_run_that_says_why_and_no_outs(
     run = newest(client)
     assert (run.info.status, run.data.tags["reason"]) == (status, reason)
     assert not [tag for tag in run.data.tags if tag.startswith("out:")]
-    assert [tag for tag in run.data.tags if tag.startswith("dep:")]
+    assert run.data.params["recipe"] == "documented"
 
 
 def test_a_cell_is_a_run_of_the_study_and_connects_nothing(fresh):
@@ -171,7 +172,7 @@ def test_without_a_run_a_stage_only_takes_its_lock(monkeypatch, tmp_path, capsys
     with dvc_mlflow.run("plot") as current:
         current.log_epoch({"epoch": 1})
     kept = [path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*")]
-    assert kept == [".dvc", ".dvc/tmp", ".dvc/tmp/stages", ".dvc/tmp/stages/plot.lock"]
+    assert kept == [".dvc", ".dvc/tmp", ".dvc/tmp/stages", ".dvc/tmp/stages/.%2Fplot.lock"]
     assert warnings(capsys) == []
 
 
@@ -206,7 +207,7 @@ def test_a_stage_waits_for_the_end_and_warns_of_all_else(run, capsys, said, expe
     assert bool(told) == bool(expected)
     if expected:
         start = f"warning: the MLflow run of plot is not complete ({expected}). "
-        assert told.startswith(start) and "`make sync`" in told
+        assert told.startswith(start) and "`dvc-mlflow sync`" in told
 
 
 def test_a_process_that_shows_no_progress_is_ended_and_one_that_works_alone_is_waited_for(
@@ -375,7 +376,7 @@ def test_a_stage_that_runs_in_a_folder_below_takes_the_lock_of_the_main_folder(f
             monkeypatch.chdir(project.path)
             with pytest.raises(StageError, match="already runs"), dvc_mlflow.run("report"):
                 pytest.fail("two run it")
-    assert (project.path / ".dvc/tmp/stages/report.lock").is_file()
+    assert (project.path / ".dvc/tmp/stages/study%2Freport.lock").is_file()
     assert not (project.path / "study/.dvc/tmp/stages").exists()
     assert not (project.path / "reports/figures/.dvc").exists()
 
@@ -383,99 +384,109 @@ def test_a_stage_that_runs_in_a_folder_below_takes_the_lock_of_the_main_folder(f
 # --- the command line ---
 
 
-def main(monkeypatch, *arguments: str) -> int:
-    monkeypatch.chdir(Path.cwd())  # and back, because main stands in the project's folder
-    monkeypatch.setattr(commands, "STARTED", Path.cwd())
-    monkeypatch.setattr("sys.argv", ["dvc-mlflow", *arguments])
-    with pytest.raises(SystemExit) as ended:
-        commands.main()
-    return ended.value.code
+@pytest.fixture
+def call(fresh, monkeypatch, capsys):
+    """Calls the command line in a folder of the project; the exit code, the output, and the error
+    output."""
+    project, _ = fresh
+    monkeypatch.chdir(project.path)  # and back
+    monkeypatch.setattr("sys.path", [*sys.path])
 
+    def called(*arguments: str, below: str = "") -> tuple[int, str, str]:
+        capsys.readouterr()
+        monkeypatch.setattr(commands, "STARTED", project.path / below)
+        monkeypatch.setenv("PWD", str(project.path / below))
+        monkeypatch.setattr("sys.argv", ["dvc-mlflow", *arguments])
+        forget_the_history()
+        code = 0
+        try:
+            commands.main()
+        except SystemExit as ended:
+            code = ended.code
+        return code, *capsys.readouterr()
 
-USAGE = "usage: dvc-mlflow sync | status | find | view | links | verify | attest | damage | mend"
+    return called
 
 
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        ([], USAGE),
-        (["", ""], USAGE),
-        (["fnd", "x"], f"{USAGE}; did you mean find?"),
-        (["sync-study"], USAGE),
-        (["sync", "a", "b"], USAGE),
-        (["status", "a"], USAGE),
-        (["find"], "nothing to find: name a run, a model version"),
+        ([], "the following arguments are required: command; `dvc-mlflow --help` shows what"),
+        ([""], "argument command: invalid choice: ''"),
+        (["fnd", "x"], "argument command: invalid choice: 'fnd'"),
+        (["sync", "HEAD"], "unrecognized arguments: HEAD; "),
+        (["sync", "--re", "HEAD"], "unrecognized arguments: --re HEAD; "),
+        (["sync", "--rev", "no-such"], "no-such is not a commit of this repository"),
+        (["status", "a"], "unrecognized arguments: a; "),
+        (["find"], "the following arguments are required: what; `dvc-mlflow find --help` shows"),
+        (["find", ""], "nothing to find: name a run, a model version"),
         (["view", "0"], "PORT is 0"),
-        (["damage", "find"], "expected `remove` or nothing, found find"),
-        (["verify", "stetement"], "expected `statement` and a key, or nothing, found stetement"),
+        (["damage", "remove"], "unrecognized arguments: remove; "),
+        (["verify", "--key"], "argument --key: expected one argument; `dvc-mlflow verify --help`"),
     ],
 )
-def test_a_command_that_is_none_is_told(fresh, monkeypatch, capsys, arguments, said):
-    assert main(monkeypatch, *arguments) == 2
-    told = capsys.readouterr().err
+def test_a_command_that_is_none_is_told(call, arguments, said):
+    code, _, told = call(*arguments)
+    assert code == 2
     assert told.startswith(f"error: {said}") and told.count("\n") == 1
 
 
-def test_a_command_that_needs_no_argument_does_without(monkeypatch, capsys):
-    monkeypatch.chdir(ROOT)
-    monkeypatch.setattr(commands, "STARTED", ROOT)
-    monkeypatch.setattr("sys.argv", ["dvc-mlflow", "view", ""])  # as make calls it without PORT
+def test_a_command_that_needs_no_argument_does_without(call, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
-    commands.main()
-    assert capsys.readouterr().out == "The tracking server has the UI: http://127.0.0.1:9\n"
+    said = "The tracking server has the UI: http://127.0.0.1:9\n"
+    assert call("view", "") == (0, said, "")  # as make calls it without PORT
+    assert call("view", "5000") == (0, said, "")
 
 
-def test_each_command_does_what_its_name_says(fresh, capsys, monkeypatch):
+def test_each_command_does_what_its_name_says(fresh, call):
     project, _ = fresh
-    monkeypatch.setattr(commands, "STARTED", project.path)
 
-    def done(command: str, *arguments: str) -> str:
-        capsys.readouterr()
-        commands.COMMANDS[command][0](*arguments)
-        return capsys.readouterr().out
+    def done(*arguments: str) -> str:
+        code, said, errors = call(*arguments)
+        assert (code, errors) == (0, "")
+        return said
 
-    git.holders.cache_clear()
     assert done("links").count("no runs in ") == 2
     project.lock("prepare")
     commit = project.commit("only data")
+    assert done("sync", "--dry").count("would log the run of ") == 1 + 3
     assert done("sync").count("logged the run of ") == 1 + 3
-    assert done("sync", commit) == ""
+    assert done("sync", "--rev", commit) == done("sync", "--rev") == ""
     project.lock("prepare", "plot")
-    assert done("sync", commit) == ""
-    with pytest.raises(StageError, match=r"^no run for plot in sqlite.*: `make sync` writes them$"):
-        done("status")
+    assert done("sync", "--rev", commit) == ""
+    code, _, told = call("status")
+    assert code == 1 and told.startswith("error: no run for plot in sqlite")
+    assert told.endswith(": `dvc-mlflow sync` writes them\n")
     assert done("links").count("/#/experiments/") == 2
     assert done("find", "HEAD").startswith("commit ")
     assert done("find", "models/mlp.safetensors").startswith("file models/mlp.safetensors: md5")
     assert done("damage") == done("mend") == ""
-    with pytest.raises(StageError, match="reports/rebuilds holds no statement"):
-        done("attest")
-    os.environ["MLFLOW_TRACKING_URI"] = "http://127.0.0.1:9"
-    assert done("view", "5000") == "The tracking server has the UI: http://127.0.0.1:9\n"
+    code, _, told = call("attest")
+    assert code == 1 and told.startswith("error: reports/rebuilds is empty: ")
 
 
-@pytest.mark.parametrize("below", ["", "reports", "reports/figures", "study", "study/cells"])
-def test_a_command_works_in_each_folder_below_the_main_one(fresh, capsys, monkeypatch, below):
+@pytest.mark.parametrize("below", ["reports", "reports/figures", "study", "study/cells"])
+def test_a_command_works_in_each_folder_below_the_main_one(fresh, call, below):
     project, _ = fresh
-    monkeypatch.chdir(project.path)  # and back
-    monkeypatch.setattr(commands, "STARTED", project.path / below)
-    commands._go_to_main_folder()
+    code, said, _ = call("status", below=below)
+    assert code == 1 and said.startswith("0 of 5 results have their run\nstudy: 0 of 3 ")
     assert Path.cwd() == project.path
 
 
-def test_the_main_folder_is_the_outermost_project_of_the_repository(tmp_path, monkeypatch):
-    def main_folder(started: str) -> Path:
-        monkeypatch.setattr(commands, "STARTED", tmp_path / started)
-        commands._go_to_main_folder()
-        return Path.cwd().relative_to(tmp_path)
+def test_the_main_folder_is_that_of_git_or_without_it_the_highest_project(tmp_path):
+    def main_folder(started: str) -> str | None:
+        found = projects.root(tmp_path / started)
+        return found and found.relative_to(tmp_path).as_posix()
 
-    monkeypatch.chdir(tmp_path)
-    for folder in (".dvc", "a/.dvc", "a/.git", "a/b/.dvc", "a/b/c", "d/e/.dvc", "d/e/f/.dvc"):
+    for folder in ("a/.dvc", "a/.git", "a/b/.dvc", "a/b/c", "d/e/.dvc", "d/e/f/.dvc", "g/h/.dvc"):
         (tmp_path / folder).mkdir(parents=True)
-    assert main_folder("a/b/c") == main_folder("a/b") == main_folder("a") == Path("a")
-    # Without git
-    assert main_folder("d/e/f") == main_folder("d/e") == Path("d/e")
-    assert main_folder(".") == Path()
-    (tmp_path / ".dvc").rmdir()
-    with pytest.raises(InputError, match=r"is in no DVC repository: run this in one$"):
-        main_folder("d")
+    assert main_folder("a/b/c") == main_folder("a/b") == main_folder("a") == "a"
+    assert main_folder("d/e/f") == main_folder("d/e") == "d/e"
+    assert main_folder("d") is main_folder(".") is None
+    # A project that is not in the main folder of git
+    (tmp_path / "g/h/.dvc/config").write_text("")
+    assert main_folder("g/h") == "g/h"
+    (tmp_path / "g/.git").mkdir()
+    assert main_folder("g/h") == main_folder("g") == "g"
+    (tmp_path / "d/.git").mkdir()
+    assert main_folder("d") is None

@@ -1,12 +1,15 @@
 """The results in dvc.yaml, dvc.lock and git, in small repositories of real git and DVC."""
 
 import hashlib
+import json
+import shutil
 from pathlib import Path
 
 import pytest
 from tiny import PIPELINE, Project, make_code, make_project, make_results, md5_of
 
-from dvc_mlflow import git, projects, results
+from dvc_mlflow import git, history, projects, results, sync
+from dvc_mlflow.content import Content
 from dvc_mlflow.errors import InputError, StageError
 from dvc_mlflow.git import GitError
 
@@ -22,9 +25,8 @@ def shared(tmp_path_factory) -> Project:
 @pytest.fixture
 def project(shared, monkeypatch) -> Project:
     monkeypatch.chdir(shared.path)
-    for variable in ("DVC_EXP_NAME", "DVC_EXP_BASELINE_REV"):
+    for variable in ("DVC_EXP_NAME", "DVC_EXP_BASELINE_REV", "DVC_ROOT", "DVC_STAGE"):
         monkeypatch.delenv(variable, raising=False)
-    git.holders.cache_clear()
     return shared
 
 
@@ -39,21 +41,62 @@ def fresh(tmp_path, project, monkeypatch) -> Project:
 # --- dvc.yaml and dvc.lock ---
 
 
+def project_in(folder: Path = projects.MAIN) -> results.Project:
+    return results.all_projects()[folder]
+
+
 def locked_of(folder: Path = projects.MAIN) -> dict[str, results.Result]:
-    return results.Project(folder).locked()
+    return project_in(folder).locked()
 
 
 def test_the_results_of_the_lock_come_in_the_order_of_the_stages_with_paths_and_md5s(project):
     locked = locked_of()
-    assert list(locked) == list(results.Project()) == list(PIPELINE)
+    assert list(locked) == list(project_in()) == list(PIPELINE)
     for stage, result in locked.items():
         assert (result.project, result.stage) == (projects.MAIN, stage)
         assert result.desc == PIPELINE[stage].desc
         assert result.outs == project.outs(stage)
         assert result.deps == {path: project.md5(path) for path in PIPELINE[stage].deps}
-        links = {f"out:{path}": md5 for path, md5 in result.outs.items()}
-        links |= {f"dep:{path}": md5 for path, md5 in result.deps.items()}
-        assert result.tags == links
+        assert result.tags == {f"out:{path}": md5 for path, md5 in result.outs.items()}
+        sizes = {path: (project.path / path).stat().st_size for path in result.metrics}
+        assert sizes.items() <= result.sizes.items()
+
+
+def test_a_stage_without_outs_is_linked_by_everything_that_it_read():
+    def link(*of, **more) -> dict[str, str]:
+        return results.Result(*of, outs={}, **more).tags
+
+    checked = (Path(), "check", "Check it")
+    [(tag, _)] = (first := link(*checked, params={"a": 1}, deps={"b": "md5"})).items()
+    assert tag == "read"
+    assert link(*checked, params={"a": 1}, deps={"b": "md5"}) == first
+    assert link(*checked, params={"a": 2}, deps={"b": "md5"}) != first
+    assert link(*checked, params={"a": 1}, deps={"b": "another"}) != first
+    assert link(Path(), "other", "", params={"a": 1}, deps={"b": "md5"}) != first
+    assert link(Path("sub"), "check", "", params={"a": 1}, deps={"b": "md5"}) != first
+
+
+def test_the_data_of_a_stage_are_the_deps_that_no_commit_of_the_code_keeps(fresh):
+    make_results(fresh)
+    locked = locked_of()
+    assert list(locked["prepare"].data) == []
+    assert list(locked["train_mlp"].data) == ["data/prepared"]
+    assert list(locked["plot"].data) == PIPELINE["plot"].deps  # git keeps what another stage made
+    fresh.edit("dvc.yaml", '"artifacts": {', '"artifacts": {"images": {"path": "data/prepared"}, ')
+    assert locked_of()["train_mlp"].data == {"data/prepared": "images"}
+    for path in ("raw/images", "raw file", "code/data.py"):
+        fresh.write(path, "anything")
+    fresh.run("dvc", "add", "raw", "raw file")
+    fresh.edit("dvc.yaml", '["code.py"]', '["code.py", "raw/images", "raw file", "code", "data"]')
+    found = project_in().here("prepare")
+    assert list(found.data) == ["raw/images", "raw file", "data"]
+    assert (
+        found.deps.items() >= {"raw file": fresh.md5("raw file"), "code": fresh.md5("code")}.items()
+    )
+
+
+def test_the_outs_of_one_project_are_data_for_the_stages_of_another_one(project):
+    assert list(locked_of(STUDY)["report"].data) == ["data/prepared", "study/cells"]
 
 
 def test_settings_are_named_without_the_recipe_that_they_are_of(project):
@@ -69,20 +112,24 @@ def test_settings_are_named_without_the_recipe_that_they_are_of(project):
     assert both["lenet5.epochs"] == both["mlp.epochs"] == 20
 
 
-def test_metrics_curves_and_models_are_those_that_dvc_yaml_declares(project):
+def test_metrics_plots_and_models_are_those_that_dvc_yaml_declares(project):
     locked = locked_of()
     assert locked["prepare"].metrics == locked["plot"].metrics == ()
     assert locked["train_mlp"].metrics == ("reports/train_mlp.json",)
-    assert locked["train_mlp"].curves == {"reports/history_mlp.csv": "epoch"}
+    [(path, plot)] = locked["train_mlp"].plots.items()
+    assert path == "reports/history_mlp.csv"
+    assert (plot["x"], plot["template"]) == ("epoch", "linear")
     assert locked["train_mlp"].models == {"models/mlp.safetensors": "mlp"}
     assert locked["evaluate"].metrics == ("reports/metrics.json",)
-    assert locked["evaluate"].curves == {}  # its plot has intervals, not lines
+    assert locked["evaluate"].plots["reports/comparison.csv"]["template"] == "intervals"
     assert locked["evaluate"].models == {}  # it reads them, and makes none
 
 
 def test_the_paths_of_another_project_start_in_the_main_folder(project):
-    assert projects.folders() == [projects.MAIN, STUDY]
-    assert projects.locks() == [Path("dvc.lock"), Path("study/dvc.lock")]
+    found = projects.find()
+    assert found == {projects.MAIN: [Path("dvc.yaml")], STUDY: [STUDY / "dvc.yaml"]}
+    assert list(found) == [projects.MAIN, STUDY]
+    assert projects.locks(found) == [Path("dvc.lock"), STUDY / "dvc.lock"]
     locked = locked_of(STUDY)
     assert list(locked) == ["cell@fast-mlp-0", "cell@fast-mlp-1", "report"]
     cell = locked["cell@fast-mlp-1"]
@@ -106,13 +153,17 @@ def test_a_stage_of_a_matrix_has_its_item_among_its_settings_and_not_in_their_na
 
 
 @pytest.mark.parametrize("stage", [*PIPELINE, "cell@fast-mlp-1", "report"])
-def test_the_result_of_a_stage_that_has_just_run_is_the_one_that_its_lock_will_have(project, stage):
-    found = results.project_of(stage)
-    assert found.folder == (projects.MAIN if stage in PIPELINE else STUDY)
-    assert found.here(stage) == found.locked()[stage]
+def test_the_result_of_a_stage_that_has_just_run_is_the_one_that_its_lock_will_have(fresh, stage):
+    folder = projects.MAIN if stage in PIPELINE else STUDY
+    make_results(fresh)
+    locked = locked_of(folder)[stage]
+    (folder / "dvc.lock").unlink()
+    found, name = results.project_of(stage)
+    assert (found.folder, name) == (folder, stage)
+    assert found.here(stage) == locked
     before = found.here(stage, with_outs=False)
     assert before.outs == {}
-    assert before.deps == found.locked()[stage].deps
+    assert before.deps == locked.deps
 
 
 @pytest.mark.parametrize(
@@ -138,11 +189,24 @@ def test_the_value_of_a_setting_is_left_out_of_the_names_of_the_others(
     assert item.items() <= found.items()
 
 
-def test_a_stage_that_no_project_declares_belongs_to_the_main_one(fresh):
-    assert projects.of_stage("no such stage") == projects.MAIN
+def test_a_stage_that_no_project_declares_is_told_also_where_a_dvc_yaml_is_damaged(fresh):
     fresh.write("study/dvc.yaml", "stages: [")
-    assert projects.of_stage("prepare") == projects.MAIN
-    assert projects.of_stage("report") == projects.MAIN
+    assert results.project_of("prepare")[0].folder == projects.MAIN
+    for stage in ("no such stage", "report"):
+        with pytest.raises(InputError, match=f"declares the stage {stage}$"):
+            results.project_of(stage)
+
+
+def test_two_projects_may_have_a_stage_of_the_same_name_and_dvc_says_which_one_runs(
+    fresh, monkeypatch
+):
+    fresh.edit("study/dvc.yaml", '"report": {', '"prepare": {')
+    for folder in (projects.MAIN, STUDY):
+        monkeypatch.setenv("DVC_ROOT", str(fresh.path / folder))
+        found, name = results.project_of("prepare")
+        assert (found.folder, name) == (folder, "prepare")
+        expected = PIPELINE["prepare"].desc if folder == projects.MAIN else "Say what all cells say"
+        assert found.here("prepare", with_outs=False).desc == expected
 
 
 def test_the_stages_that_are_not_in_the_lock_are_left_out(fresh):
@@ -150,7 +214,7 @@ def test_the_stages_that_are_not_in_the_lock_are_left_out(fresh):
     make_results(fresh)
     fresh.lock("prepare", "train_mlp")
     assert list(locked_of()) == ["prepare", "train_mlp"]
-    assert list(results.Project()) == list(PIPELINE)
+    assert list(project_in()) == list(PIPELINE)
     assert list(locked_of(STUDY)) == ["cell@fast-mlp-0", "cell@fast-mlp-1", "report"]
 
 
@@ -166,28 +230,29 @@ def test_what_dvc_yaml_declares_since_the_last_run_is_not_in_the_result(fresh):
 
 def test_the_outs_of_a_project_are_those_of_all_its_stages(project):
     declared = [path for stage in PIPELINE.values() for path in stage.cached + stage.small]
-    assert sorted(results.Project().outs()) == sorted(declared)
+    assert sorted(project_in().outs()) == sorted(declared)
     cells = ["study/cells/fast-mlp-0.json", "study/cells/fast-mlp-1.json"]
-    assert results.Project(STUDY).outs() == [*cells, "study/report"]
+    assert project_in(STUDY).outs() == [*cells, "study/report"]
 
 
-@pytest.mark.parametrize("text", ["- a", "outs: []", "stages: [prepare]", ""])
+@pytest.mark.parametrize("text", ["- a", "a: [", "schema: '2.0'", "stages: [prepare]", ""])
 def test_a_lock_that_names_no_stages_is_told(text):
     with pytest.raises(StageError, match="names no stages"):
         projects.stages_in(text)
 
 
-def test_a_path_is_here_only_with_its_md5_and_is_required_with_the_command_that_brings_it(project):
-    path = "models/mlp.safetensors"
-    md5 = project.md5(path)
-    assert results.is_here(path, md5)
-    assert not results.is_here(path, "another")
-    assert not results.is_here("models/gone.safetensors", md5)
-    with results.checkout(None) as (_, bring):
-        bring(path, md5)
-        with pytest.raises(StageError, match=f"^{path} is not the one in .*`dvc pull {path}`"):
-            bring(path, "another")
-        assert Path.cwd() == project.path
+def test_a_lock_of_dvc_1_which_holds_only_the_stages_is_read_like_one_of_today(fresh):
+    make_results(fresh)
+    expected = {stage: fresh.outs(stage) for stage in PIPELINE}
+    stages = json.loads(Path("dvc.lock").read_text(encoding="utf-8"))["stages"]
+    for entry in (entry for stage in stages.values() for entry in stage["deps"] + stage["outs"]):
+        del entry["hash"]  # which is newer, too
+    fresh.write("dvc.lock", json.dumps(stages))
+    project = project_in()
+    assert {stage: result.outs for stage, result in project.locked().items()} == expected
+    assert project.problems == []
+    fresh.commit("a lock of DVC 1")
+    assert any(holder.stages == expected for holder in history.holders())
 
 
 # --- git ---
@@ -215,7 +280,8 @@ def blob(text: str) -> str:
 
 
 def provenance() -> dict[str, str]:
-    return git.provenance(results.Project().outs())
+    with sync.state_of(None) as state:
+        return dict(state.tags)
 
 
 def test_only_code_and_settings_make_a_tree_dirty_not_results(fresh):
@@ -230,7 +296,6 @@ def test_only_code_and_settings_make_a_tree_dirty_not_results(fresh):
     for folder in ("", "study/"):
         fresh.edit(f"{folder}dvc.lock", '"2.0"', '"2.0" ')
     assert provenance()["dirty"] == "false"
-    assert git.provenance(results.Project(STUDY).outs())["dirty"] == "false"
     fresh.write("code.py", "changed")
     assert provenance() == {"commit": commit, "dirty": "true"}
 
@@ -291,10 +356,10 @@ def test_an_experiment_is_found_by_name_the_one_on_the_checked_out_commit_first(
 
 def test_the_lock_of_a_commit_is_the_one_that_it_holds(project):
     commit = git.commit_of("HEAD")
-    for path in projects.locks():
-        assert git.lock_of(commit, path) == (project.path / path).read_text()
+    for path in projects.locks(projects.find(commit=commit)):
+        assert history.lock_of(commit, path) == (project.path / path).read_text()
     with pytest.raises(InputError, match=f"^commit {commit[:10]} has no no/such.lock$"):
-        git.lock_of(commit, Path("no/such.lock"))
+        history.lock_of(commit, Path("no/such.lock"))
 
 
 def test_each_lock_of_the_history_has_its_oldest_commit_and_the_number_of_the_others(fresh):
@@ -302,7 +367,7 @@ def test_each_lock_of_the_history_has_its_oldest_commit_and_the_number_of_the_ot
         outs = f"[{{path: a, md5: {md5}}}, {{path: b, md5: same}}]"
         fresh.write(path, f"stages: {{prepare: {{cmd: x, outs: {outs}}}}}")
 
-    assert git.holders() == ()
+    assert history.holders() == ()
     lock("one")
     first = fresh.commit("first")
     fresh.write("code.py", "")
@@ -317,7 +382,7 @@ def test_each_lock_of_the_history_has_its_oldest_commit_and_the_number_of_the_ot
     lock("not a lock", "dvc.lock/dvc.lock")
     lock("three", "study/dvc.lock")
     study = fresh.commit("a folder in the place of the lock, and a study")
-    found = {holder.first: holder for holder in git.holders()}
+    found = {holder.first: holder for holder in history.holders()}
     assert {first: h.others for first, h in found.items()} == {first: 1, side: 0, study: 0}
     assert found[first].stages == {"prepare": {"a": "one", "b": "same"}}
     assert found[side].holds({"a": "two"}) and found[side].holds({"a": "two", "b": "same"})
@@ -326,53 +391,140 @@ def test_each_lock_of_the_history_has_its_oldest_commit_and_the_number_of_the_ot
     assert found[study].holds({"study/a": "three"})
 
 
+def test_each_state_of_all_locks_has_its_oldest_commit_the_oldest_first(fresh, monkeypatch):
+    made = []
+    for at, (path, md5) in enumerate([("dvc.lock", 1), ("code.py", 2), ("study/dvc.lock", 3)]):
+        fresh.write(path, f"stages: {{prepare: {{cmd: x, outs: [{{path: a, md5: {md5}}}]}}}}")
+        monkeypatch.setenv("GIT_COMMITTER_DATE", f"2020-01-0{at + 1}T00:00:00Z")
+        made.append(fresh.commit(str(at)))
+    assert history.commits() == [made[0], made[2]]
+    assert history.commits("2020-01-02T00:00:00Z") == [made[1], made[2]]
+    assert history.commits("2020-01-04T00:00:00Z") == []
+
+
 def test_the_newest_lock_of_the_history_comes_first(fresh, monkeypatch):
     for at in range(3):
         fresh.write("dvc.lock", f"stages: {{prepare: {{cmd: x, outs: [{{path: a, md5: {at}}}]}}}}")
         monkeypatch.setenv("GIT_COMMITTER_DATE", f"2020-01-0{at + 1}T00:00:00Z")
         fresh.commit(str(at))
-    assert [holder.stages["prepare"]["a"] for holder in git.holders()] == [2, 1, 0]
+    assert [holder.stages["prepare"]["a"] for holder in history.holders()] == [2, 1, 0]
 
 
-# --- the files of a commit ---
+# --- the bytes of results ---
 
 
-def test_a_commits_files_come_from_git_and_dvcs_cache_into_a_folder_that_goes_away(project):
-    kept = {path: md5 for stage in PIPELINE for path, md5 in project.outs(stage).items()}
-    expected = locked_of()
-    with results.checkout(git.commit_of("HEAD")) as (committed, bring):
-        folder = Path.cwd()
-        assert folder != project.path
-        assert committed.locked() == expected
-        assert not Path("models").exists()
-        for path, md5 in kept.items():
-            bring(path, md5)
-            assert md5_of(Path(path)) == md5
-        written = Path("models/mlp.safetensors").stat().st_mtime_ns
-        bring("models/mlp.safetensors", kept["models/mlp.safetensors"])  # and not once more
-        assert Path("models/mlp.safetensors").stat().st_mtime_ns == written
-        Path("models/mlp.safetensors").write_text("damaged")
-        bring("models/mlp.safetensors", kept["models/mlp.safetensors"])
-        assert md5_of(Path("models/mlp.safetensors")) == kept["models/mlp.safetensors"]
-    assert Path.cwd() == project.path
+def content_of(project: results.Project, **more) -> Content:
+    every = [one for found in results.all_projects().values() for one in found.locked().values()]
+    locked = project.locked().values() if "commit" in more else every
+    return Content(project, {p: md5 for one in locked for p, md5 in one.outs.items()}, **more)
+
+
+def made(project: Project) -> dict[str, str]:
+    return {path: md5 for stage in PIPELINE for path, md5 in project.outs(stage).items()}
+
+
+@pytest.fixture
+def own(tmp_path, monkeypatch) -> Project:
+    """A project of its own with results in its only commit and in the cache."""
+    project = make_project(tmp_path / "own")
+    monkeypatch.chdir(project.path)
+    return project
+
+
+def object_of(md5: str) -> Path:
+    return Path(".dvc/cache/files/md5", md5[:2], md5[2:])
+
+
+def test_a_commits_files_come_from_git_and_dvcs_cache_into_a_folder_that_goes_away(own):
+    kept, expected, commit = made(own), locked_of(), git.commit_of("HEAD")
+    make_results(own, seed=1)
+    own.write("code.py", "print('other code')\n")
+    own.commit("other results")
+    shutil.rmtree("data")
+    before = own.git("status", "--porcelain", "--ignored")
+    with history.repo_of(projects.MAIN, commit) as repo:
+        project = results.Project(projects.MAIN, projects.find(commit=commit)[Path()], repo)
+        assert project.locked() == expected
+        content = content_of(project, commit=commit)
+        with content.laid([*kept, "data/prepared/counts.csv", "code.py"]) as missing:
+            folder = Path.cwd()
+            assert folder != own.path
+            assert missing == []
+            assert {path: md5_of(Path(path)) for path in kept} == kept
+            assert Path("code.py").read_text() == "print()\n"
+            assert not Path("params.yaml").exists()
+    assert Path.cwd() == own.path
     assert not folder.exists()
+    assert own.git("status", "--porcelain", "--ignored") == before
 
 
-def test_a_commits_file_that_cannot_be_had_is_named_with_the_command_that_brings_it(fresh):
-    make_results(fresh)
-    full = fresh.commit("results, of which DVC keeps nothing")
-    commit = full[:10]
-    with results.checkout(full) as (_, bring):
-        told = f"is not in the cache: `git checkout {commit} && dvc pull data/prepared` brings it"
-        with pytest.raises(StageError, match=f"^data/prepared of commit {commit} {told}$"):
-            bring("data/prepared", fresh.md5("data/prepared"))
-        with pytest.raises(StageError, match=f"commit {commit} is not the one in its dvc.lock$"):
-            bring("reports/metrics.json", "another")
-    with pytest.raises(InputError, match=r"has no dvc\.lock"), results.checkout(empty(fresh)):
-        pass
+def test_a_folder_is_laid_whole_whatever_is_asked_for_before_it(own):
+    paths = ["data/prepared/counts.csv", "data/prepared"]
+    for asked in (paths, paths[::-1]):
+        with content_of(project_in()).laid(asked) as missing:
+            assert missing == []
+            assert md5_of(Path("data/prepared")) == own.md5(str(own.path / "data/prepared"))
 
 
-def empty(project: Project) -> str:
-    """A commit without files."""
-    tree = project.git("hash-object", "-t", "tree", "-w", "/dev/null")
-    return project.git("commit-tree", "-m", "empty", tree)
+def test_what_cannot_be_had_is_named_and_no_other_bytes_take_its_place(own):
+    kept, commit = made(own), git.commit_of("HEAD")
+    changed, damaged, gone = "models/mlp.safetensors", "models/lenet5.safetensors", "data/prepared"
+    in_git = "reports/metrics.json"
+    for path in (changed, in_git):
+        Path(path).write_text("changed")
+    object_of(kept[changed]).unlink()
+    object_of(kept[damaged]).write_text("damaged")
+    object_of(kept[gone]).unlink()
+    Path(damaged).unlink()
+    shutil.rmtree(gone)
+    asked = [changed, damaged, gone, in_git, "no/such"]
+    with content_of(project_in()).laid([*asked, "reports/comparison.md"]) as missing:
+        assert missing == asked
+        assert Path("reports/comparison.md").exists()
+    with history.repo_of(projects.MAIN, commit) as repo:
+        project = results.Project(projects.MAIN, [Path("dvc.yaml")], repo)
+        with content_of(project, commit=commit).laid(asked) as missing:
+            assert missing == [path for path in asked if path != in_git]
+            assert md5_of(Path(in_git)) == kept[in_git]
+
+
+def test_a_result_is_there_if_its_bytes_are_in_the_checkout_or_in_the_cache(own):
+    content, path = content_of(project_in()), "models/mlp.safetensors"
+    kept = object_of(own.md5(path))
+    assert content.may_have(path) and content.may_have("reports/metrics.json")
+    assert content.may_have("data/prepared") and content.may_have("data/prepared/counts.csv")
+    assert not content.may_have("data/prepared/no such file")
+    assert not content.may_have("code.py")  # is no result
+    shutil.rmtree("data/prepared")
+    assert content.may_have("data/prepared") and content.may_have("data/prepared/counts.csv")
+    Path(path).write_text("changed")
+    assert content.may_have(path)
+    kept.unlink()
+    assert not content.may_have(path)
+
+
+def test_the_remote_of_dvc_is_asked_only_on_demand_and_gives_no_other_bytes(own, tmp_path):
+    kept, changed = made(own), "models/lenet5.safetensors"
+    paths = ["models/mlp.safetensors", "data/prepared/counts.csv", "data/prepared", changed]
+    own.run("dvc", "remote", "add", "--default", "far", str(tmp_path / "far"))
+    own.run("dvc", "push")
+    shutil.rmtree(".dvc/cache")
+    shutil.rmtree("data/prepared")
+    Path("models/mlp.safetensors").unlink()
+    Path(changed).write_text("changed")
+    with content_of(project_in()).laid(paths) as missing:
+        assert missing == paths
+    with content_of(project_in(), pull=True).laid([*paths, "models/gone"]) as missing:
+        assert set(missing) - {changed} == {"models/gone"}
+        had = {path for path in paths if path in kept} - {*missing}
+        assert {path: md5_of(Path(path)) for path in had} == {path: kept[path] for path in had}
+
+
+def test_a_project_may_ask_for_the_outs_of_another_one(own):
+    with content_of(project_in(STUDY)).laid(["data/prepared", "study/report"]) as missing:
+        assert missing == []
+        assert md5_of(Path("study/report")) == own.md5(str(own.path / "study/report"))
+    shutil.rmtree("data/prepared")
+    shutil.rmtree(".dvc/cache")
+    with content_of(project_in(STUDY), pull=True).laid(["data/prepared"]) as missing:
+        assert missing == ["data/prepared"]  # there is no remote

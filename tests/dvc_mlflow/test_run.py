@@ -59,13 +59,18 @@ def flat(tree: dict, prefix: str = "") -> dict:
 
 
 def test_a_run_carries_the_md5s_of_dvc_lock(small_run, runs):
+    made = {entry["path"] for lock in locked(small_run).values() for entry in lock["outs"]}
     for stage, lock in locked(small_run).items():
         tags = runs[stage].data.tags
-        assert {t: v for t, v in tags.items() if t[:4] in ("out:", "dep:")} == {
-            f"{kind}:{entry['path']}": entry["md5"]
-            for kind in ("dep", "out")
-            for entry in lock[f"{kind}s"]
+        links = {tag: md5 for tag, md5 in tags.items() if tag.startswith("out:")}
+        assert links == {f"out:{entry['path']}": entry["md5"] for entry in lock["outs"]}
+        read = {
+            (tag.value, entry.dataset.name, entry.dataset.digest)
+            for entry in runs[stage].inputs.dataset_inputs
+            for tag in entry.tags
         }
+        data = {(e["path"], e["md5"]) for e in lock["deps"] if e["path"] in made}
+        assert {entry[1:] for entry in read if entry[0] == "dep"} == data
 
 
 @pytest.mark.parametrize("name", MODEL_NAMES)
@@ -151,7 +156,7 @@ def test_a_tracking_server_that_is_down_costs_a_warning(small_run):
     before = md5(small_run.path / files.METRICS)
     result = small_run.run("python", "-m", "stages.evaluate", env=down)
     assert result.stderr.count("warning: ") == 1
-    assert "`make sync` logs them" in result.stderr
+    assert "`dvc-mlflow sync` logs them" in result.stderr
     assert md5(small_run.path / files.METRICS) == before
     failed = small_run.run("python", "-m", "dvc_mlflow", "sync", env=down, check=False)
     assert failed.returncode == 1

@@ -13,8 +13,11 @@ import psutil
 import pytest
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
+from mlflow.utils import validation
 
 from dvc_mlflow import files, models, pipeline, runs
+from dvc_mlflow.errors import StageError
+from dvc_mlflow.known import Known, search
 from dvc_mlflow.results import Result
 
 
@@ -38,79 +41,183 @@ def write(path: str, text: str) -> str:
     return hashlib.md5(text.encode()).hexdigest()
 
 
-def test_a_run_begins_with_the_settings_and_the_links_of_its_stage_and_ends_with_its_outs(
-    experiment,
-):
+def sizes_of(*paths: str) -> dict[str, int]:
+    return {path: Path(path).stat().st_size for path in paths}
+
+
+def kept_in(run_id: str, below: str | None = None) -> set[str]:
+    """The artifacts of a run, or of one of its folders."""
+    return {file.path for file in MlflowClient().list_artifacts(run_id, below)}
+
+
+def test_a_run_begins_without_links_and_gets_settings_files_and_links_from_its_result(experiment):
     begun = result("plot", deps={"a.csv": "md5 of a"}, params={"seed": 3, "lenet5.momentum": 0.9})
     run_id = runs.start(experiment, begun, {"commit": "c0ffee", "dirty": "false"})
     client = MlflowClient()
     run = client.get_run(run_id)
-    assert run.info.run_name == "plot"
-    assert run.data.params == {"seed": "3", "lenet5.momentum": "0.9"}
+    assert (run.info.run_name, run.info.status) == ("plot", "RUNNING")
     tags = run.data.tags
-    assert (tags["stage"], tags["dep:a.csv"]) == ("plot", "md5 of a")
+    assert (tags["stage"], tags["project"], tags["read"]) == ("plot", ".", begun.read)
     assert tags["commit"] == tags["mlflow.source.git.commit"] == "c0ffee"
     assert not [tag for tag in tags if tag.startswith("out:")]
-    write("reports/b.csv", "x\n1\n")
-    runs.log_result(run_id, result("plot", outs={"reports/b.csv": "md5 of b"}, deps=begun.deps))
-    assert client.get_run(run_id).data.tags["out:reports/b.csv"] == "md5 of b"
-    assert [file.path for file in client.list_artifacts(run_id)] == ["b.csv"]
+    outs = {"reports/b.csv": write("reports/b.csv", "x\n1\n")}
+    sizes = sizes_of("reports/b.csv")
+    runs.complete(run_id, result("plot", outs, begun.deps, begun.params, sizes=sizes))
+    run = client.get_run(run_id)
+    assert run.data.params == {"seed": "3", "lenet5.momentum": "0.9"}
+    assert run.data.tags["out:reports/b.csv"] == outs["reports/b.csv"]
+    assert kept_in(run_id) == {"b.csv"}
 
 
-def test_a_curve_is_logged_step_by_step_under_the_names_of_its_columns(experiment):
+def test_a_run_that_is_written_from_results_is_finished_and_claims_no_end(experiment):
+    outs = {"b.csv": write("b.csv", "x\n1\n")}
+    made = result("plot", outs, params={"seed": 3}, sizes=sizes_of("b.csv"))
+    run = MlflowClient().get_run(runs.write(experiment, made, {"commit": "c0ffee"}))
+    assert (run.info.status, run.info.end_time) == ("FINISHED", None)
+    assert run.data.params == {"seed": "3"}
+    assert (run.data.tags["commit"], run.data.tags["out:b.csv"]) == ("c0ffee", outs["b.csv"])
+    assert kept_in(run.info.run_id) == {"b.csv"}
+
+
+def test_a_run_is_written_whole_or_not_at_all(experiment):
+    outs = {"m.toml": write("m.toml", "cut = ")}
+    made = result("evaluate", outs, metrics=("m.toml",))
+    with pytest.raises(StageError, match=r"^m\.toml cannot be read"):
+        runs.write(experiment, made, {})
+    link, md5 = next(iter(made.tags.items()))
+    assert search(f"tags.`{link}` = '{md5}'") == []
+    [gone] = search(f"tags.`{link}` = '{md5}'", deleted=True)
+    assert gone.info.status == "FAILED"
+
+
+def test_the_data_that_a_stage_reads_are_inputs_of_its_run_with_the_hashes_of_dvc(experiment):
+    folder, etag = f"{'0' * 32}.dir", "e" * 64  # GitHub gives such a hash for a file
+    deps = {"code.py": "0", "raw/images": folder, "https://x/y.csv": etag, "p" * 600: "1" * 32}
+    names = {"raw/images": "images", "https://x/y.csv": "https://x/y.csv", "p" * 600: "p" * 600}
+    made = result("fit", deps=deps, data=names)
+    run_id = runs.write(experiment, made, {})
+    inputs = [entry.dataset for entry in MlflowClient().get_run(run_id).inputs.dataset_inputs]
+    found = {dataset.name: dataset.digest for dataset in inputs}
+    expected = {"images": folder, "https://x/y.csv": etag[:36], "p" * 500: "1" * 32}
+    assert found == expected  # MLflow takes no longer ones
+    sources = [json.loads(dataset.source)["tags"]["mlflow.source.name"] for dataset in inputs]
+    assert sorted(sources) == sorted(names)
+
+
+def history(run_id: str, key: str) -> list[tuple[int, float]]:
+    found = MlflowClient().get_metric_history(run_id, key)
+    return sorted((metric.step, metric.value) for metric in found)
+
+
+def test_a_curve_has_the_names_of_its_columns_and_is_the_same_if_it_was_logged_live(experiment):
     columns = {"epoch": [1.0, 2.0, 3.0], "test_loss": [0.3, 0.2, 0.1], "train_loss": [3, 2, 1]}
     rows = [",".join(map(str, row)) for row in zip(*columns.values(), strict=True)]
-    md5 = write("reports/curve.csv", "\n".join([",".join(columns), *rows, ""]))
-    write("reports/no curve.csv", "epoch,other\n1,2\n")
-    outs = {"reports/curve.csv": md5, "reports/no curve.csv": "any"}
-    made = result("fit", outs, curves={"reports/curve.csv": "epoch"})
-    whole, single = (runs.start(experiment, made, {}) for _ in range(2))
-    runs.log_curves(whole, made)
+    outs = {"curve.csv": write("curve.csv", "\n".join([",".join(columns), *rows, ""]))}
+    outs["no curve.csv"] = write("no curve.csv", "epoch,other\n1,2\n")
+    outs["last.json"] = write("last.json", '{"test_loss": 0.1, "accuracy": 0.9}')
+    plots = {"curve.csv": {"x": "epoch", "template": "linear"}}
+    made = result("fit", outs, plots=plots, metrics=("last.json",))
+    live = runs.start(experiment, made, {})
     for values in zip(*columns.values(), strict=True):
-        runs.log_epoch(single, dict(zip(columns, values, strict=True)))
-    client = MlflowClient()
-    for run_id in (whole, single):
-        assert set(client.get_run(run_id).data.metrics) == {"test_loss", "train_loss"}
+        runs.log_epoch(live, dict(zip(columns, values, strict=True)))
+    runs.complete(live, made)
+    for run_id in (runs.write(experiment, made, {}), live):
+        logged = MlflowClient().get_run(run_id).data.metrics
+        assert set(logged) == {"test_loss", "train_loss", "accuracy"}
         for key in ("test_loss", "train_loss"):
-            history = client.get_metric_history(run_id, key)
-            assert [metric.step for metric in history] == [1, 2, 3]
-            assert [metric.value for metric in history] == columns[key]
+            assert history(run_id, key) == list(zip([1, 2, 3], columns[key], strict=True))
+        assert history(run_id, "accuracy") == [(0, 0.9)]
 
 
-def test_a_curve_may_have_columns_without_numbers_and_another_x(experiment):
-    md5 = write("a.csv", "step,kind,loss\n10,a,0.5\n20,b,0.25\n")
-    made = result("fit", {"a.csv": md5}, curves={"a.csv": "step"})
-    run_id = runs.start(experiment, made, {})
-    runs.log_curves(run_id, made)
-    client = MlflowClient()
-    assert client.get_run(run_id).data.metrics == {"loss": 0.25}
-    history = client.get_metric_history(run_id, "loss")
-    assert [(metric.step, metric.value) for metric in history] == [(10, 0.5), (20, 0.25)]
+@pytest.mark.parametrize(
+    ("options", "points"),
+    [
+        ({"x": "step"}, [(10, 0.5), (20, 0.25)]),
+        ({}, [(10, 0.5), (20, 0.25)]),  # a column of that name counts steps
+        ({"x": "step", "template": "smooth"}, [(10, 0.5), (20, 0.25)]),
+        ({"x": "step", "template": "scatter"}, []),
+        ({"x": "kind"}, []),
+        ({"x": "share"}, []),
+        ({"x": "down"}, []),
+        ({"x": "gone"}, []),
+    ],
+)
+def test_a_plot_is_a_curve_if_it_is_a_line_over_steps_that_grow(experiment, options, points):
+    text = "step,kind,share,down,loss\n10,a,0.1,2,0.5\n20,b,0.2,1,0.25\n"
+    made = result("fit", {"a.csv": write("a.csv", text)}, plots={"a.csv": options})
+    run_id = runs.write(experiment, made, {})
+    assert history(run_id, "loss") == points
+    assert history(run_id, "kind") == []
+
+
+def test_curves_of_the_same_column_are_told_apart_by_their_files(experiment):
+    live = "dvclive/plots/metrics"
+    paths = ["logs/train/fit.csv", "logs/test/fit.csv", f"{live}/train/loss.tsv", f"{live}/f1.tsv"]
+    for path in paths:
+        column, tab = ("f1" if "f1" in path else "loss"), "\t" if path.endswith("tsv") else ","
+        write(path, f"step{tab}{column}\n0{tab}2\n1{tab}1\n")
+    plots = {paths[0]: {"x": "step"}, paths[1]: {"x": "step"}, live: {"x": "step"}}
+    made = result("fit", dict.fromkeys(plots, "any"), plots=plots)
+    run_id = runs.write(experiment, made, {})
+    expected = {"train.fit.loss", "test.fit.loss", "train.loss", "f1"}  # as DVCLive calls its own
+    assert set(MlflowClient().get_run(run_id).data.metrics) == expected
 
 
 def test_a_curve_longer_than_one_call_is_logged_whole(experiment, monkeypatch):
     monkeypatch.setattr(runs, "LARGEST_BATCH", 4)
     rows = "".join(f"{at + 1},{at},0.5\n" for at in range(7))
-    made = result("fit", {"a.csv": write("a.csv", f"n,a,b\n{rows}")}, curves={"a.csv": "n"})
-    run_id = runs.start(experiment, made, {})
-    runs.log_curves(run_id, made)
-    history = MlflowClient().get_metric_history(run_id, "a")
-    assert [(metric.step, metric.value) for metric in history] == [(s + 1, s) for s in range(7)]
-    assert len(MlflowClient().get_metric_history(run_id, "b")) == 7
+    md5 = write("a.csv", f"n,a,b\n{rows}")
+    made = result("fit", {"a.csv": md5}, plots={"a.csv": {"x": "n"}})
+    run_id = runs.write(experiment, made, {})
+    assert history(run_id, "a") == [(step + 1, step) for step in range(7)]
+    assert len(history(run_id, "b")) == 7
 
 
-@pytest.mark.parametrize("name", ["m.json", "m.yaml"])
+METRICS = {
+    "m.json": '{"a": {"accuracy": 0.9, "b": {"n": 3}}, "list": [1, 2], "text": "x", "none": null}',
+    "m.yaml": "a: {accuracy: 0.9, b: {n: 3}}\nlist: [1, 2]\ntext: x\nnone:\n",
+    "m.toml": 'list = [1, 2]\ntext = "x"\n[a]\naccuracy = 0.9\nb = {n = 3}\n',
+}
+
+
+@pytest.mark.parametrize("name", METRICS)
 def test_the_numbers_of_a_metrics_file_become_metrics_and_nothing_else_does(experiment, name):
-    content = {"a": {"accuracy": 0.9, "b": {"n": 3}}, "list": [1, 2], "text": "x", "none": None}
-    outs = {name: write(name, json.dumps(content)), "other.json": write("other.json", '{"c": 1}')}
-    made = result("evaluate", outs, metrics=(name,))
-    run_id = runs.start(experiment, made, {})
-    runs.log_result(run_id, made)
+    outs = {name: write(name, METRICS[name]), "other.json": write("other.json", '{"c": 1}')}
+    made = result("evaluate", outs, metrics=(name,), sizes=sizes_of("other.json"))
+    run_id = runs.write(experiment, made, {})
     run = MlflowClient().get_run(run_id)
     assert run.data.metrics == {"a.accuracy": 0.9, "a.b.n": 3}
     assert run.inputs.dataset_inputs == []
-    kept = {file.path for file in MlflowClient().list_artifacts(run_id)}
-    assert kept == {name, "other.json"}
+    assert kept_in(run_id) == {name, "other.json"}
+
+
+def test_the_tags_of_a_result_find_its_finished_run_also_if_it_is_deleted_and_no_other(experiment):
+    client = MlflowClient()
+    md5, other = (hashlib.md5(text).hexdigest() for text in (b"1", b"2"))
+
+    def ended(path: str, md5: str, status: str = "FINISHED") -> str:
+        made = result("fit", {path: md5, "common": "md5"})
+        run_id = runs.start(experiment, made, {})
+        runs.complete(run_id, made, missing=[path, "common"])
+        client.set_terminated(run_id, status)
+        time.sleep(0.002)  # a millisecond is the store's clock
+        return run_id
+
+    links = result("fit", {"it's `a` file": md5, "common": "md5"}).tags
+    older, newer = ended("it's `a` file", md5), ended("it's `a` file", md5)
+    ended("it's `a` file", md5, "FAILED")
+    ended("it's `a` file", other)
+    known = Known()
+    assert known.finished(links).info.run_id == newer
+    assert known.deleted(links) is None
+    assert known.finished({**links, "out:more": "md5"}) is None
+    client.delete_run(newer)
+    assert Known().finished(links).info.run_id == older
+    assert Known().deleted(links).info.run_id == newer
+    latest = ended("it's `a` file", md5)
+    assert known.finished(links).info.run_id == newer  # it has read the store once
+    known.add(latest)
+    assert known.finished(links).info.run_id == latest
 
 
 def test_each_logged_model_has_the_scores_under_its_name_and_only_the_newest(experiment):
@@ -152,57 +259,104 @@ def folder_of(place: str) -> Path:
     return Path(urlparse(place).path)
 
 
-def test_a_run_keeps_of_a_folder_what_can_be_shown_and_every_other_out(experiment, tmp_path):
+def test_a_run_keeps_small_outs_and_of_a_small_folder_what_can_be_shown(experiment, monkeypatch):
+    monkeypatch.setattr(runs, "SMALL", 1000)
     shown = ("a.json", "b.csv", "c.md", "d.png", "f.txt", "g.svg", "h.html", "i.yaml")
-    for name in (*shown, "e.safetensors", "j.npz", "k"):
-        (tmp_path / name).write_text(name)
-    assert [path.name for path in runs.artifacts_of(str(tmp_path))] == list(shown)
-    assert runs.artifacts_of("reports/any.npz") == [Path("reports/any.npz")]
+    for name in (*shown, "e.safetensors", "j.npz", "k", "below/l.png"):
+        write(f"folder/{name}", name)
+    write("any.npz", "1" * 1000)
+    write("large.json", "1" * 1001)
+    for at in range(runs.MOST_FILES + 1):
+        write(f"many/{at:03}.txt", "")
+    outs = dict.fromkeys(["folder", "any.npz", "large.json", "many", "of unknown size"], "any")
+    sizes = {"folder": 100, "any.npz": 1000, "large.json": 1001, "many": 1}
+    made = result("fit", outs, sizes=sizes)
+    assert set(runs.wanted(made)) == {"folder", "any.npz", "many"}
+    run_id = runs.write(experiment, made, {})
+    many = {f"{at:03}.txt" for at in range(runs.MOST_FILES)}
+    assert kept_in(run_id) == {*shown, "any.npz"} | many
+
+
+def test_all_files_of_a_metric_or_a_plot_are_kept_at_their_place_unless_they_are_huge(
+    experiment, monkeypatch
+):
+    monkeypatch.setattr(runs, "SMALL", 10)
+    monkeypatch.setattr(runs, "LARGEST", 1000)
+    write("plots/a/b.jpg", "1" * 1000)
+    write("plots/c.npz", "1" * 1001)
+    table = [{"fpr": 0.0, "tpr": 0.5}, {"fpr": 1.0, "tpr": 1.0}]
+    write("plots/roc.json", json.dumps({"curve": table}))
+    write("m.json", "{}")
+    outs = {"plots": "any", "m.json": "any"}
+    made = result("fit", outs, plots={"plots": {}}, metrics=("m.json",), sizes={"plots": 2001})
+    run_id = runs.write(experiment, made, {})
+    assert kept_in(run_id) == {"plots", "tables", "m.json"}
+    assert kept_in(run_id, "plots") == {"plots/a", "plots/roc.json"}
+    assert kept_in(run_id, "plots/a") == {"plots/a/b.jpg"}
+    path = MlflowClient().download_artifacts(run_id, "tables/plots/roc.json")
+    shown = json.loads(Path(path).read_text(encoding="utf-8"))  # as MLflow shows a table
+    assert shown == {"columns": ["fpr", "tpr"], "data": [[0.0, 0.5], [1.0, 1.0]]}
+
+
+def test_files_of_the_same_name_in_two_outs_are_both_kept(experiment):
+    outs = {path: write(path, path) for path in ("train/a.txt", "test/a.txt", "b/a.txt")}
+    made = result("fit", outs, sizes=sizes_of(*outs))
+    run_id = runs.write(experiment, made, {})
+    folder = folder_of(MlflowClient().get_run(run_id).info.artifact_uri)
+    kept = sorted(path.read_text() for path in folder.rglob("*.txt"))
+    assert kept == ["b/a.txt", "test/a.txt", "train/a.txt"]
 
 
 def test_links_are_logged_as_the_files_behind_them(experiment, tmp_path):
     (tmp_path / "cached").write_text("content")
-    (tmp_path / "a.csv").symlink_to(tmp_path / "cached")
-    run_id = runs.start(experiment, result("plot"), {})
+    write("cached", "content")
+    Path("linked.csv").symlink_to(tmp_path / "cached")
+    outs = dict.fromkeys(["linked.csv", "cached"], "any")
+    made = result("plot", outs, sizes=sizes_of(*outs))
+    run_id = runs.start(experiment, made, {})
     said: list[str] = []
-    runs.log_files(run_id, [tmp_path / "a.csv", tmp_path / "cached"], said.append)
+    runs.complete(run_id, made, say=said.append)
     folder = folder_of(MlflowClient().get_run(run_id).info.artifact_uri)
     assert {path.name: path.read_text() for path in folder.iterdir()} == {
-        "a.csv": "content",
+        "linked.csv": "content",
         "cached": "content",
     }
-    assert not (folder / "a.csv").is_symlink()
-    assert said == ["ready", "ready"]  # who waits for it sees that it goes on
+    assert not (folder / "linked.csv").is_symlink()
+    assert set(said) == {"ready"} and len(said) > 1  # who waits for it sees that it goes on
 
 
-def test_a_run_has_lost_a_file_that_is_not_there_or_has_another_size(experiment, tmp_path):
-    for name in ("a.csv", "b.csv"):
-        (tmp_path / name).write_text(name)
-    folder, file = str(tmp_path), str(tmp_path / "a.csv")
-    md5, md5_of_file = files.md5(tmp_path), hashlib.md5(b"a.csv").hexdigest()
-    run_id = runs.start(experiment, result("plot"), {})
-    kept = folder_of(MlflowClient().get_run(run_id).info.artifact_uri)
-    assert runs.lost_files(run_id, file, md5_of_file)
-    assert runs.lost_files(run_id, "gone.csv", "any") and runs.lost_files(run_id, "gone", "any")
-    runs.log_files(run_id, [tmp_path / "a.csv"])
-    assert not runs.lost_files(run_id, file, md5_of_file)
-    assert runs.lost_files(run_id, folder, md5)
-    assert not runs.lost_files(run_id, folder, "md5 of what is not here")  # nothing to tell it by
-    runs.log_files(run_id, [tmp_path / "b.csv"])
-    assert not runs.lost_files(run_id, folder, md5)
+def test_a_run_has_lost_a_file_that_is_gone_from_the_store_or_has_another_size_there(experiment):
+    outs = {path: write(path, path) for path in ("a.csv", "b.csv", "gone.csv")}
+    outs["figures"] = "any"
+    write("figures/c.png", "c")
+    made = result("plot", outs, plots={"figures": {}}, sizes=sizes_of("a.csv", "b.csv", "gone.csv"))
+    run_id = runs.write(experiment, made, {}, missing=["gone.csv"])
+    run = MlflowClient().get_run(run_id)
+    assert runs.lost_files(run) == []
+    kept = folder_of(run.info.artifact_uri)
+    assert {path.name for path in kept.iterdir()} == {"a.csv", "b.csv", "figures"}
     (kept / "a.csv").write_text("")
-    assert runs.lost_files(run_id, file, md5_of_file) and runs.lost_files(run_id, folder, md5)
-    # Of outs that are not in the folder, the name has to do; of a folder, that there is something
-    assert not runs.lost_files(run_id, "elsewhere/a.csv", "any")
-    assert runs.lost_files(run_id, "elsewhere/c.csv", "any")
-    assert not runs.lost_files(run_id, "elsewhere/figures", "any")
+    assert runs.lost_files(run) == ["a.csv"]
+    shutil.rmtree(kept / "figures")
+    assert sorted(runs.lost_files(run)) == ["a.csv", "figures"]
+    runs.complete(run_id, made, missing=["gone.csv"])
+    assert runs.lost_files(run) == []
+    shutil.rmtree(kept)
+    assert sorted(runs.lost_files(run)) == ["a.csv", "b.csv", "figures"]
 
 
-def test_a_run_that_was_copied_is_finished_and_claims_no_end(experiment):
-    run_id = runs.start(experiment, result("plot"), {})
-    runs.end_copy(run_id)
-    info = MlflowClient().get_run(run_id).info
-    assert (info.status, info.end_time) == ("FINISHED", None)
+def test_a_run_may_have_more_files_than_the_value_of_a_tag_can_name(experiment):
+    paths = [f"{at:0100}.txt" for at in range(100)]
+    made = result("plot", {path: write(path, "x") for path in paths}, sizes=dict.fromkeys(paths, 1))
+    live = runs.start(experiment, made, {})
+    runs.complete(live, made)
+    for run_id in (live, runs.write(experiment, made, {})):
+        run = MlflowClient().get_run(run_id)
+        longest = max(run.data.tags.values(), key=len)
+        assert len(longest) <= validation.MAX_TAG_VAL_LENGTH  # PostgreSQL refuses longer ones
+        assert runs.lost_files(run) == []
+        (folder_of(run.info.artifact_uri) / paths[0]).unlink()  # those that are named
+        assert runs.lost_files(run) == [paths[0]]
 
 
 def test_a_run_says_who_made_it_and_how(experiment, monkeypatch):
@@ -260,13 +414,13 @@ def test_without_a_hook_a_logged_model_is_a_copy_of_its_file_that_names_its_run(
     for step in (1, 2, 7):
         runs.log_epoch(run_id, {"epoch": step, "loss": 1.0})
     said: list[str] = []
-    runs.log_result(run_id, of, said.append)
+    runs.complete(run_id, of, say=said.append)
     (model,) = models.find(md5)
     assert (model.name, model.source_run_id) == ("tree", run_id)
     assert (model.tags["file"], model.params) == (path, {"rate": "20"})
     (output,) = client.get_run(run_id).outputs.model_outputs
     assert (output.model_id, output.step) == (model.model_id, 7)
-    assert [file.path for file in client.list_artifacts(run_id)] == []  # it is in the model
+    assert kept_in(run_id) == set()  # it is in the model
     assert said.count("local") == 1 and said[-1] == "ready"
     folder = folder_of(model.artifact_location)
     assert (folder / "tree.bin").read_text() == "weights"
@@ -289,14 +443,35 @@ def test_a_model_that_is_a_folder_is_copied_whole(experiment):
         write(f"models/forest/{name}", name)
     path, md5 = "models/forest", files.md5(Path("models/forest"))
     of = result("fit", {path: md5}, models={path: "forest"})
-    run_id = runs.start(experiment, of, {})
-    runs.log_result(run_id, of)
+    runs.write(experiment, of, {})
     (model,) = models.find(md5)
     folder = folder_of(model.artifact_location)
     assert (folder / "forest/a").read_text() == "a" and (folder / "forest/b/c").is_file()
     assert models.lost_files(model) == []
     (folder / "MLmodel").unlink()
     assert models.lost_files(model) == ["MLmodel"]
+
+
+def test_a_logged_model_is_at_the_last_step_of_the_curves_of_its_run(experiment):
+    of = fitted("late", "weights of the last step")
+    outs = {**of.outs, "loss.csv": write("loss.csv", "step,loss\n1,3\n7,2\n")}
+    plots = {"loss.csv": {"x": "step"}}
+    made = result("fit", outs, models=of.models, plots=plots)
+    run = MlflowClient().get_run(runs.write(experiment, made, {}))
+    assert [output.step for output in run.outputs.model_outputs] == [7]
+
+
+def test_a_model_that_is_too_large_is_only_linked(experiment, monkeypatch):
+    of = fitted("huge", "1" * 1001)
+    [(path, md5)] = of.outs.items()
+    Path(path).unlink()  # it is not even brought here
+    monkeypatch.setattr(runs, "SMALL", 10)
+    monkeypatch.setattr(runs, "LARGEST", 1000)
+    made = result("fit", of.outs, models=of.models, sizes={path: 1001})
+    assert runs.wanted(made) == []
+    run_id = runs.write(experiment, made, {})
+    assert MlflowClient().get_run(run_id).data.tags[f"out:{path}"] == md5
+    assert models.find(md5) == []
 
 
 def test_a_model_that_cannot_be_written_is_not_left_behind(experiment):

@@ -185,8 +185,8 @@ def test_deleted_runs_are_restored_and_lost_artifacts_written_again(copy):
         told = call(copy, "status", check=False).stderr
         if lost in (".", f"models/{mlp}"):
             assert "train_" in told
-        assert told.startswith("error: no run for ") and "`make sync` writes them" in told
-        assert "again, which the run of" in sync(copy).stdout
+        assert told.startswith("error: no run for ") and "`dvc-mlflow sync` writes them" in told
+        assert "completed the run of " in sync(copy).stdout
         assert sync(copy).stdout == ""
         found = {path.relative_to(artifacts) for path in artifacts.rglob("*") if path.is_file()}
         assert found == listed
@@ -394,12 +394,12 @@ def test_whatever_git_and_dvc_call_a_commit_is_found(copy, tmp_path):
     copy.run("git", "update-ref", f"{ref[:12]}/{ref[12:]}/warm", "HEAD")
     for name in ("main", "released", "topic/a", "HEAD~1", "@{1}", "warm"):
         assert find(copy, name).count("/runs/") == 5, name
-        assert sync(copy, name).stdout == ""
+        assert sync(copy, "--rev", name).stdout == ""
     (copy.path / "main").write_text("")
     result = call(copy, "find", "main", check=False)
     assert "main names a file and a commit" in result.stdout
     assert "is in no commit's dvc.lock" in result.stderr
-    assert sync(copy, "main").stdout == ""
+    assert sync(copy, "--rev", "main").stdout == ""
 
     shallow = Clone(tmp_path / "shallow")
     subprocess.run(
@@ -418,8 +418,8 @@ def test_git_says_itself_why_it_cannot_tell(copy, tmp_path):
         ({"GIT_DIR": str(tmp_path)}, "not a git repository"),
         (no_git, "there is no git in PATH"),
     ]:
-        for command in ("find", "sync"):
-            ours = (python, "-m", "dvc_mlflow", command, "HEAD")
+        for command in (("find",), ("sync", "--rev")):
+            ours = (python, "-m", "dvc_mlflow", *command, "HEAD")
             said = one_line(copy.run(*ours, env=env, check=False))
             assert reason in said and "is not a commit" not in said
 

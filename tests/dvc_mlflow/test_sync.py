@@ -1,6 +1,7 @@
 """What sync writes to a real store, and what it leaves alone, in a project made by hand."""
 
 import json
+import shutil
 import subprocess
 import threading
 import time
@@ -14,12 +15,14 @@ from mlflow.entities import ViewType
 from test_store import assert_whole, models_of
 from tiny import CELLS, PIPELINE, Project, make_project, make_results
 
-from conftest import forget_the_folder
-from dvc_mlflow import pipeline, registry, results, runs, store, sync
+from conftest import ROOT, forget_the_folder
+from dvc_mlflow import claims, pipeline, registry, results, runs, store, sync
 from dvc_mlflow.errors import StageError
+from dvc_mlflow.known import Known
 from dvc_mlflow.results import Result
 
 MLP = "models/mlp.safetensors"
+STUDY = [*(f"cell@{cell}" for cell in CELLS), "report"]
 
 
 @pytest.fixture(scope="module")
@@ -54,11 +57,11 @@ def fresh(standing_in, tmp_path):
 def synced(capsys):
     """What sync prints of the main project."""
 
-    def printed(rev: str | None = None) -> list[str]:
+    def printed(rev: str | None = None, **options) -> list[str]:
         capsys.readouterr()
-        sync.sync(rev)
+        sync.sync(rev, **options)
         said = capsys.readouterr().out.splitlines()
-        return [line for line in said if "cell@" not in line and "run of report" not in line]
+        return [line for line in said if "study: " not in line]
 
     return printed
 
@@ -77,6 +80,11 @@ def artifacts(place: str) -> Path:
     return Path(urlparse(place).path)
 
 
+def links(tags: dict[str, str]) -> dict[str, str]:
+    """The md5 of each out, by path."""
+    return {tag[4:]: md5 for tag, md5 in tags.items() if tag.startswith("out:")}
+
+
 # --- the pipeline ---
 
 
@@ -86,8 +94,11 @@ def test_every_stage_has_a_finished_run_with_its_links_commit_metrics_and_files(
     for stage in PIPELINE:
         run = run_of(client, stage)
         tags = run.data.tags
-        outs = {tag[4:]: md5 for tag, md5 in tags.items() if tag.startswith("out:")}
-        assert outs == project.outs(stage)
+        assert links(tags) == project.outs(stage)
+        read = {found.dataset.name: found.dataset.digest for found in run.inputs.dataset_inputs
+                if found.tags[0].value == "dep"}  # fmt: skip
+        data = [path for path in PIPELINE[stage].deps if path != "code.py"]
+        assert read == {path: project.md5(path) for path in data}
         assert (tags["commit"], tags["dirty"], tags["backfilled"]) == (commit, "false", "true")
         kept = {file.path for file in client.list_artifacts(run.info.run_id)}
         assert kept >= {Path(path).name for path in PIPELINE[stage].small if Path(path).suffix}
@@ -113,9 +124,10 @@ def test_the_run_of_the_pipeline_has_what_its_stages_have_and_names_their_runs(c
         settings |= run_of(client, stage).data.params
     assert parent.data.params == settings
     assert (settings["recipe"], settings["mlp.epochs"]) == ("documented", "20")
-    assert "dep:data/prepared" not in parent.data.tags and "backfilled" not in parent.data.tags
+    assert links(parent.data.tags) == {} and "backfilled" not in parent.data.tags
     kept = {file.path for file in client.list_artifacts(parent.info.run_id)}
-    assert kept == {"comparison.md", "confusion.png", "curves.png"}
+    metrics = {"metrics.json", "train_lenet5.json", "train_mlp.json"}
+    assert kept == {"comparison.md", "confusion.png", "curves.png"} | metrics
     first, *lines = parent.data.tags["mlflow.note.content"].splitlines()
     assert first == "# Comparison 0"
     rows = [line for line in lines if "/runs/" in line]
@@ -157,8 +169,13 @@ def delete_model_file(client, name: str, file: str) -> None:
     (artifacts(model_of(client, name).artifact_location) / file).unlink()
 
 
-def again(out: str, stage: str) -> str:
-    return f"logged {out} again, which the run of {stage} had lost"
+def logged(*stages: str) -> list[str]:
+    return [f"logged the run of {stage} from its results" for stage in stages]
+
+
+def again(stage: str, *lost: str) -> str:
+    names = f", which had lost {', '.join(lost)}" if lost else ""
+    return f"completed the run of {stage}{names}"
 
 
 def lose_files(client) -> None:
@@ -178,17 +195,20 @@ LOSSES = {
     "files": (
         lose_files,
         [
-            again("data/prepared", "prepare"),
-            again(MLP, "train_mlp"),
-            again("reports/comparison.csv", "evaluate"),
-            again("reports/figures", "plot"),
+            again("prepare", "contact_sheet.png", "counts.csv"),
+            again("train_mlp"),  # whose model had lost the file
+            again("evaluate", "comparison.csv"),
+            again("plot", "curves.png"),
         ],
     ),
     "models": (
         lose_models,
-        [again("models/lenet5.safetensors", "train_lenet5"), again(MLP, "train_mlp")],
+        [again("train_lenet5"), again("train_mlp")],
     ),
-    "a run": (lambda c: delete_run(c, "prepare"), ["restored the deleted run of prepare"]),
+    "a run": (
+        lambda c: delete_run(c, "prepare"),
+        ["restored the deleted run of prepare", again("prepare")],
+    ),
     "the pipeline's run": (
         lambda c: delete_run(c, "pipeline"),
         ["restored the deleted run of the pipeline"],
@@ -240,7 +260,7 @@ def test_another_state_has_a_run_of_its_own_over_all_five_stages(client, project
     before, old_plot = run_of(client, "pipeline"), run_of(client, "plot")
     project.write("reports/comparison.md", "# Another comparison\n")
     project.lock()
-    assert synced() == ["logged the run of plot from its results"]
+    assert synced() == logged("plot")
     assert synced() == []
     newest, older = runs_of(client, "pipeline")
     new_plot = runs_of(client, "plot")[0]
@@ -270,20 +290,59 @@ def test_the_results_of_a_commit_are_written_with_its_name_whatever_lies_here(fr
     make_results(project, seed=8)
     project.write("code.py", "changed")
     said = synced("released")
-    assert said == [f"logged the run of {stage} from its results" for stage in PIPELINE]
+    assert said == logged(*PIPELINE)
     for stage, outs in committed.items():
         tags = run_of(client, stage).data.tags
-        assert {tag[4:]: md5 for tag, md5 in tags.items() if tag.startswith("out:")} == outs
+        assert links(tags) == outs
         assert (tags["commit"], tags["dirty"]) == (commit, "false")
     assert_whole(client)
     client.delete_registered_model("mnist")
     assert synced("released") == []
     delete_model_file(client, "mlp", "extra_files/mlp.safetensors")
     delete_file(client, "plot", "comparison.md")
-    lost = [again(MLP, "train_mlp"), again("reports/comparison.md", "plot")]
-    assert synced("released") == lost
+    assert synced("released") == [again("train_mlp"), again("plot", "comparison.md")]
     assert synced("released") == []
     assert_whole(client)
+
+
+def test_every_state_of_the_history_and_of_experiments_gets_its_runs_once(fresh, synced):
+    project, client = fresh
+    identity = ("-c", "user.name=test", "-c", "user.email=test@example.com")
+    amend = ("git", *identity, "commit", "--amend", "--quiet", "--no-edit")
+    project.run(*amend, env={"GIT_COMMITTER_DATE": "2020-01-01T00:00:00"})
+    found = {project.git("rev-parse", "HEAD"): project.outs("plot")}
+
+    def commit(seed: int) -> str:
+        make_results(project, seed)
+        project.cache()
+        made = project.commit(f"results {seed}")
+        found[made] = project.outs("plot")
+        return made
+
+    newest = commit(8)
+    experiment = commit(9)
+    project.git("update-ref", f"refs/exps/{newest[:2]}/{newest[2:]}/warm", experiment)
+    project.git("reset", "--quiet", "--hard", newest)
+    project.git("commit", "--allow-empty", "--quiet", "--message=the same results")
+    assert synced(all=True, since="2021-01-01") == 2 * logged(*PIPELINE)
+    assert synced(all=True) == logged(*PIPELINE)
+    assert synced(all=True) == synced() == []
+    tags = [run.data.tags for run in runs_of(client, "plot")]
+    assert {tag["commit"]: links(tag) for tag in tags} == found
+    names = {tag["commit"]: tag.get("dvc_experiment") for tag in tags}
+    assert names == {**dict.fromkeys(found), experiment: "warm"}
+    assert len(runs_of(client, "pipeline")) == 3
+
+
+def test_dry_names_the_runs_that_are_missing_and_writes_nothing(fresh):
+    project, client = fresh
+    dry = ("python", "-m", "dvc_mlflow", "sync", "--dry")
+    (project.path / "mlflow.db").unlink()
+    said = project.run(*dry, env={"PYTHONPATH": str(ROOT)})
+    stages = [*PIPELINE, *(f"study: {stage}" for stage in STUDY)]
+    assert said.stdout.splitlines() == [f"would log the run of {stage}" for stage in stages]
+    assert said.stderr == ""
+    assert client.search_experiments(filter_string="name LIKE 'mnist%'") == []
 
 
 # --- status ---
@@ -304,14 +363,14 @@ def test_status_counts_the_results_of_each_project_that_have_their_run(
 ):
     whole = ["5 of 5 results have their run", "study: 3 of 3 results have their run"]
     assert status(capsys) == whole
-    end = f"in sqlite:///{project.path}/mlflow.db: `make sync` writes them"
+    end = f"in sqlite:///{project.path}/mlflow.db: `dvc-mlflow sync` writes them"
     delete_run(client, "plot")
     delete_file(client, "prepare", "contact_sheet.png")
     client.delete_run(cells_of(client)["report"])
     assert status(capsys) == [
         "3 of 5 results have their run",
         "study: 2 of 3 results have their run",
-        f"no run for prepare, plot, report {end}",
+        f"no run for prepare, plot, study: report {end}",
     ]
     synced()
     assert status(capsys) == whole
@@ -321,7 +380,7 @@ def test_status_looks_at_the_files_of_logged_models(client, project, synced, cap
     delete_model_file(client, "mlp", "extra_files/mlp.safetensors")
     first, _, error = status(capsys)
     assert first == "4 of 5 results have their run" and error.startswith("no run for train_mlp in")
-    assert synced() == [again(MLP, "train_mlp")]
+    assert synced() == [again("train_mlp")]
     assert len(status(capsys)) == 2
 
 
@@ -369,61 +428,163 @@ def beat(client, claim: str) -> None:
     time.sleep(0.1)
 
 
+def test_status_names_the_runs_whose_results_no_commit_and_not_the_folder_holds(fresh, capsys):
+    project, client = fresh
+    sync.sync()
+    project.write("reports/comparison.md", "# Not committed\n")
+    project.lock()
+    sync.sync()
+    other = runs_of(client, "plot")[0].info.run_id
+    assert not [line for line in status(capsys) if line.startswith("no commit")]
+    project.git("checkout", "--quiet", ".")
+    said = [line for line in status(capsys) if line.startswith("no commit")]
+    assert said == [f"no commit holds the results of run {other} (plot)"]
+
+
 # --- what is not whole ---
 
 
-def test_stages_that_were_not_run_together_have_runs_and_nothing_over_them(fresh, synced):
+def test_a_state_in_which_not_all_stages_have_run_has_a_run_of_its_own_and_no_version(
+    fresh, synced
+):
     project, client = fresh
     pending = client.create_logged_model("0", name="mlp", tags={"md5": project.md5(MLP)})
     project.lock("prepare", "train_mlp")
-    expected = [f"logged the run of {stage} from its results" for stage in ("prepare", "train_mlp")]
-    assert synced() == expected
+    assert synced() == logged("prepare", "train_mlp")
     assert synced() == []
-    assert not pipeline.is_apart(locked()) or set(locked()) != {*PIPELINE}
-    assert runs_of(client, "pipeline") == []
-    assert client.search_registered_models() == []
+    first = run_of(client, "pipeline")
+    for stage in ("prepare", "train_mlp"):
+        assert run_of(client, stage).data.tags["mlflow.parentRunId"] == first.info.run_id
     # One whose writing was cut short is gone, the whole one is there
     assert [str(model.status) for model in models_of(client)] == ["READY"]
     assert pending.model_id not in [model.model_id for model in models_of(client)]
-    # The pipeline's run stands over five, and the registry needs an evaluation
+    # No run stands over five before each of them has one, and the registry needs an evaluation
     project.lock()
-    pipeline.connect(store.open_store(), locked())
-    assert runs_of(client, "pipeline") == []
+    whole = results.all_projects()[Path()]
+    pipeline.connect(store.open_store(), whole, whole.locked(), Known())
+    assert len(runs_of(client, "pipeline")) == 1
     assert client.search_registered_models() == []
-
-
-def test_a_run_that_cannot_be_written_whole_is_taken_back_and_written_anew(fresh, synced):
-    project, client = fresh
-    metrics = project.path / "reports/train_mlp.json"
-    text = metrics.read_text()
-    metrics.write_text("nothing")
-    project.lock("prepare", "train_mlp")
-    for _ in range(2):
-        with pytest.raises(ValueError, match="Expecting value"):
-            synced()
-    assert runs_of(client, "train_mlp") == []
-    taken = client.search_runs(["1"], "tags.stage = 'train_mlp'", ViewType.DELETED_ONLY)
-    assert [run.info.status for run in taken] == ["FAILED", "FAILED"]
-    assert not client.search_experiments(filter_string="name = 'mnist-claim'")
-    metrics.write_text(text)
-    project.lock("prepare", "train_mlp")
-    assert synced() == ["logged the run of train_mlp from its results"]
+    assert synced() == logged("train_lenet5", "evaluate", "plot")
+    newest, older = runs_of(client, "pipeline")
+    assert older.info.run_id == first.info.run_id
+    parents = {run_of(client, stage).data.tags["mlflow.parentRunId"] for stage in PIPELINE}
+    assert parents == {newest.info.run_id}
 
 
 @pytest.mark.parametrize(
-    ("gone", "stage"), [("reports/train_mlp.json", "train_mlp"), ("data/prepared", "train_mlp")]
+    ("broken", "content"),
+    [("reports/train_mlp.json", b"nothing"), ("reports/history_mlp.csv", b"epoch,\xe4\n1,2\n")],
 )
-def test_no_run_is_begun_without_all_that_it_needs(fresh, gone, stage):
+def test_a_run_that_cannot_be_written_whole_is_left_out_until_it_can(
+    fresh, synced, capsys, broken, content
+):
     project, client = fresh
-    project.lock("prepare", stage)
-    (project.path / gone).rename(project.path / "elsewhere")
-    with pytest.raises(StageError, match=f"^{gone} is not the one in dvc.lock"):
-        sync.sync()
-    assert client.search_runs(["1"], f"tags.stage = '{stage}'", ViewType.ALL) == []
+    file = project.path / broken
+    whole = file.read_bytes()
+    file.write_bytes(content)
+    project.lock("prepare", "train_mlp")
+    for _ in range(2):
+        with pytest.raises(StageError, match=r"^1 problems; all other runs are written$"):
+            synced()
+        told = capsys.readouterr().err
+        assert told.startswith(f"error: train_mlp: {broken} cannot be read (")
+        assert told.count("\n") == 1
+    assert run_of(client, "prepare")
+    active = client.search_runs(["1"], "tags.stage != 'prepare'")
+    assert [run for run in active if run.data.tags["project"] == "."] == []
+    assert not client.search_experiments(filter_string="name = 'mnist-claim'")
+    file.write_bytes(whole)
+    project.lock("prepare", "train_mlp")
+    assert synced() == logged("train_mlp")
+
+
+def empty_cache(project: Project) -> None:
+    shutil.rmtree(project.path / ".dvc/cache")
+
+
+def test_a_run_waits_for_no_file_and_is_completed_once_the_file_is_there(fresh, synced, capsys):
+    project, client = fresh
+    project.lock("prepare", "train_mlp")
+    empty_cache(project)
+    outs = project.outs("train_mlp")
+    gone = [MLP, "reports/train_mlp.json"]
+    for name in gone:
+        (project.path / name).rename(project.path / Path(name).name)
+    sync.sync()
+    told = capsys.readouterr()
+    assert told.out.splitlines()[:2] == logged("prepare", "train_mlp")
+    assert told.err == (
+        "2 files are not here, and are only linked (reports/train_mlp.json, models/mlp.safetensors"
+        "): `dvc pull` brings those that DVC keeps, or `dvc-mlflow sync --pull`\n"
+    )
+    run = run_of(client, "train_mlp")
+    assert sorted(json.loads(run.data.tags["missing"])) == gone
+    assert links(run.data.tags) == outs
+    assert models_of(client) == []
+    assert synced() == []
+    for name in gone:
+        (project.path / Path(name).name).rename(project.path / name)
+    assert synced() == [again("train_mlp")]
+    assert synced() == []
+    found = run_of(client, "train_mlp")
+    assert found.info.run_id == run.info.run_id and found.data.tags["missing"] == "[]"
+    assert found.data.metrics["mlp.train_loss"] == 9
+    assert model_of(client, "mlp").source_run_id == run.info.run_id
+
+
+def test_what_lies_in_the_remote_alone_is_fetched_if_that_is_asked_for(
+    fresh, synced, tmp_path, capsys
+):
+    project, client = fresh
+    project.run("dvc", "remote", "add", "--default", "elsewhere", str(tmp_path / "remote"))
+    project.run("dvc", "push")
+    empty_cache(project)
+    (project.path / MLP).unlink()
+    forget_the_folder()
+    assert synced() == logged(*PIPELINE)
+    assert [model.name for model in models_of(client)] == ["lenet5"]
+    assert synced(pull=True) == [again("train_mlp")]
+    assert capsys.readouterr().err == ""
+    assert_whole(client)
+
+
+def test_evidence_for_the_registry_may_be_larger_than_what_a_run_copies(fresh, synced):
+    project, client = fresh
+    rows = "\n".join(f"{at},{at % 10},{at % 10},0.9" for at in range(100_000))
+    for name in ("lenet5", "mlp"):
+        text = f"index,actual,predicted,confidence\n{rows}\n"
+        project.write(f"reports/predictions_{name}.csv", text)
+    project.lock()
+    assert synced() == logged(*PIPELINE)
+    assert len(client.search_model_versions("name = 'mnist'")) == 2
+
+
+def test_an_evaluation_of_a_model_without_a_run_keeps_no_sync_waiting(fresh, synced):
+    project, client = fresh
+    lock = json.loads((project.path / "dvc.lock").read_text())
+    [read] = [dep for dep in lock["stages"]["evaluate"]["deps"] if dep["path"] == MLP]
+    read["md5"] = 32 * "0"
+    project.write("dvc.lock", json.dumps(lock))
+    assert synced() == logged(*PIPELINE)
+    names = [found.tags["model"] for found in client.search_model_versions("name = 'mnist'")]
+    assert names == ["lenet5"]
+    client.create_experiment("mnist-claim", tags={"process": "another machine 1 0", "beat": "0"})
+    began = time.monotonic()
+    assert synced() == []
+    assert time.monotonic() - began < claims.SILENCE / 2
+
+
+def test_what_is_no_longer_in_the_folder_is_taken_from_the_cache(fresh, synced, capsys):
+    project, client = fresh
+    shutil.rmtree(project.path / "data/prepared")
+    shutil.rmtree(project.path / "models")
+    assert synced() == logged(*PIPELINE)
+    assert capsys.readouterr().err == ""
+    assert_whole(client)
 
 
 def locked(folder: str = "") -> dict[str, Result]:
-    return results.Project(Path(folder)).locked()
+    return results.all_projects()[Path(folder)].locked()
 
 
 def result(stage: str, outs: dict[str, str], deps: dict[str, str]) -> Result:
@@ -458,31 +619,6 @@ def test_the_last_stages_and_the_evaluations_are_seen_from_what_the_stages_read(
 def experiment(client):
     found = client.get_experiment_by_name("others")
     return found.experiment_id if found else client.create_experiment("others")
-
-
-def test_the_run_of_some_outs_is_the_newest_finished_one_that_has_them_all(client, experiment):
-    def run(status: str | None, **outs: str) -> str:
-        tags = {f"out:{path}": md5 for path, md5 in outs.items()}
-        run_id = client.create_run(experiment, tags=tags).info.run_id
-        if status:
-            client.set_terminated(run_id, status)
-        return run_id
-
-    wanted = {"a": "1 of found", "b": "2 of found"}
-    older = run("FINISHED", **wanted)
-    newer = run("FINISHED", **wanted, c="3")
-    others = [run("FAILED", **wanted), run(None, **wanted)]
-    run("FINISHED", a=wanted["a"])
-    run("FINISHED", a=wanted["a"], b="other")
-    found = [run.info.run_id for run in runs.with_outs(wanted)]
-    assert set(found) == {older, newer, *others} and found.index(newer) < found.index(older)
-    assert runs.finished(wanted).info.run_id == newer
-    assert runs.finished(wanted, deleted=True) is None
-    client.delete_run(newer)
-    assert runs.finished(wanted).info.run_id == older
-    assert runs.finished(wanted, deleted=True).info.run_id == newer
-    assert runs.finished({"a": "no such"}) is None
-    assert runs.with_outs({}) == [] and runs.finished({}) is None
 
 
 # --- runs whose process is gone ---
@@ -551,23 +687,22 @@ def study(fresh, capsys):
         capsys.readouterr()
         sync.sync()
         said = capsys.readouterr().out.splitlines()
-        return [line for line in said if "cell" in line or "run of report" in line]
+        return [line for line in said if "study: " in line]
 
     return project, client, printed
 
 
 def cells_of(client) -> dict[str, str]:
     experiment = client.get_experiment_by_name("mnist-study").experiment_id
-    found = client.search_runs([experiment])
+    found = client.search_runs([experiment], "tags.stage != 'pipeline'")
     return {run.data.tags["stage"]: run.info.run_id for run in found}
 
 
 def test_each_cell_and_the_report_have_a_run_that_is_written_once(study):
     project, client, synced = study
-    stages = [*(f"cell@{cell}" for cell in CELLS), "report"]
-    assert synced() == [f"logged the run of {stage} from its results" for stage in stages]
+    assert synced() == logged(*(f"study: {stage}" for stage in STUDY))
     assert synced() == []
-    assert list(reversed(cells_of(client))) == stages
+    assert list(reversed(cells_of(client))) == STUDY
     cell = client.get_run(cells_of(client)["cell@fast-mlp-1"])
     assert cell.data.metrics["test_accuracy"] == 0.7
     history = client.get_metric_history(cell.info.run_id, "test_loss")
@@ -582,29 +717,36 @@ def test_each_cell_and_the_report_have_a_run_that_is_written_once(study):
     (artifacts(cell.info.artifact_uri) / "fast-mlp-1.json").unlink()
     before = cells_of(client)
     assert synced() == [
-        again("study/cells/fast-mlp-1.json", "cell@fast-mlp-1"),
-        "restored the deleted run of report",
+        again("study: cell@fast-mlp-1", "fast-mlp-1.json"),
+        "restored the deleted run of study: report",
+        again("study: report"),
     ]
     assert cells_of(client) == before | {"report": report.info.run_id}
     assert synced() == []
 
 
-def test_a_cell_that_is_not_here_is_left_out_and_the_report_over_it_too(study):
-    project, _, synced = study
+def test_a_cell_that_is_not_here_has_its_run_and_gets_its_metrics_when_it_is(study):
+    project, client, synced = study
     path = project.path / "study/cells/fast-mlp-0.json"
     text = path.read_text()
     path.unlink()
-    assert synced() == ["logged the run of cell@fast-mlp-1 from its results"]
+    assert synced() == logged(*(f"study: {stage}" for stage in STUDY))
+    assert synced() == []
     path.write_text(text)
-    assert synced() == [
-        "logged the run of cell@fast-mlp-0 from its results",
-        "logged the run of report from its results",
-    ]
+    assert synced() == [again("study: cell@fast-mlp-0")]
+    cell = client.get_run(cells_of(client)["cell@fast-mlp-0"])
+    assert cell.data.metrics["test_accuracy"] == 0.6
 
 
 def test_the_registry_is_asked_only_for_what_belongs_to_this_evaluation(client, project):
     found = locked()
     evaluation = found["evaluate"]
-    assert not registry.is_behind(evaluation, found)
     other = result("evaluate", {}, evaluation.deps | {MLP: "md5 of another"})
-    assert registry.is_behind(other, found)
+    tags = {"md5": "md5 of another", "file": MLP}
+    model = client.create_logged_model("0", name="mlp", tags=tags)
+    client.finalize_logged_model(model.model_id, "READY")
+    try:
+        assert registry.is_behind(other, found)
+        assert not registry.is_behind(evaluation, found)
+    finally:
+        client.delete_logged_model(model.model_id)

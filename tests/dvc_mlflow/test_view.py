@@ -41,7 +41,7 @@ def test_the_port_that_is_asked_for_is_taken_or_told_to_be_in_use():
     assert view._free("65535") == 65535
     with (
         taken(int(port)),
-        pytest.raises(InputError, match=rf"^port {port} is taken: `make ui PORT=\.\.\.`$"),
+        pytest.raises(InputError, match=rf"^port {port} is taken: `dvc-mlflow view PORT`$"),
     ):
         view._free(port)
 
@@ -84,13 +84,13 @@ def test_links_name_the_experiments_that_have_runs_and_what_writes_those_that_ha
         none = f"no runs in sqlite:///{project.path}/mlflow.db yet"
         for _ in range(2):  # without the experiments, and with empty ones
             assert view.links().splitlines() == [
-                f"{none}: `make sync` writes them",
-                f"study: {none}: `make sync` writes them",
+                f"{none}: `dvc-mlflow sync` writes them",
+                f"study: {none}: `dvc-mlflow sync` writes them",
             ]
             pipeline, study = store.open_store(), store.open_store(Path("study"))
         MlflowClient().create_run(study)
         first, second = view.links("http://here").splitlines()
-        assert first == f"{none}: `make sync` writes them"
+        assert first == f"{none}: `dvc-mlflow sync` writes them"
         shown = "viewStateShareKey=stages&workflowType=machine_learning"
         assert second == f"study: http://here/#/experiments/{study}/runs?{shown}"
         MlflowClient().create_run(pipeline)

@@ -42,9 +42,8 @@ def declared() -> dict[str, Result]:
     """The results of all stages of this repository, whose files need not be there."""
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(ROOT)
-        patch.setattr(results, "md5", lambda path: f"md5 of {path}")
-        found = [results.Project(folder) for folder in projects.folders()]
-        return {name: project.here(name) for project in found for name in project}
+        found = results.all_projects().values()
+        return {name: result for project in found for name, result in project.locked().items()}
 
 
 @pytest.fixture(scope="module")
@@ -80,10 +79,12 @@ def test_every_hook_is_one_that_dvc_mlflow_calls():
 def test_a_runs_datasets_are_the_splits_that_its_stage_reads_each_with_its_own_digest(
     experiment, declared, stage
 ):
-    result = dataclasses.replace(declared[stage], outs={})
+    files_of_it = {"outs": {}, "metrics": (), "plots": {}}
+    result = dataclasses.replace(declared[stage], **files_of_it)
     run_id = runs.start(experiment, result, {})
-    runs.log_result(run_id, result)
-    found = MlflowClient().get_run(run_id).inputs.dataset_inputs
+    runs.complete(run_id, result, missing=[*result.models])
+    inputs = MlflowClient().get_run(run_id).inputs.dataset_inputs
+    found = [entry for entry in inputs if entry.dataset.name.startswith("mnist-")]
     noted = {
         (entry.dataset.name, tag.value, entry.dataset.digest)
         for entry in found
@@ -166,7 +167,7 @@ def test_a_logged_model_names_its_weights_run_and_settings_and_is_whole(
     monkeypatch.chdir(made.path)
     client = MlflowClient()
     said: list[str] = []
-    of, path = results.Project().here(f"train_{name}"), files.model_path(name)
+    of, path = results.all_projects()[projects.MAIN].here(f"train_{name}"), files.model_path(name)
     run_id = runs.start(experiment, of, {})
     runs.log_epoch(run_id, {"epoch": 20, "test_loss": 0.5})
     models.log(run_id, of, path.as_posix(), said.append)
@@ -205,7 +206,7 @@ def test_a_logged_model_names_its_weights_run_and_settings_and_is_whole(
 
 def test_weights_that_are_none_leave_no_logged_model_behind(experiment, made, monkeypatch):
     monkeypatch.chdir(made.path)
-    of = results.Project().here("train_mlp")
+    of = results.all_projects()[projects.MAIN].here("train_mlp")
     outs = {"reports/metrics.json": "no weights"}
     of = dataclasses.replace(of, outs=outs, models={"reports/metrics.json": "mlp"})
     run_id = runs.start(experiment, of, {})
@@ -217,7 +218,7 @@ def test_weights_that_are_none_leave_no_logged_model_behind(experiment, made, mo
 
 def test_a_network_is_built_from_the_settings_of_its_own_run(made, monkeypatch):
     monkeypatch.chdir(made.path)
-    locked = results.Project().locked()
+    locked = results.all_projects()[projects.MAIN].locked()
     recipe = hooks.recipe_of(locked["train_mlp"], "mlp")
     assert (recipe.dropout, recipe.softmax_before_loss) == (0.5, False)
     settings = {**locked["train_lenet5"].params, "lenet5.softmax_before_loss": True}
@@ -227,7 +228,7 @@ def test_a_network_is_built_from_the_settings_of_its_own_run(made, monkeypatch):
 
 def test_the_scores_of_a_logged_model_name_the_test_images(experiment, made, monkeypatch):
     monkeypatch.chdir(made.path)
-    locked = results.Project().locked()
+    locked = results.all_projects()[projects.MAIN].locked()
     of = locked["train_mlp"]
     run_id = runs.start(experiment, of, {})
     models.log(run_id, of, "models/mlp.safetensors", runs.silent)
@@ -266,4 +267,4 @@ def test_the_hooks_are_those_that_pyproject_toml_names(monkeypatch):
     assert hook("export") is hooks.export
     assert hook("no such hook") is None
     assert hooks.downloads() == [files.DATA_RAW]
-    assert set(PIPELINE) == {*results.Project()}
+    assert set(PIPELINE) == {*results.all_projects()[projects.MAIN]}

@@ -12,8 +12,8 @@ import pytest
 import torch
 from tiny import make_project, make_results
 
-from conftest import ROOT
-from dvc_mlflow import git, store, sync
+from conftest import ROOT, forget_the_history
+from dvc_mlflow import store, sync
 from dvc_mlflow.errors import InputError, StageError
 from stages import serve
 from stages.base.params import Recipe
@@ -249,7 +249,7 @@ MLP = "models/mlp.safetensors"
 
 @pytest.fixture
 def project(standing):
-    git.holders.cache_clear()
+    forget_the_history()
     store.find_experiment()  # as the command does
     return standing[0]
 
@@ -356,6 +356,7 @@ def test_weights_that_cannot_be_had_are_told_with_the_command_that_brings_them(
     md5 = project.md5(MLP)
     kept = project.path / ".dvc/cache/files/md5" / md5[:2] / md5[2:]
     kept.rename(tmp_path / "kept")
+    (project.path / MLP).rename(tmp_path / "weights")
     try:
         with pytest.raises(
             StageError, match=rf"^{MLP} of commit .*`git checkout .* dvc pull {MLP}"
@@ -363,6 +364,7 @@ def test_weights_that_cannot_be_had_are_told_with_the_command_that_brings_them(
             serve.build(model_of(client, "mlp").model_id, tmp_path / "model")
     finally:
         (tmp_path / "kept").rename(kept)
+        (tmp_path / "weights").rename(project.path / MLP)
     assert Path.cwd() == project.path
 
 

@@ -158,6 +158,7 @@ def stage(monkeypatch, tmp_path):
     monkeypatch.setattr(settings, "load", lambda: study)
     monkeypatch.setattr(cell, "check_prepared", lambda: None)
     (tmp_path / "study/.dvc").mkdir(parents=True)
+    (tmp_path / "study/.dvc/config").touch()
     shutil.copy(ROOT / "study/dvc.yaml", tmp_path / "study")
     return partial(start, cell)
 

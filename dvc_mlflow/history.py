@@ -1,0 +1,115 @@
+"""What the commits of git hold: each dvc.lock of the history."""
+
+import contextlib
+import functools
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dvc_mlflow import projects
+from dvc_mlflow.errors import InputError, StageError
+from dvc_mlflow.git import git
+
+
+def lock_of(commit: str, lock: Path) -> str:
+    """The text of a dvc.lock in a commit.
+
+    Raises:
+        InputError: The commit does not have it.
+    """
+    try:
+        return git("show", f"{commit}:./{lock.as_posix()}")
+    except StageError:
+        raise InputError(f"commit {commit[:10]} has no {lock}") from None
+
+
+def outs_of(commit: str, lock: Path) -> dict[str, dict[str, str]]:
+    """The md5 of each out in a dvc.lock of a commit, by stage and path."""
+    declared = lock_of(commit, lock.with_name("dvc.yaml"))
+    return projects.outs(lock_of(commit, lock), declared, lock.parent)
+
+
+@contextlib.contextmanager
+def repo_of(folder: Path, commit: str) -> Iterator[Any]:
+    """DVC's object for the project in a folder, as it was in a commit."""
+    from dvc.repo.brancher import switch
+
+    with switch(_repo(folder), commit):
+        yield _repo(folder)
+
+
+@functools.cache
+def _repo(folder: Path) -> Any:
+    from dvc.repo import Repo
+
+    return Repo(str(folder))
+
+
+def experiment_of(commit: str) -> dict[str, str]:
+    """A tag with the name of the DVC experiment that a commit is, or nothing."""
+    refs = git("for-each-ref", "--points-at", commit, "--format=%(refname:lstrip=4)", "refs/exps")
+    return {"dvc_experiment": refs.split()[-1]} if refs.split() else {}
+
+
+@dataclass(frozen=True)
+class Holder:
+    """The commits that have the same dvc.lock."""
+
+    first: str  # the oldest commit, which introduced it
+    others: int
+    stages: dict[str, dict[str, str]]  # the md5 of each out, by stage and path
+
+    def holds(self, outs: Mapping[str, str]) -> bool:
+        """Whether each of these outs is in dvc.lock."""
+        held = {path: md5 for stage in self.stages.values() for path, md5 in stage.items()}
+        return all(held.get(path) == md5 for path, md5 in outs.items())
+
+
+@functools.cache
+def _blobs(since: str | None = None) -> dict[str, dict[Path, str]]:
+    """The object of each dvc.lock in each commit, also of branches and DVC experiments, the newest
+    first.
+
+    Args:
+        since: A date. Older commits are left out.
+    """
+    after = [f"--since={since}"] if since else []
+    commits = git("rev-list", "--all", "--date-order", *after).split()
+    every = git(
+        "log", "--all", "--format=", "--name-only", "-z", "--", f":(glob)**/{projects.LOCK}"
+    )
+    locks = [Path(name) for name in sorted({*every.split("\0")} - {""})]
+    asked = [(commit, lock) for commit in commits for lock in locks]
+    names = "".join(f"{commit}:{lock.as_posix()}\n" for commit, lock in asked)
+    answers = git("cat-file", "--batch-check=%(objectname) %(objecttype)", given=names)
+    found: dict[str, dict[Path, str]] = {}
+    for (commit, lock), answer in zip(asked, answers.splitlines(), strict=True):
+        if answer.endswith(" blob"):
+            found.setdefault(commit, {})[lock] = answer.split()[0]
+    return found
+
+
+def commits(since: str | None = None) -> list[str]:
+    """One commit, the oldest, for each state of the dvc.lock files; the oldest first."""
+    first: dict[tuple[tuple[Path, str], ...], str] = {}
+    for commit, blobs in reversed(_blobs(since).items()):
+        first.setdefault(tuple(sorted(blobs.items())), commit)
+    return list(first.values())
+
+
+@functools.cache
+def holders() -> tuple[Holder, ...]:
+    """Every dvc.lock of the history, the newest first."""
+    by_lock: dict[tuple[Path, str], list[str]] = {}
+    for commit, blobs in _blobs().items():
+        for key in blobs.items():
+            by_lock.setdefault(key, []).append(commit)
+    found = []
+    for (lock, _), holding in by_lock.items():
+        try:
+            outs = outs_of(holding[-1], lock)
+        except Exception:  # a damaged dvc.lock in the history holds nothing
+            continue
+        found.append(Holder(holding[-1], len(holding) - 1, outs))
+    return tuple(found)

@@ -1,0 +1,218 @@
+"""Code that only knows MLflow, under `dvc repro`: its runs are those of the stages.
+
+The scripts use the autologging of scikit-learn, of PyTorch Lightning, and MLflow by hand. None of
+them knows DVC or dvc_mlflow. MLflow finds the plugin by the entry point of the installed package.
+"""
+
+import importlib.metadata
+import inspect
+import subprocess
+import sys
+
+import pytest
+from mlflow import MlflowClient
+from test_other_repository import COMMAND, make_repository
+
+from conftest import Clone, missing
+from stages.mnist import sources
+
+pytestmark = pytest.mark.slow  # real `dvc` and `mlflow` in real repositories
+
+DATA = """
+from sklearn.datasets import load_iris
+load_iris(as_frame=True).frame.to_csv("iris.csv", index=False)
+"""
+SKLEARN = """
+import joblib, mlflow, pandas
+from sklearn.linear_model import LogisticRegression
+
+mlflow.sklearn.autolog()
+frame = pandas.read_csv("iris.csv")
+model = LogisticRegression(C=0.5, max_iter=500).fit(frame.iloc[:, :4].values, frame.target)
+joblib.dump(model, "sklearn.joblib")
+"""
+LIGHTNING = """
+import operators, json, mlflow, pandas, pytorch_lightning, torch
+from torch.utils.data import DataLoader, TensorDataset
+
+class Line(pytorch_lightning.LightningModule):
+    def __init__(self):
+        super().__init__()
+        self.layer = torch.nn.Linear(4, 3)
+
+    def training_step(self, batch, _):
+        loss = torch.nn.functional.cross_entropy(self.layer(batch[0]), batch[1])
+        self.log("train_loss", loss, on_epoch=True)
+        return loss
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+mlflow.pytorch.autolog(log_models=False)
+torch.manual_seed(0)
+table = torch.tensor(pandas.read_csv("iris.csv").values, dtype=torch.float32)
+data = DataLoader(TensorDataset(table[:, :4], table[:, 4].long()), batch_size=50)
+trainer = pytorch_lightning.Trainer(
+    max_epochs=3, accelerator="cpu", logger=False, enable_checkpointing=False,
+    enable_progress_bar=False,
+)
+trainer.fit(Line(), data)
+loss = float(trainer.callback_metrics["train_loss_epoch"])
+json.dump({"final_loss": loss}, open("lightning.json", "w"))
+"""
+PLAIN = """
+import json, mlflow, sys
+
+mlflow.autolog()
+with mlflow.start_run(run_name="by hand"):
+    mlflow.log_params({"width": 8, "depth": "three"})
+    for step in (1, 2, 3):
+        mlflow.log_metric("loss", 1 / step, step=step)
+    if len(sys.argv) > 1:
+        sys.exit("failed on request")
+json.dump({"loss": 1 / 3, "error": 0.125}, open("plain.json", "w"))
+"""
+FILES = {
+    "dvc.yaml": """
+stages:
+  data:
+    cmd: python data.py
+    deps: [data.py]
+    outs: [iris.csv]
+  sklearn:
+    desc: Fit a logistic regression
+    cmd: python fit.py
+    deps: [fit.py, iris.csv]
+    params: [width]
+    outs: [sklearn.joblib]
+  plain:
+    cmd: python plain.py
+    deps: [plain.py]
+    params: [width, depth]
+    metrics: [plain.json: {cache: false}]
+""",
+    "params.yaml": "width: 8\ndepth: 3\n",
+    "data.py": DATA,
+    "fit.py": SKLEARN,
+    "plain.py": PLAIN,
+    ".gitignore": "__pycache__/\n/mlruns/\n/mlflow.db*\n",
+    ".dvcignore": "__pycache__/\n",
+}
+WITH_LIGHTNING = FILES | {
+    "dvc.yaml": """
+stages:
+  data:
+    cmd: python data.py
+    deps: [data.py]
+    outs: [iris.csv]
+  lightning:
+    cmd: PYTHONPATH="$PWD/packages" python train.py
+    deps: [train.py, iris.csv]
+    metrics: [lightning.json: {cache: false}]
+""",
+    "train.py": LIGHTNING,
+    # Lightning imports torchvision, also one that was built for another torch than this one
+    "operators.py": "import sys\n_schemas = []\n"
+    + inspect.getsource(sources.define_missing_operators)
+    + "define_missing_operators()\n",
+    ".gitignore": f"{FILES['.gitignore']}/packages/\n",
+}
+# Beside torch, which is here. They are not in our environment, because MLflow would import them in
+# every stage.
+LIGHTNING_PACKAGES = (
+    "pytorch-lightning==2.6.6",
+    "lightning-utilities==0.15.3",
+    "torchmetrics==1.9.0",
+)
+
+
+@pytest.fixture(scope="module")
+def repository(tmp_path_factory) -> Clone:
+    """A repository after `dvc repro`, a commit and `sync`."""
+    found = importlib.metadata.entry_points(group="mlflow.run_context_provider", name="dvc")
+    assert found, "the plugin is not installed: `make install`"
+    made = make_repository(tmp_path_factory.mktemp("plugin") / "repository", FILES)
+    made.run("dvc", "repro")
+    made.commit("the results")
+    made.run(*COMMAND, "sync")
+    return made
+
+
+def runs_of(repository: Clone) -> dict[str, list]:
+    client = MlflowClient(f"sqlite:///{repository.path / 'mlflow.db'}")
+    ids = [one.experiment_id for one in client.search_experiments()]
+    found: dict[str, list] = {}
+    for run in client.search_runs(ids):
+        found.setdefault(run.data.tags.get("stage"), []).append(run)
+    return found
+
+
+def test_each_stage_has_one_run_and_it_is_the_one_that_its_code_began(repository):
+    found = runs_of(repository)
+    assert {stage: len(runs) for stage, runs in found.items()} == {
+        **{"data": 1, "sklearn": 1, "plain": 1, "pipeline": 1},
+    }
+    [fit], [plain] = (found[name] for name in ("sklearn", "plain"))
+    assert fit.data.params["C"] == "0.5" and "training_accuracy_score" in fit.data.metrics
+    assert plain.info.run_name == "by hand"
+    assert not [run for run in (fit, plain) if "backfilled" in run.data.tags]
+    assert "backfilled" in found["data"][0].data.tags
+
+
+def test_sync_adds_what_dvc_knows_and_leaves_what_the_code_logged(repository):
+    found = runs_of(repository)
+    [fit], [plain] = (found[name] for name in ("sklearn", "plain"))
+    assert fit.data.params["width"] == "8"
+    assert [one.dataset.name for one in fit.inputs.dataset_inputs if one.dataset.name == "iris.csv"]
+    assert "out:sklearn.joblib" in fit.data.tags
+    assert plain.data.params == {"width": "8", "depth": "three"}  # not the 3 of params.yaml
+    assert plain.data.metrics == {"loss": pytest.approx(1 / 3), "error": 0.125}
+
+
+def test_its_commit_leads_to_each_run_and_a_second_sync_writes_nothing(repository):
+    said = repository.run(*COMMAND, "find", "HEAD").stdout
+    for stage in ("sklearn", "plain"):
+        [run] = runs_of(repository)[stage]
+        assert run.info.run_id in said
+        commit = repository.run("git", "rev-parse", "--short=7", "HEAD").stdout.strip()
+        assert f"commit {commit}" in repository.run(*COMMAND, "find", run.info.run_id).stdout
+    assert repository.run(*COMMAND, "sync").stdout == ""
+
+
+def test_of_several_runs_the_last_finished_one_gets_the_results_and_failed_ones_stay(repository):
+    [before] = runs_of(repository)["plain"]
+    repository.run("python", "plain.py")  # without DVC: nobody's run
+    outside = runs_of(repository)[None]
+    assert [run.info.run_name for run in outside] == ["by hand"]
+    as_stage = {"DVC_STAGE": "plain", "DVC_ROOT": str(repository.path)}
+    repository.edit("params.yaml", "depth: 3", "depth: 4")  # which changes no result
+    repository.run("python", "plain.py", env=as_stage)
+    repository.run("python", "plain.py", "fail", env=as_stage, check=False)
+    repository.run("dvc", "repro", "plain")
+    repository.run(*COMMAND, "sync")
+    last, failed, first, old = runs_of(repository)["plain"]
+    assert old.info.run_id == before.info.run_id
+    assert (failed.info.status, first.info.status) == ("FAILED", "FINISHED")
+    assert "out:plain.json" in last.data.tags
+    assert not [run for run in (failed, first) if "out:plain.json" in run.data.tags]
+
+
+def test_a_run_is_never_stopped_by_the_plugin(repository):
+    for wrong in ({"DVC_ROOT": "/nowhere"}, {"DVC_ROOT": str(repository.path / "no")}, {}):
+        environment = {"DVC_STAGE": "no such stage", **wrong}
+        assert repository.run("python", "plain.py", env=environment).stderr.count("Traceback") == 0
+
+
+def test_a_trainer_of_lightning_has_the_run_of_its_stage(tmp_path):
+    made = make_repository(tmp_path / "repository", WITH_LIGHTNING)
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps"]
+    if subprocess.run([*pip, "--target", made.path / "packages", *LIGHTNING_PACKAGES]).returncode:
+        missing("pip cannot install PyTorch Lightning: is there a network?")
+    made.run("dvc", "repro")
+    made.commit("the results")
+    made.run(*COMMAND, "sync")
+    [train] = runs_of(made)["lightning"]
+    assert train.data.params["optimizer_name"] == "SGD" and "backfilled" not in train.data.tags
+    metrics = train.data.metrics
+    assert metrics["final_loss"] == pytest.approx(metrics["train_loss_epoch"])
+    assert train.info.run_id in made.run(*COMMAND, "find", "HEAD").stdout
