@@ -17,6 +17,8 @@ from stages.base.params import MODEL_NAMES
 from stages.mnist import idx
 from stages.networks import models
 
+pytestmark = pytest.mark.slow  # the whole pipeline runs first
+
 
 @pytest.fixture
 def client(small_run, monkeypatch) -> MlflowClient:
