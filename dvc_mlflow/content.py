@@ -13,7 +13,7 @@ from contextlib import chdir, contextmanager
 from pathlib import Path
 
 from dvc_mlflow.files import md5
-from dvc_mlflow.results import Project
+from dvc_mlflow.results import Project, is_in
 from dvc_mlflow.runs import MOST_FILES, SHOWN, SOME
 
 
@@ -96,7 +96,7 @@ class Content:
             here = self._root / plain
             return {plain: here} if self._is_here(out, wanted) and here.exists() else None
         if path == plain:
-            chosen = [name for name in listed if _is_at(name, path)]
+            chosen = [name for name in listed if is_in(name, [path])]
             if not chosen:
                 return None
         else:
@@ -163,7 +163,3 @@ class Content:
             self._project.repo.fetch([str(Path(self._project.repo.root_dir, below))])
             return True
         return False
-
-
-def _is_at(name: str, path: str) -> bool:
-    return name == path or name.startswith(f"{path}/")

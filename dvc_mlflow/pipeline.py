@@ -8,7 +8,7 @@ from typing import Any
 from dvc_mlflow import files, models, registry, runs, store
 from dvc_mlflow.hooks import hook
 from dvc_mlflow.known import Known
-from dvc_mlflow.results import Project, Result
+from dvc_mlflow.results import Project, Result, made_by
 from dvc_mlflow.runs import Say, silent
 from dvc_mlflow.store import client
 
@@ -21,7 +21,7 @@ Locked = Mapping[str, Result]
 
 def agree(locked: Locked) -> bool:
     """Whether each stage was made from the results that the others have now."""
-    made = {path: md5 for result in locked.values() for path, md5 in result.outs.items()}
+    made = made_by(locked.values())
     return all(
         made.get(path, md5) == md5
         for result in locked.values()
@@ -49,11 +49,10 @@ def evaluations(locked: Locked) -> list[Result]:
 def wanted(project: Project, locked: Locked) -> list[str]:
     """The files that :func:`connect` reads."""
     judged = evaluations(locked)
-    metrics, plots = project.loose()
-    shown = [path for result in locked.values() for path in result.metrics]
+    whole = _whole(project, locked)
     paths = [path for result in (*judged, *last(locked)) for path in runs.wanted(result)]
     evidence = [path for result in judged for path in registry.evidence(result, locked).values()]
-    return [*paths, *(path.as_posix() for path in evidence), *shown, *metrics, *plots]
+    return [*paths, *(path.as_posix() for path in evidence), *whole.metrics, *whole.plots]
 
 
 def connect(

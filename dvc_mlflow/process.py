@@ -160,7 +160,7 @@ def finish(
     if set(locked) != set(project) or not pipeline.agree(locked):
         return
     ordered = {stage: locked[stage] for stage in project}
-    made = {path: md5 for one in ordered.values() for path, md5 in one.outs.items()}
+    made = results.made_by(ordered.values())
     with (
         claims.held(patience=CLAIM_PATIENCE, say=say),
         Content(project, made).laid(pipeline.wanted(project, ordered)) as missing,

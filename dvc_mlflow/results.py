@@ -56,6 +56,11 @@ class Result:
         return hashlib.md5(json.dumps(found, sort_keys=True).encode()).hexdigest()
 
 
+def made_by(results: Iterable[Result]) -> dict[str, str]:
+    """The md5 of each out of these results, by path."""
+    return {path: md5 for result in results for path, md5 in result.outs.items()}
+
+
 def tags_of(outs: Mapping[str, str]) -> dict[str, str]:
     """The tags of a run for the contents of these outs."""
     return {named(f"out:{path}"): md5 for path, md5 in outs.items()}
@@ -175,8 +180,8 @@ class Project:
     def loose(self) -> tuple[list[str], dict[str, dict[str, Any]]]:
         """The metrics and plots that lie in no out of a stage."""
         outs = self.outs()
-        plots = {path: plot for path, plot in self._plots.items() if not _is_in(path, outs)}
-        return [path for path in self._metrics if not _is_in(path, outs)], plots
+        plots = {path: plot for path, plot in self._plots.items() if not is_in(path, outs)}
+        return [path for path in self._metrics if not is_in(path, outs)], plots
 
     def outs(self) -> list[str]:
         """The paths of all outs of all stages."""
@@ -236,9 +241,9 @@ class Project:
             },
             metrics=(
                 *(path for path, out in outs.items() if out.metric),
-                *(path for path in self._metrics if _is_in(path, outs)),
+                *(path for path in self._metrics if is_in(path, outs)),
             ),
-            plots=plots | {path: plot for path, plot in self._plots.items() if _is_in(path, outs)},
+            plots=plots | {path: plot for path, plot in self._plots.items() if is_in(path, outs)},
             models={path: self._models[path] for path in outs if path in self._models},
             chosen=chosen,
         )
@@ -303,7 +308,7 @@ def _join(*parts: str) -> str:
     return posixpath.normpath(posixpath.join(*parts))
 
 
-def _is_in(path: str, folders: Iterable[str]) -> bool:
+def is_in(path: str, folders: Iterable[str]) -> bool:
     """Whether a path is one of these, or lies below one."""
     return any(path == folder or path.startswith(f"{folder}/") for folder in folders)
 

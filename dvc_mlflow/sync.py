@@ -11,7 +11,7 @@ from dvc_mlflow.content import Content
 from dvc_mlflow.errors import StageError
 from dvc_mlflow.git import GitError
 from dvc_mlflow.known import Known, search
-from dvc_mlflow.results import Project, Result, changing, tags_of
+from dvc_mlflow.results import Project, Result, changing, made_by, tags_of
 from dvc_mlflow.store import client
 
 
@@ -25,8 +25,7 @@ class State:
     made: dict[str, str] = field(init=False)  # the md5 of each out
 
     def __post_init__(self) -> None:
-        results = [one for project in self.projects for one in project.locked().values()]
-        self.made = {path: md5 for one in results for path, md5 in one.outs.items()}
+        self.made = made_by(one for project in self.projects for one in project.locked().values())
 
 
 @dataclass

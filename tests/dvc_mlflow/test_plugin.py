@@ -72,13 +72,16 @@ with mlflow.start_run(run_name="by hand"):
         sys.exit("failed on request")
 json.dump({"loss": 1 / 3, "error": 0.125}, open("plain.json", "w"))
 """
-FILES = {
-    "dvc.yaml": """
+DATA_STAGE = """
 stages:
   data:
     cmd: python data.py
     deps: [data.py]
     outs: [iris.csv]
+"""
+FILES = {
+    "dvc.yaml": DATA_STAGE
+    + """\
   sklearn:
     desc: Fit a logistic regression
     cmd: python fit.py
@@ -99,12 +102,8 @@ stages:
     ".dvcignore": "__pycache__/\n",
 }
 WITH_LIGHTNING = FILES | {
-    "dvc.yaml": """
-stages:
-  data:
-    cmd: python data.py
-    deps: [data.py]
-    outs: [iris.csv]
+    "dvc.yaml": DATA_STAGE
+    + """\
   lightning:
     cmd: PYTHONPATH="$PWD/packages" python train.py
     deps: [train.py, iris.csv]
