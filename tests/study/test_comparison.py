@@ -214,7 +214,8 @@ def test_the_study_computes_only_missing_cells_and_comes_out_bit_for_bit_again(c
     fingerprints = files.read_fingerprints(cell_of(copy, "documented-mlp-0")["sha256"])
     assert fingerprints["weights"] == sha256((copy.path / files.model_path("mlp")).read_bytes())
 
-    # Each cell has a run beside that of the report, and the pipeline's experiment has none of them
+    # Each cell has a run beside that of the report, below one run for the whole study, and the
+    # pipeline's experiment has none of them
     client = MlflowClient(f"sqlite:///{copy.path / 'mlflow.db'}")
     with chdir(copy.path):
         names_of = [store.experiment(project).name for project in (settings.FOLDER, Path())]
@@ -222,7 +223,9 @@ def test_the_study_computes_only_missing_cells_and_comes_out_bit_for_bit_again(c
     assert pipeline is None
     runs = client.search_runs([experiment.experiment_id])
     assert {run.info.status for run in runs} == {"FINISHED"}
-    assert sorted(run.data.tags["stage"] for run in runs) == sorted([*expected, "report"])
+    assert sorted(run.data.tags["stage"] for run in runs) == sorted(
+        [*expected, "pipeline", "report"]
+    )
     [cell] = [run for run in runs if run.data.tags["stage"] == "cell@published-lenet5-0"]
     assert cell.data.params["softmax_before_loss"] == "True"
     assert cell.data.params["recipe"] == "published"
