@@ -12,7 +12,8 @@ from dvc_mlflow.files import read_tree
 from dvc_mlflow.results import Result
 
 TABLES = (".csv", ".tsv", ".json", ".yaml", ".yml")
-LINES = (None, "linear", "simple", "smooth")  # the templates of DVC that draw curves
+# DVC's templates that draw curves. A template of your own does so if its name begins like that
+LINES = ("linear", "simple", "smooth")
 MOST_STEPS = 2_500  # points of a curve that MLflow shows
 
 Columns = dict[str, list[Any]]
@@ -30,7 +31,7 @@ def of_result(result: Result, there: Iterable[str]) -> Points:
     named: dict[str, tuple[list[int], list[float]]] = {}
     for path in there:
         options = result.plots.get(path)
-        if options is None or options.get("template") not in LINES:
+        if options is None or not (options.get("template") or "linear").startswith(LINES):
             continue
         for file in files(Path(path)):
             for column, curve in _curves(read(file), options.get("x")).items():

@@ -1,6 +1,8 @@
 """The pipeline as DVC sees it: what is declared is what is used, and only what changed reruns."""
 
+import hashlib
 import json
+import re
 import subprocess
 from contextlib import nullcontext
 from pathlib import Path
@@ -137,8 +139,7 @@ def test_dvcs_own_commands_show_every_metric_and_panel_from_files_in_git(copy, t
         "reports/train_mlp.json",
     }
     assert "sha256" not in shown.stdout
-    titles = [next(iter(entry.values()))["title"] for entry in PIPELINE["plots"]]
-    titles += [
+    titles = [
         options["title"]
         for stage in PIPELINE["stages"].values()
         for entry in stage.get("plots", [])
@@ -149,9 +150,18 @@ def test_dvcs_own_commands_show_every_metric_and_panel_from_files_in_git(copy, t
         assert shown.stderr == said.stderr == ""
         page = (clone.path / "dvc_plots" / "index.html").read_text(encoding="utf-8")
         assert all(f'"text": "{title}"' in page for title in titles)
-        assert page.count("vegaEmbed(") == len(titles)  # and no panel without a title
+        assert page.count("vegaEmbed('#") == len(titles)  # and no panel without a title
         assert "var spec = {};" not in page
+        assert not re.search(r"<script[^>]* src|<link", page)  # it is drawn without a network
     assert clone.run("git", "status", "--porcelain").stdout == ""
+
+
+def test_the_page_of_dvcs_plots_holds_the_scripts_that_it_names_unchanged():
+    page = (ROOT / ".dvc/plots/page.html").read_text(encoding="utf-8")
+    named = re.findall(r"^  vega\S* \S+  \S+  SHA-256 (\w+)$", page, re.MULTILINE)
+    *scripts, _ = re.findall(r"<script>(.*?)</script>", page, re.DOTALL)  # the last one is ours
+    assert [hashlib.sha256(script.encode()).hexdigest() for script in scripts] == named
+    assert len(named) == 3
 
 
 @pytest.mark.parametrize(

@@ -135,6 +135,7 @@ def test_a_curve_has_the_names_of_its_columns_and_is_the_same_if_it_was_logged_l
         ({"x": "step"}, [(10, 0.5), (20, 0.25)]),
         ({}, [(10, 0.5), (20, 0.25)]),  # a column of that name counts steps
         ({"x": "step", "template": "smooth"}, [(10, 0.5), (20, 0.25)]),
+        ({"x": "step", "template": "linear_of_mine"}, [(10, 0.5), (20, 0.25)]),
         ({"x": "step", "template": "scatter"}, []),
         ({"x": "kind"}, []),
         ({"x": "share"}, []),
