@@ -84,9 +84,8 @@ def main() -> None:
         }
         for name, history in histories.items():
             title = f"{TITLES[name]}, recipe {settings.recipe}"
-            figures.save(
-                figures.curves({name: history}, title), files.FIGURES / f"curves_{name}.png"
-            )
+            figure = figures.four_curves(name, history, title)
+            figures.save(figure, files.FIGURES / f"curves_{name}.png")
         title = f"LeNet-5 and the MLP, recipe {settings.recipe}"
         figures.save(figures.curves(histories, title), files.FIGURES / "curves.png")
 

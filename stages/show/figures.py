@@ -2,7 +2,7 @@
 
 import io
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,21 +10,21 @@ import numpy as np
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import LogLocator, MaxNLocator, PercentFormatter
 from numpy.typing import NDArray
 
 from dvc_mlflow.files import write_bytes
 from stages.base.params import TITLES
-from stages.scoring import CalibrationBin
+from stages.scoring import CalibrationBin, accuracy_interval
 
 History = Mapping[str, Sequence[float]]
 
 # The palette of Okabe and Ito, which colour-blind people can tell apart. Dashes are a second cue
 COLORS = {"lenet5": "#0072B2", "mlp": "#D55E00"}
-DASHES = {"lenet5": "-", "mlp": (0, (5, 2))}
+DASHES = {"lenet5": "-", "mlp": (0, (5, 2)), "train": (0, (2, 1.5)), "test": "-"}
 MARKERS = {"lenet5": "o", "mlp": "s"}
-SPLIT_TITLES = {"train": "train (mean over the epoch)", "validation": "validation", "test": "test"}
-AXIS_LABELS = {"loss": "cross-entropy loss (nats)", "accuracy": "accuracy (%)"}
+SPLITS = {"train": "train (mean over the epoch)", "test": "test"}
+AXIS_LABELS = {"loss": "cross-entropy loss (nats, logarithmic)", "accuracy": "accuracy (%)"}
 STYLE: Any = {
     "font.family": "DejaVu Sans",
     "font.size": 11,
@@ -41,6 +41,15 @@ MISSED_SHOWN = 48
 # In per cent: LeNet-5 trained on distorted images, from the paper that models.py names. Its pooling
 # and its output layer are not the same as here
 LECUN_ERROR = 0.8
+ABLATIONS = "record without one ingredient"  # the heading above the ablations
+PUBLISHED_MARK: Any = {
+    "marker": "D",
+    "s": 110,
+    "facecolor": "none",
+    "edgecolor": "black",
+    "zorder": 3,
+    "label": "published figure",
+}
 
 
 def save(figure: Figure, path: Path) -> None:
@@ -54,35 +63,60 @@ def _figure(width: float, height: float) -> Figure:
 
 
 def _draw_curve(axes: Axes, history: History, split: str, metric: str, model: str) -> None:
-    scale = 100 if metric == "accuracy" else 1
+    """A curve, with its last value at its end."""
+    scale, digits = (100, 2) if metric == "accuracy" else (1, 4)
     values = [scale * value for value in history[f"{split}_{metric}"]]
     axes.plot(
         history["epoch"],
         values,
         color=COLORS[model],
-        linestyle=DASHES[model],
+        linestyle=DASHES[split],
         marker=MARKERS[model],
         markersize=4,
-        label=TITLES[model],
+        markerfacecolor="white" if split == "train" else COLORS[model],
+        label=split,
+    )
+    other = history[f"{'train' if split == 'test' else 'test'}_{metric}"]
+    axes.annotate(
+        f"{split} {values[-1]:.{digits}f}",
+        (history["epoch"][-1], values[-1]),
+        (7, 0),
+        textcoords="offset points",
+        va="bottom" if values[-1] >= scale * other[-1] else "top",
+        fontsize=9,
     )
     axes.set_xlabel("epoch")
     axes.set_ylabel(AXIS_LABELS[metric])
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
+    if metric == "loss":
+        axes.set_yscale("log")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.minorticks_off()
 
 
 def curves(histories: Mapping[str, History], title: str) -> Figure:
-    """Four panels: loss and accuracy on train and test, with one line per model."""
+    """Loss and accuracy of each model, train and test on one axis."""
     with rc_context(STYLE):
         figure = _figure(10, 7)
-        panels = figure.subplots(2, 2)
-        for row, split in enumerate(("train", "test")):
-            for column, metric in enumerate(("loss", "accuracy")):
-                axes = panels[row][column]
-                for model, history in histories.items():
+        panels = figure.subplots(len(histories), 2, sharey="col", squeeze=False)
+        for row, (model, history) in zip(panels, histories.items(), strict=True):
+            for axes, metric in zip(row, AXIS_LABELS, strict=True):
+                for split in SPLITS:
                     _draw_curve(axes, history, split, metric, model)
-                axes.set_title(f"{SPLIT_TITLES[split]}: {metric}", fontsize=11)
-        if len(histories) > 1:
-            panels[0][0].legend(frameon=False)
+                axes.set_title(f"{TITLES[model]}: {metric}", fontsize=11)
+        figure.suptitle(f"{title} (train: mean over the epoch)")
+    return figure
+
+
+def four_curves(model: str, history: History, title: str) -> Figure:
+    """The four plots of the published experiment: loss and accuracy, on train and test."""
+    with rc_context(STYLE):
+        figure = _figure(10, 7)
+        for row, split in zip(figure.subplots(2, 2, sharey="col"), SPLITS, strict=True):
+            for axes, metric in zip(row, AXIS_LABELS, strict=True):
+                _draw_curve(axes, history, split, metric, model)
+                axes.set_title(f"{SPLITS[split]}: {metric}", fontsize=11)
         figure.suptitle(title)
     return figure
 
@@ -90,17 +124,16 @@ def curves(histories: Mapping[str, History], title: str) -> Figure:
 def confusion(matrices: Mapping[str, NDArray[np.int64]]) -> Figure:
     """Confusion matrices side by side. The shade is the share of a mistake in its row."""
     with rc_context(STYLE | {"axes.grid": False}):
-        figure = _figure(12, 7)
+        figure = _figure(12, 5.8)
+        panels = figure.subplots(1, len(matrices))
         wrong = {model: matrix * (1 - np.eye(len(matrix))) for model, matrix in matrices.items()}
         shades = {
             model: wrong[model] / np.maximum(1, matrices[model].sum(1, keepdims=True))
             for model in matrices
         }
         darkest = max(0.01, *(float(shade.max()) for shade in shades.values()))
-        for axes, (model, matrix) in zip(
-            figure.subplots(1, len(matrices)), matrices.items(), strict=True
-        ):
-            axes.imshow(shades[model], cmap="Oranges", vmin=0, vmax=darkest)
+        for axes, (model, matrix) in zip(panels, matrices.items(), strict=True):
+            image = axes.imshow(shades[model], cmap="Oranges", vmin=0, vmax=darkest)
             for (actual, predicted), count in np.ndenumerate(matrix):
                 if count:
                     dark = shades[model][actual, predicted] > 0.6 * darkest
@@ -120,7 +153,9 @@ def confusion(matrices: Mapping[str, NDArray[np.int64]]) -> Figure:
             axes.set_ylabel("actual digit")
             mistaken = int(wrong[model].sum())
             axes.set_title(f"{TITLES[model]}: {mistaken} mistakes in {matrix.sum():,}")
-        figure.suptitle("Confusion on the test images (shade: share of the digit's images)")
+        scale = figure.colorbar(image, ax=panels, format=PercentFormatter(1))
+        scale.set_label("shade: mistakes as a share of the actual digit's images")
+        figure.suptitle("Confusion on the test images")
     return figure
 
 
@@ -166,100 +201,118 @@ def mistakes(
 
 
 def reliability(bins: Mapping[str, Sequence[CalibrationBin]]) -> Figure:
-    """Accuracy against confidence, and the number of images behind each point."""
+    """Accuracy against confidence with its interval, and the number of images of each point."""
     with rc_context(STYLE):
         figure = _figure(7, 7)
         upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
         upper.plot([0, 100], [0, 100], color="#888888", linewidth=1, label="perfectly calibrated")
         for model, parts in bins.items():
             confidence = [100 * part.confidence for part in parts]
-            style: dict[str, Any] = {
-                "color": COLORS[model],
-                "linestyle": DASHES[model],
-                "marker": MARKERS[model],
-                "markersize": 5,
-            }
-            upper.plot(
-                confidence, [100 * part.accuracy for part in parts], label=TITLES[model], **style
-            )
+            accuracy = [100 * part.accuracy for part in parts]
+            style: dict[str, Any] = {"color": COLORS[model], "marker": MARKERS[model]}
+            upper.plot(confidence, accuracy, linestyle="", label=TITLES[model], **style)
+            right = [np.arange(part.count) < round(part.accuracy * part.count) for part in parts]
+            low, high = zip(*map(accuracy_interval, right), strict=True)
+            upper.vlines(confidence, 100 * np.array(low), 100 * np.array(high), COLORS[model])
+            style |= {"linestyle": DASHES[model], "markersize": 5}
             lower.plot(confidence, [part.count for part in parts], **style)
         upper.set_ylabel("accuracy (%)")
-        upper.legend(frameon=False)
+        upper.legend(frameon=False, loc="lower right")
         lower.set_yscale("log")
         lower.set_ylabel("images")
         lower.set_xlabel("confidence of the predicted digit (%)")
-        figure.suptitle("Reliability on the test images")
+        figure.suptitle("Reliability on the test images, with 95 % intervals")
     return figure
+
+
+def _draw_variant(
+    axes: Axes,
+    height: float,
+    model: str,
+    accuracies: Sequence[float],
+    interval: tuple[float, float] | None,
+) -> None:
+    """One mark per seed, their mean with its interval, and the mean as a number."""
+    errors, mean = [100 - value for value in accuracies], math.fsum(accuracies) / len(accuracies)
+    style: dict[str, Any] = {"color": COLORS[model], "marker": MARKERS[model]}
+    axes.plot(
+        errors, [height] * len(errors), linestyle="", alpha=0.45, label=TITLES[model], **style
+    )
+    axes.plot([100 - mean] * 2, [height - 0.13, height + 0.13], color="black", linewidth=1.6)
+    least = min(errors)
+    if interval is not None:
+        low, high = interval
+        axes.plot([100 - high, 100 - low], [height, height], color="black", linewidth=1)
+        least = min(least, 100 - high)
+    axes.annotate(
+        f"{mean:.2f}",
+        (least, height),
+        (9, 0),
+        textcoords="offset points",
+        va="center",
+        fontsize=9,
+        color=COLORS[model],
+        bbox={"color": "white", "pad": 1},
+    )
+
+
+def _show_errors_as_accuracy(axes: Axes) -> None:
+    axes.set_xscale("log")
+    ticks = [5, 3, 2, 1, 0.5, 0.3]
+    axes.set_xticks(ticks, [f"{100 - tick:g}" for tick in ticks])
+    axes.minorticks_off()
+    axes.invert_xaxis()
+    axes.set_xlabel(
+        "accuracy on the 10,000 test images (%, logarithmic in the errors)\n"
+        "One mark per seed. Bar and number: mean. Line: its 95 % interval."
+    )
 
 
 def story(
     accuracies: Mapping[tuple[str, str], Sequence[float]],
     intervals: Mapping[tuple[str, str], tuple[float, float] | None],
     published: Mapping[str, float],
+    ablations: Collection[str],
+    title: str,
 ) -> Figure:
-    """Test error of every recipe, model and seed, on a logarithmic scale.
+    """Test accuracy of every recipe, model and seed, with the errors on a logarithmic scale.
 
     Args:
         accuracies: In per cent, one per seed, by recipe and model.
         intervals: Of the mean accuracy, in per cent.
         published: Accuracy of the published experiment by model, shown at the recipe `published`.
+        ablations: The recipes that stand apart, below the others.
     """
     recipes = list(dict.fromkeys(recipe for recipe, _ in accuracies))
+    rows = [recipe for recipe in recipes if recipe not in ablations]
+    if len(rows) < len(recipes):
+        rows += [ABLATIONS, *(recipe for recipe in recipes if recipe in ablations)]
     with rc_context(STYLE | {"axes.grid.axis": "x"}):
-        figure = _figure(10, 2.2 + 0.62 * len(recipes))
+        figure = _figure(8, 2.2 + 0.52 * len(rows))
         axes = figure.subplots()
         for (recipe, model), values in accuracies.items():
-            height = len(recipes) - recipes.index(recipe) + (0.16 if model == "lenet5" else -0.16)
-            errors, mean = [100 - value for value in values], 100 - math.fsum(values) / len(values)
-            style: dict[str, Any] = {"color": COLORS[model], "marker": MARKERS[model]}
-            label = TITLES[model] if recipe == recipes[0] else None
-            axes.plot(
-                errors, [height] * len(errors), linestyle="", alpha=0.45, label=label, **style
-            )
-            axes.plot([mean, mean], [height - 0.13, height + 0.13], color="black", linewidth=1.6)
-            if (found := intervals[recipe, model]) is not None:
-                low, high = found
-                axes.plot([100 - high, 100 - low], [height, height], color="black", linewidth=1)
-            axes.annotate(
-                f"{100 - mean:.2f}",
-                (min(errors), height),
-                (-9, 0),
-                textcoords="offset points",
-                ha="right",
-                va="center",
-                fontsize=9,
-                color=COLORS[model],
-                bbox={"color": "white", "pad": 1},
-            )
+            height = rows.index(recipe) + (-0.18 if model == "lenet5" else 0.18)
+            _draw_variant(axes, height, model, values, intervals[recipe, model])
             if recipe == "published":
-                axes.plot(
-                    [100 - published[model]],
-                    [height],
-                    marker="D",
-                    markersize=11,
-                    markerfacecolor="none",
-                    markeredgecolor="black",
-                    linestyle="",
-                    label="published figure" if model == "lenet5" else None,
-                )
+                axes.scatter(100 - published[model], height, **PUBLISHED_MARK)
         axes.axvline(
             LECUN_ERROR,
             color=COLORS["lenet5"],
             linestyle=":",
             label="LeNet-5 of 1998, with distortions",
         )
-        axes.set_xscale("log")
-        ticks = [0.3, 0.5, 1, 2, 3, 5]
-        axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
-        axes.minorticks_off()
-        axes.set_yticks(
-            range(len(recipes), 0, -1), [recipe.replace("_", " ") for recipe in recipes]
+        _show_errors_as_accuracy(axes)
+        axes.set_ylim(len(rows) - 0.4, -0.6)
+        names = [recipe.removeprefix("record_").replace("_", " ") for recipe in rows]
+        axes.set_yticks(range(len(rows)), names)
+        if ABLATIONS in rows:
+            axes.get_yticklabels()[rows.index(ABLATIONS)].set_fontweight("bold")
+        marks, labels = axes.get_legend_handles_labels()
+        by_label = dict(zip(labels, marks, strict=True))  # each once
+        figure.legend(
+            by_label.values(), by_label, loc="outside lower center", ncols=2, frameon=False
         )
-        axes.set_xlabel(
-            "wrong on the 10,000 test images (%, logarithmic); beside it the mean accuracy"
-        )
-        figure.legend(loc="outside lower center", ncols=4, frameon=False, fontsize=10)
-        figure.suptitle("One mark per seed. Bar: their mean, line: its 95 % interval")
+        figure.suptitle(title, fontweight="bold")
     return figure
 
 

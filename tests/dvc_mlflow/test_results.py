@@ -118,7 +118,7 @@ def test_metrics_plots_and_models_are_those_that_dvc_yaml_declares(project):
     assert locked["train_mlp"].metrics == ("reports/train_mlp.json",)
     [(path, plot)] = locked["train_mlp"].plots.items()
     assert path == "reports/history_mlp.csv"
-    assert (plot["x"], plot["template"]) == ("epoch", "linear_train_test")
+    assert (plot["x"], plot["template"]) == ("epoch", "linear")
     assert locked["train_mlp"].models == {"models/mlp.safetensors": "mlp"}
     assert locked["evaluate"].metrics == ("reports/metrics.json",)
     assert locked["evaluate"].plots["reports/comparison.csv"]["template"] == "intervals"

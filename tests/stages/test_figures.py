@@ -19,7 +19,7 @@ from dvc_mlflow.errors import InputError
 from stages import plot
 from stages.base.params import MODEL_NAMES
 from stages.base.splits import Split, save_split
-from stages.scoring import CalibrationBin
+from stages.scoring import CalibrationBin, accuracy_interval
 from stages.show import figures
 
 LENET5, MLP = "LeNet-5", "MLP"
@@ -50,48 +50,75 @@ def history(start: float) -> dict[str, list[float]]:
 HISTORIES = {"lenet5": history(0.1), "mlp": history(0.5)}
 
 
-def assert_curves(figure: Figure, titles: list[str], histories=HISTORIES) -> None:
-    """Each of four panels shows the column that its title names, of each model by its label."""
+UNITS = {"loss": "cross-entropy loss (nats, logarithmic)", "accuracy": "accuracy (%)"}
+DIGITS = {"loss": 4, "accuracy": 2}
+
+
+def curves_in(axes: Axes, metric: str) -> dict[str, list[float]]:
+    """The values of each curve by its split. Its epochs, units and label are checked."""
+    assert axes.get_xlabel() == "epoch"
+    assert axes.get_ylabel() == UNITS[metric]
+    assert axes.get_yscale() == {"loss": "log", "accuracy": "linear"}[metric]
+    found = {}
+    for split, (x, y) in lines_of(axes).items():
+        assert x == [1.0, 2.0, 3.0]
+        (label,) = [text for text in axes.texts if text.get_text().startswith(split)]
+        assert label.get_text() == f"{split} {y[-1]:.{DIGITS[metric]}f}"
+        assert label.xy == (3.0, y[-1])
+        found[split] = [value / {"loss": 1, "accuracy": 100}[metric] for value in y]
+    return found
+
+
+def assert_curves(figure: Figure, histories=HISTORIES) -> None:
+    """A panel for each model and metric that its title names, with train and test."""
+    shown = []
+    for axes in figure.axes:
+        title, metric = axes.get_title().split(": ")
+        found = curves_in(axes, metric)
+        assert list(found) == ["train", "test"]
+        for split, values in found.items():
+            assert values == pytest.approx(histories[NAMES[title]][f"{split}_{metric}"])
+        shown.append((title, metric))
+    assert shown == [(title, metric) for title in NAMES for metric in UNITS]
+
+
+def assert_four_curves(figure: Figure, name: str) -> None:
+    """A panel for each split and metric that its title names."""
     shown = []
     for axes in figure.axes:
         split, metric = axes.get_title().split(": ")
-        column = f"{split.split()[0]}_{metric}"
-        scale = {"loss": 1, "accuracy": 100}[metric]
-        unit = {"loss": "cross-entropy loss (nats)", "accuracy": "accuracy (%)"}[metric]
-        assert axes.get_ylabel() == unit
-        assert axes.get_xlabel() == "epoch"
-        lines = lines_of(axes)
-        assert list(lines) == titles
-        for title, (x, y) in lines.items():
-            assert x == histories[NAMES[title]]["epoch"]
-            assert y == pytest.approx([scale * v for v in histories[NAMES[title]][column]])
-        shown.append(column)
+        (found,) = curves_in(axes, metric).items()
+        assert found[0] == split.split()[0]
+        assert found[1] == pytest.approx(HISTORIES[name][f"{found[0]}_{metric}"])
+        shown.append(f"{found[0]}_{metric}")
     assert sorted(shown) == sorted(COLUMNS)
 
 
-def test_each_panel_of_the_curves_shows_the_column_that_its_title_names():
+def test_each_panel_of_the_curves_shows_train_and_test_of_the_model_and_metric_in_its_title():
     figure = figures.curves(HISTORIES, "both")
-    assert_curves(figure, [LENET5, MLP])
-    assert figure.get_suptitle() == "both"
-    # One colour and one dash per model, in all panels, and a legend that says which
+    assert_curves(figure)
+    assert figure.get_suptitle() == "both (train: mean over the epoch)"
     looks = [
         {(line.get_label(), to_hex(line.get_color()), line.get_linestyle()) for line in axes.lines}
         for axes in figure.axes
     ]
-    assert all(look == looks[0] for look in looks)
-    for part in zip(*looks[0], strict=True):
-        assert len(set(part)) == 2
-    legend = figure.axes[0].get_legend()
-    drawn = zip(legend.get_texts(), legend.get_lines(), strict=True)
-    assert {(text.get_text(), to_hex(line.get_color())) for text, line in drawn} == {
-        (label, color) for label, color, _ in looks[0]
-    }
+    # One colour per model, and one dash for train in all panels
+    assert [len({color for _, color, _ in look}) for look in looks] == [1, 1, 1, 1]
+    assert len({color for look in looks for _, color, _ in look}) == 2
+    assert len({(split, dash) for look in looks for split, _, dash in look}) == 2
 
 
-@pytest.mark.parametrize("title", NAMES)
-def test_the_curves_of_one_model_are_that_models(title):
-    name = NAMES[title]
-    assert_curves(figures.curves({name: HISTORIES[name]}, "one"), [title])
+def test_the_label_of_the_higher_curve_is_above_that_of_the_lower_one():
+    for axes in figures.curves(HISTORIES, "").axes:
+        last = {split: y[-1] for split, (_, y) in lines_of(axes).items()}
+        for text in axes.texts:
+            split = text.get_text().split()[0]
+            assert text.get_va() == ("bottom" if last[split] == max(last.values()) else "top")
+
+
+@pytest.mark.parametrize("name", MODEL_NAMES)
+def test_the_four_curves_are_those_of_their_model(name):
+    assert_four_curves(figures.four_curves(name, HISTORIES[name], "one"), name)
 
 
 # --- confusion ---
@@ -108,7 +135,9 @@ def matrices() -> dict[str, np.ndarray]:
 
 
 def assert_confusion(figure: Figure, expected: dict[str, np.ndarray]) -> None:
-    by_title = {axes.get_title().split(":")[0]: axes for axes in figure.axes}
+    *panels, scale = figure.axes
+    assert scale.get_ylabel() == "shade: mistakes as a share of the actual digit's images"
+    by_title = {axes.get_title().split(":")[0]: axes for axes in panels}
     assert list(by_title) == [LENET5, MLP]
     for title, axes in by_title.items():
         matrix = expected[NAMES[title]]
@@ -130,16 +159,17 @@ def test_the_confusion_figure_has_actual_digits_down_and_predicted_ones_across()
     found = matrices()
     figure = figures.confusion(found)
     assert_confusion(figure, found)
-    for axes, matrix in zip(figure.axes, found.values(), strict=True):
+    *panels, scale = figure.axes
+    for axes, matrix in zip(panels, found.values(), strict=True):
         (image,) = axes.images
         shade = np.asarray(image.get_array())
         assert shade.diagonal() == pytest.approx(np.zeros(10))
         for actual, predicted in itertools.permutations(range(10), 2):
             share = matrix[actual, predicted] / matrix[actual].sum()
             assert shade[actual, predicted] == pytest.approx(share)
-    scales = {axes.images[0].get_clim() for axes in figure.axes}
-    largest = max(axes.images[0].get_array().max() for axes in figure.axes)
-    assert scales == {(0, largest)}  # one scale for both
+    scales = {axes.images[0].get_clim() for axes in panels}
+    largest = max(axes.images[0].get_array().max() for axes in panels)
+    assert scales == {(0, largest)} == {scale.get_ylim()}  # one scale for both, and it is shown
 
 
 # --- mistakes ---
@@ -197,10 +227,17 @@ def assert_reliability(figure: Figure, bins: dict[str, list[tuple[float, float, 
     assert list(lines) == [LENET5, MLP]
     colors = {str(line.get_label()): line.get_color() for line in upper.lines}
     below = {line.get_color(): line for line in lower.lines}
+    bars = {to_hex(bars.get_color()[0]): bars.get_segments() for bars in upper.collections}
     for title, (x, y) in lines.items():
         confidence, accuracy, images = zip(*bins[NAMES[title]], strict=True)
         assert x == pytest.approx([100 * value for value in confidence])
         assert y == pytest.approx([100 * value for value in accuracy])
+        for bar, at, share, count in zip(
+            bars[to_hex(colors[title])], x, accuracy, images, strict=True
+        ):
+            low_high = accuracy_interval(np.arange(count) < round(share * count))
+            assert bar[:, 0] == pytest.approx([at, at])
+            assert bar[:, 1] == pytest.approx([100 * value for value in low_high])
         counted = below[colors[title]]
         assert list(counted.get_xdata()) == x
         assert list(counted.get_ydata()) == list(images)
@@ -230,13 +267,13 @@ def test_the_story_has_one_mark_per_seed_at_its_error_beside_its_recipe():
     }
     intervals = {key: (min(v) - 0.1, max(v) + 0.2) for key, v in accuracies.items()}
     intervals["record", "mlp"] = None
-    figure = figures.story(accuracies, intervals, {"lenet5": 94.5, "mlp": 97.31})
+    figure = figures.story(accuracies, intervals, {"lenet5": 94.5, "mlp": 97.31}, [], "said")
+    assert figure.get_suptitle() == "said"
     (axes,) = figure.axes
-    heights = dict(
-        zip([t.get_text() for t in axes.get_yticklabels()], axes.get_yticks(), strict=True)
-    )
+    heights = heights_of(axes)
     assert list(heights) == ["published", "record"]
-    assert heights["published"] > heights["record"]  # as in the tables, from above
+    assert axes.yaxis_inverted()
+    assert heights["published"] < heights["record"]  # as in the tables, from above
     colors = {line.get_label(): line.get_color() for line in axes.lines}
     drawn = [(line, np.array(line.get_xydata(), float)) for line in axes.lines]
     for (recipe, model), values in accuracies.items():
@@ -246,8 +283,6 @@ def test_the_story_has_one_mark_per_seed_at_its_error_beside_its_recipe():
             for line, points in drawn
             if line.get_linestyle() == "None"
             and line.get_color() == colors[title]
-            and line.get_label() != "published figure"
-            and line.get_marker() != "D"
             and abs(points[0, 1] - heights[recipe]) < 0.4
         ]
         assert len(marks) == 1
@@ -269,12 +304,37 @@ def test_the_story_has_one_mark_per_seed_at_its_error_beside_its_recipe():
         assert uprights == pytest.approx([100 - np.mean(values)])
         (said,) = [text for text in axes.texts if text.xy[1] == height]
         assert said.get_text() == f"{np.mean(values):.2f}"  # as the label of the axis says
-        assert said.xy[0] == pytest.approx(100 - max(values))
-    diamonds = [(line, points) for line, points in drawn if line.get_marker() == "D"]
-    assert [points[0, 0] for _, points in diamonds] == pytest.approx([5.5, 2.69])
-    assert all(abs(points[0, 1] - heights["published"]) < 0.4 for _, points in diamonds)
-    assert diamonds[0][1][0, 1] > diamonds[1][1][0, 1]  # LeNet-5 above the MLP, as the marks
-    assert diamonds[0][0].get_label() == "published figure"
+        assert said.xy[0] == pytest.approx(100 - max(*values, *(low_high or [])))
+    assert {mark.get_label() for mark in axes.collections} == {"published figure"}
+    (lenet5, mlp) = (mark.get_offsets()[0] for mark in axes.collections)
+    assert [lenet5[0], mlp[0]] == pytest.approx([5.5, 2.69])
+    assert abs(lenet5[1] - heights["published"]) < 0.4
+    assert heights["published"] - 0.4 < lenet5[1] < mlp[1] < heights["published"] + 0.4
+
+
+def heights_of(axes: Axes) -> dict[str, float]:
+    """Where each row of the story is, by its label."""
+    labels = [label.get_text() for label in axes.get_yticklabels()]
+    return dict(zip(labels, axes.get_yticks(), strict=True))
+
+
+def test_ablations_stand_below_the_recipes_under_a_heading():
+    accuracies = {
+        ("record_without_decay", "mlp"): [98.0],
+        ("fast", "mlp"): [97.0],
+        ("record", "mlp"): [99.0],
+    }
+    figure = figures.story(
+        accuracies, dict.fromkeys(accuracies), {}, ["record_without_decay"], "said"
+    )
+    (axes,) = figure.axes
+    heights = heights_of(axes)
+    assert list(heights) == ["fast", "record", "record without one ingredient", "without decay"]
+    (heading,) = [text for text in axes.get_yticklabels() if text.get_fontweight() == "bold"]
+    assert heading.get_text() == "record without one ingredient"
+    said = {text.get_text(): text.xy[1] for text in axes.texts}
+    near = {name: min(heights, key=lambda row: abs(heights[row] - said[name])) for name in said}
+    assert near == {"98.00": "without decay", "97.00": "fast", "99.00": "record"}
 
 
 def test_the_missed_images_are_shown_with_their_label_and_both_answers():
@@ -331,7 +391,8 @@ def story_figure() -> Figure:
         for model, mean in (("lenet5", 95.1 + 1.4 * at), ("mlp", 96.5 + 0.7 * at)):
             accuracies[recipe, model] = [mean - 0.1, mean, mean + 0.1]
             intervals[recipe, model] = (mean - 0.2, mean + 0.2)
-    return figures.story(accuracies, intervals, {"lenet5": 94.5, "mlp": 97.31})
+    published = {"lenet5": 94.5, "mlp": 97.31}
+    return figures.story(accuracies, intervals, published, ["record"], "What the figure shows")
 
 
 def missed_figure() -> Figure:
@@ -343,6 +404,7 @@ def missed_figure() -> Figure:
 
 ALL = {
     "curves": lambda: figures.curves(HISTORIES, "LeNet-5 and the MLP, recipe documented"),
+    "four curves": lambda: figures.four_curves("mlp", HISTORIES["mlp"], "MLP, recipe documented"),
     "confusion": lambda: figures.confusion(matrices()),
     "mistakes": lambda: figures.mistakes("lenet5", PICTURES, **ANSWERS["lenet5"]),
     "reliability": lambda: figures.reliability(
@@ -380,7 +442,7 @@ def luminance(color) -> float:
 
 
 def test_counts_of_a_confusion_stand_out_from_their_shade_and_right_answers_are_bold():
-    for axes in figures.confusion(matrices()).axes:
+    for axes in figures.confusion(matrices()).axes[:2]:
         (image,) = axes.images
         for text in axes.texts:
             x, y = (int(at) for at in text.get_position())
@@ -391,7 +453,7 @@ def test_counts_of_a_confusion_stand_out_from_their_shade_and_right_answers_are_
 
 def test_a_model_without_mistakes_has_no_shade():
     perfect = {name: 9 * np.eye(10, dtype=int) for name in MODEL_NAMES}
-    for axes in figures.confusion(perfect).axes:
+    for axes in figures.confusion(perfect).axes[:2]:
         low, high = axes.images[0].get_clim()
         assert low == 0 < high
         assert ": 0 mistakes in 90" in axes.get_title()
@@ -400,7 +462,7 @@ def test_a_model_without_mistakes_has_no_shade():
 def test_a_digit_without_images_has_no_shade():
     counts = np.diag([0] + [9] * 9)
     counts[4, 0] = 3
-    for axes in figures.confusion(dict.fromkeys(MODEL_NAMES, counts)).axes:
+    for axes in figures.confusion(dict.fromkeys(MODEL_NAMES, counts)).axes[:2]:
         shade = np.asarray(axes.images[0].get_array())
         assert shade[0].tolist() == [0] * 10
         assert shade.max() == shade[4, 0] == pytest.approx(3 / 12)
@@ -417,17 +479,13 @@ def test_the_story_names_the_paper_of_1998_and_both_models_in_its_legend():
         *("LeNet-5", "published figure", "MLP", "LeNet-5 of 1998, with distortions")
     ]
     assert axes.get_xscale() == "log"
-    assert [label.get_text() for label in axes.get_xticklabels()] == [
-        *("0.3", "0.5", "1", "2", "3", "5")
-    ]
-    assert list(axes.get_xticks()) == [0.3, 0.5, 1, 2, 3, 5]
+    assert axes.xaxis_inverted()  # better is to the right
+    for label in axes.get_xticklabels():
+        assert 100 - float(label.get_text()) == pytest.approx(label.get_position()[0])
 
 
-def test_curves_of_one_model_need_no_legend_and_epochs_are_whole():
-    both, one = figures.curves(HISTORIES, ""), figures.curves({"mlp": HISTORIES["mlp"]}, "")
-    assert [axes.get_legend() is not None for axes in both.axes] == [True, False, False, False]
-    assert not any(axes.get_legend() for axes in one.axes)
-    for axes in both.axes:
+def test_epochs_are_whole():
+    for axes in figures.curves(HISTORIES, "").axes:
         assert all(float(tick).is_integer() for tick in axes.get_xticks())
 
 
@@ -497,9 +555,9 @@ def test_each_figure_file_holds_the_data_of_the_model_that_it_names(drawn):
         "mistakes_mlp.png",
         "reliability.png",
     ]
-    assert_curves(drawn["curves.png"], [LENET5, MLP])
+    assert_curves(drawn["curves.png"])
     for title, name in NAMES.items():
-        assert_curves(drawn[f"curves_{name}.png"], [title])
+        assert_four_curves(drawn[f"curves_{name}.png"], name)
         assert drawn[f"curves_{name}.png"].get_suptitle() == f"{title}, recipe documented"
         assert_mistakes(drawn[f"mistakes_{name}.png"], name)
     matrices, bins = {}, {}

@@ -314,8 +314,10 @@ def test_the_story_shows_each_seed_of_each_variant_and_the_intervals_of_the_mean
         report.figures, "story", lambda *arguments: given.update(enumerate(arguments))
     )
     single = Variant("one", "mlp", VARIANTS[0].cells[:1], None)
-    report.story([*VARIANTS[2:4], single])
+    report.story([*VARIANTS[2:4], single], ["one"])
     accuracies, intervals, published = given[0], given[1], given[2]
+    assert given[3] == ["one"]
+    assert given[4] == report.headline(VARIANTS[2:4])
     assert accuracies == {
         ("record", "lenet5"): pytest.approx([99.5, 99.45, 99.4]),
         ("record", "mlp"): pytest.approx([98.5, 98.45, 98.4]),
@@ -325,6 +327,18 @@ def test_the_story_shows_each_seed_of_each_variant_and_the_intervals_of_the_mean
         assert intervals[key] == pytest.approx(student(accuracies[key]))
     assert intervals["one", "mlp"] is None
     assert published == {"lenet5": pytest.approx(94.5), "mlp": pytest.approx(97.31)}
+
+
+@pytest.mark.parametrize(
+    ("recipe", "errors", "is_said"),
+    [("published", 300, True), ("published", 100, False), ("fast", 300, False)],
+)
+def test_the_headline_names_the_finding_only_where_the_accuracies_show_it(recipe, errors, is_said):
+    others = [variant("record", model, (n,), (0.1,)) for model, n in (("lenet5", 20), ("mlp", 60))]
+    of_lenet5 = variant(recipe, "lenet5", (errors,), (0.1,))
+    said = report.headline([*others, of_lenet5, variant(recipe, "mlp", (200,), (0.1,))])
+    assert ("only where softmax is applied twice" in said) == is_said
+    assert said
 
 
 def test_the_page_has_each_table_in_its_section_with_its_rows(study):
