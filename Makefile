@@ -51,7 +51,8 @@ repro: $(INSTALLED)
 	$(PY) -m dvc repro
 	@[ "$(MIRROR)" = off ] || $(PY) -m dvc_mlflow sync || true
 	@! test -f reports/comparison.md || { echo; cat reports/comparison.md; echo; }
-	@echo "Figures: reports/figures   Metrics: $(VENV)/bin/dvc metrics show   Runs: make ui"
+	@echo "Metrics: $(VENV)/bin/dvc metrics show   Runs: make ui"
+	@! test -f reports/report.html || echo "Open in a browser: reports/report.html"
 
 study: $(INSTALLED)
 	@$(PY) -m dvc_mlflow mend
@@ -60,6 +61,8 @@ study: $(INSTALLED)
 	@[ "$(MIRROR)" = off ] || $(PY) -m dvc_mlflow sync || true
 	@echo
 	@cat study/report/study.md
+	@echo
+	@echo "Open in a browser: study/report/study.html"
 
 test: $(INSTALLED)
 	$(PY) -m pytest -m 'not slow' -n 2 --dist worksteal

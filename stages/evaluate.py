@@ -103,10 +103,10 @@ def main() -> None:
         files.write_rows(files.COMPARISON, comparison_rows(settings, metrics, details))
         outputs = [(name, answers[name].outputs_sha256) for name in MODEL_NAMES]
         details |= {
-            "difference": {key: [value] for key, value in asdict(difference).items()},
+            "paired_difference": {key: [value] for key, value in asdict(difference).items()},
             "outputs": files.fingerprint_lines(outputs),
         }
-        files.write_json(files.METRICS, {**metrics, "difference": difference.accuracy})
+        files.write_json(files.METRICS, {**metrics, "paired_difference": difference.accuracy})
         files.write_json(files.EVALUATION, details)
         for name in MODEL_NAMES:
             print(f"{TITLES[name]}: test accuracy {metrics[name]['accuracy']:.2%}")

@@ -1,4 +1,4 @@
-"""Stage plot: draw the figures and write the comparison, from the results of the other stages."""
+"""Stage plot: the figures, the comparison and the page, from the results of the other stages."""
 
 import csv
 import json
@@ -16,7 +16,7 @@ from dvc_mlflow.files import write_text
 from stages import scoring
 from stages.base import files, params, splits
 from stages.base.params import MODEL_NAMES, TITLES
-from stages.show import figures
+from stages.show import figures, page
 from stages.show.tables import table
 
 
@@ -41,7 +41,7 @@ def comparison_markdown(rows: Sequence[Mapping[str, str]], difference: Mapping[s
 
     Args:
         rows: The rows of reports/comparison.csv.
-        difference: The part of reports/evaluation.json with this name.
+        difference: `paired_difference` of reports/evaluation.json.
     """
     lines = []
     for row in rows:
@@ -49,12 +49,12 @@ def comparison_markdown(rows: Sequence[Mapping[str, str]], difference: Mapping[s
         if row["accuracy_low"]:
             interval = f"{float(row['accuracy_low']):.2%} to {float(row['accuracy_high']):.2%}"
             error = f"{float(row['calibration_error']):.4f}"
-        scores = [f"{float(row['loss']):.4f}", f"{float(row['accuracy']):.2%}", interval, error]
-        lines.append([TITLES[row["model"]], row["source"], f"{int(row['parameters']):,}", *scores])
+        scores = [f"{float(row['accuracy']):.2%}", interval, f"{float(row['loss']):.4f}", error]
+        lines.append([TITLES[row["model"]], row["source"], *scores, f"{int(row['parameters']):,}"])
     shown = table(
-        "model | source | parameters | test loss | test accuracy | 95 % interval "
-        "| calibration error",
-        "llrrrcr",
+        "model | source | test accuracy | 95 % interval | test loss | calibration error "
+        "| parameters",
+        "llrcrrr",
         lines,
     )
     points = [100 * difference[key] for key in ("accuracy", "low", "high")]
@@ -66,13 +66,19 @@ def comparison_markdown(rows: Sequence[Mapping[str, str]], difference: Mapping[s
     )
 
 
-def comparison() -> str:
+def comparison() -> tuple[str, str]:
+    """The sentence that comes first on the page, and the Markdown."""
     with reading(files.COMPARISON, "evaluate"), files.COMPARISON.open(encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     with reading(files.EVALUATION, "evaluate"):
-        found = json.loads(files.EVALUATION.read_text(encoding="utf-8"))["difference"]
+        found = json.loads(files.EVALUATION.read_text(encoding="utf-8"))["paired_difference"]
         difference = {key: value for key, [value] in found.items()}
-    return comparison_markdown(rows, difference)
+    lenet5, mlp = (f"{float(row['accuracy']):.2%}" for row in rows[:2])
+    finding = (
+        f"With the {rows[0]['source']}, LeNet-5 is right on {lenet5} of the test images, "
+        f"the MLP on {mlp}."
+    )
+    return finding, comparison_markdown(rows, difference)
 
 
 @main_function
@@ -90,6 +96,7 @@ def main() -> None:
         figures.save(figures.curves(histories, title), files.FIGURES / "curves.png")
 
         images = splits.load_split(files.DATA_PREPARED, "test").images
+        predictions: dict[str, page.Predictions] = {}
         matrices: dict[str, NDArray[np.int64]] = {}
         bins: dict[str, list[scoring.CalibrationBin]] = {}
         for name in MODEL_NAMES:
@@ -97,6 +104,7 @@ def main() -> None:
             actual = np.array(columns["actual"], np.int64)
             predicted = np.array(columns["predicted"], np.int64)
             confidence = np.array(columns["confidence"])
+            predictions[name] = {"actual": actual, "predicted": predicted, "confidence": confidence}
             matrices[name] = np.zeros((params.CLASSES, params.CLASSES), np.int64)
             np.add.at(matrices[name], (actual, predicted), 1)
             bins[name] = scoring.calibration(confidence, actual == predicted)
@@ -106,7 +114,17 @@ def main() -> None:
             )
         figures.save(figures.confusion(matrices), files.FIGURES / "confusion.png")
         figures.save(figures.reliability(bins), files.FIGURES / "reliability.png")
-        write_text(files.COMPARISON.with_suffix(".md"), comparison())
+        networks: dict[str, page.Trained] = {}
+        for name in MODEL_NAMES:
+            with reading(files.model_path(name), f"train_{name}"):
+                weights = files.model_path(name).read_bytes()
+            networks[name] = page.Trained(weights, settings.of_model(name).dropout)
+        finding, compared = comparison()
+        write_text(files.COMPARISON.with_suffix(".md"), compared)
+        whole = page.report(
+            finding, compared, histories, predictions, matrices, bins, images, networks
+        )
+        write_text(page.PATH, whole)
 
 
 if __name__ == "__main__":

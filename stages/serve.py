@@ -1,4 +1,4 @@
-"""``make serve``: a registered model answers images over HTTP.
+"""``make serve``: a registered model answers images over HTTP, and a page to draw them.
 
     python -m stages.serve [MODEL [PORT]]
 
@@ -20,6 +20,8 @@ from dvc_mlflow import find, history, models, store, sync
 from dvc_mlflow.content import Content
 from dvc_mlflow.errors import InputError, StageError, main_function
 from stages import hooks
+from stages.base.params import MODEL_NAMES
+from stages.show import page
 
 MODEL = "models:/mnist@champion"
 PORT = 5001
@@ -49,10 +51,14 @@ def refusal(content_type: str | None, body: bytes) -> tuple[int, str] | None:
     return None
 
 
-def application(model: Path) -> Any:
-    """MLflow's scoring server for a model in a folder, behind :func:`refusal`."""
+def application(model: Path, drawing: str) -> Any:
+    """MLflow's scoring server for a model in a folder, behind :func:`refusal`.
+
+    Args:
+        drawing: The page at `/`.
+    """
     from fastapi import Request
-    from fastapi.responses import JSONResponse
+    from fastapi.responses import HTMLResponse, JSONResponse
     from mlflow.pyfunc import scoring_server
 
     loaded = scoring_server.load_model_with_mlflow_config(str(model))  # type: ignore[no-untyped-call]
@@ -66,10 +72,11 @@ def application(model: Path) -> Any:
         return await call_next(request)
 
     app.middleware("http")(check_images)
+    app.get("/", response_class=HTMLResponse)(lambda: drawing)
     return app
 
 
-def build(what: str, folder: Path) -> str:
+def build(what: str, folder: Path) -> tuple[str, str]:
     """Build a model anew, from the file of weights in the history that it was logged from.
 
     Args:
@@ -77,7 +84,8 @@ def build(what: str, folder: Path) -> str:
         folder: Gets the model, in the format of MLflow.
 
     Returns:
-        A description: the file, and the commit that holds it.
+        A description: the file, and the commit that holds it. A page to draw digits, with the
+        networks of that commit.
 
     Raises:
         StageError: No commit holds its weights, or they cannot be had.
@@ -89,21 +97,30 @@ def build(what: str, folder: Path) -> str:
         raise StageError(f"{what} is refused: its bytes match no dvc.lock of this history")
     commit = holding[0].first
     with sync.state_of(commit) as state:
-        [(project, result)] = [
-            (project, result)
+        [(project, results)] = [
+            (project, results)
             for project in state.projects
-            for result in project.locked().values()
-            if path in result.outs
+            for results in [list(project.locked().values())]
+            if any(path in result.outs for result in results)
         ]
+        trained = {path: result for result in results for path in result.models}
+        result = next(result for result in results if path in result.outs)
         needed = [path, *hooks.reads(result)]
-        with Content(project, state.made, commit).laid(needed) as missing:
-            if missing:
+        with Content(project, state.made, commit).laid([*needed, *trained]) as missing:
+            for lost in (one for one in needed if one in missing):
                 raise StageError(
-                    f"{missing[0]} of commit {commit[:10]} is not in the cache: `git checkout "
-                    f"{commit[:10]} && dvc pull {missing[0]}` brings it"
+                    f"{lost} of commit {commit[:10]} is not in the cache: `git checkout "
+                    f"{commit[:10]} && dvc pull {lost}` brings it"
                 )
             models.export(result, Path(path), folder)
-    return f"{what} is {path} (md5 {md5}) of commit {commit[:10]}"
+            there = {Path(one): result for one, result in trained.items() if one not in missing}
+            networks: dict[str, page.Trained] = {
+                name: page.Trained(one.read_bytes(), hooks.recipe_of(result, name).dropout)
+                for one, result in there.items()
+                for name in MODEL_NAMES
+                if one.stem == name
+            }
+    return f"{what} is {path} (md5 {md5}) of commit {commit[:10]}", page.drawing(networks)
 
 
 @main_function
@@ -116,10 +133,12 @@ def main() -> None:
         folder = Path(scratch) / "model"
         with store.explained():
             store.find_experiment()
-            print(build(what, folder))
-            app = application(folder)
+            said, drawing = build(what, folder)
+            print(said)
+            app = application(folder, drawing)
         import uvicorn
 
+        print(f"draw a digit: http://127.0.0.1:{port}/")
         print(f"answers POST http://127.0.0.1:{port}/invocations", flush=True)
         uvicorn.run(app, port=int(port), log_level="warning")
 

@@ -14,7 +14,7 @@ from stages.base import files, params, splits
 from stages.base.params import MODEL_NAMES, TITLES
 from stages.show import figures
 from stages.show.tables import interval, percent, table
-from study import comparison, settings
+from study import comparison, page, settings
 from study.comparison import OverSeeds, Variant
 from study.settings import REPORT, Study
 
@@ -357,7 +357,9 @@ def main() -> None:
         figures.save(story(variants, study.ablations), REPORT / "story.png")
         figures.save(figures.missed(images, missed), REPORT / "missed.png")
         files.write_json(REPORT / "metrics.json", metrics(variants))
-        write_text(REPORT / "study.md", markdown(study, variants, recipe, missed, seed))
+        report = markdown(study, variants, recipe, missed, seed)
+        write_text(REPORT / "study.md", report)
+        write_text(page.PATH, page.html(study, variants, report, missed, images))
         print(result_table(variants))
 
 

@@ -200,6 +200,11 @@ def mistakes(
     return figure
 
 
+def bin_interval(part: CalibrationBin) -> tuple[float, float]:
+    """Wilson's interval of the accuracy in a bin."""
+    return accuracy_interval(np.arange(part.count) < round(part.accuracy * part.count))
+
+
 def reliability(bins: Mapping[str, Sequence[CalibrationBin]]) -> Figure:
     """Accuracy against confidence with its interval, and the number of images of each point."""
     with rc_context(STYLE):
@@ -211,8 +216,7 @@ def reliability(bins: Mapping[str, Sequence[CalibrationBin]]) -> Figure:
             accuracy = [100 * part.accuracy for part in parts]
             style: dict[str, Any] = {"color": COLORS[model], "marker": MARKERS[model]}
             upper.plot(confidence, accuracy, linestyle="", label=TITLES[model], **style)
-            right = [np.arange(part.count) < round(part.accuracy * part.count) for part in parts]
-            low, high = zip(*map(accuracy_interval, right), strict=True)
+            low, high = zip(*map(bin_interval, parts), strict=True)
             upper.vlines(confidence, 100 * np.array(low), 100 * np.array(high), COLORS[model])
             style |= {"linestyle": DASHES[model], "markersize": 5}
             lower.plot(confidence, [part.count for part in parts], **style)

@@ -86,9 +86,9 @@ def details(folder):
 
 
 def test_dvc_metrics_show_has_five_columns(metrics, details):
-    assert set(metrics) == {"lenet5", "mlp", "difference"}
+    assert set(metrics) == {"lenet5", "mlp", "paired_difference"}
     assert set(metrics["lenet5"]) == set(metrics["mlp"]) == {"accuracy", "loss"}
-    assert isinstance(metrics["difference"], float)
+    assert isinstance(metrics["paired_difference"], float)
     for part in details.values():  # DVC shows no lists
         values = [part] if isinstance(part, list) else part.values()
         assert all(isinstance(value, list) for value in values)
@@ -173,10 +173,10 @@ def test_the_difference_is_positive_where_lenet5_is_better_and_counts_its_lone_r
         name: np.array([r["actual"] == r["predicted"] for r in rows_of(folder / file)])
         for name, file in ((name, f"predictions_{name}.csv") for name in MODEL_NAMES)
     }
-    found = {key: value for key, [value] in details["difference"].items()}
+    found = {key: value for key, [value] in details["paired_difference"].items()}
     assert found["only_first"] == (right["lenet5"] & ~right["mlp"]).sum() == 60
     assert found["only_second"] == (right["mlp"] & ~right["lenet5"]).sum() == 25
-    assert found["accuracy"] == metrics["difference"] == pytest.approx(35 / IMAGES)
+    assert found["accuracy"] == metrics["paired_difference"] == pytest.approx(35 / IMAGES)
     assert 0 < found["low"] < 35 / IMAGES < found["high"]
     assert found["mcnemar_p"] == pytest.approx(2 * binom.cdf(25, 85, 0.5), rel=1e-5)
 

@@ -17,6 +17,7 @@ from matplotlib.transforms import Bbox
 from conftest import ROOT
 from dvc_mlflow.errors import InputError
 from stages import plot
+from stages.base import files
 from stages.base.params import MODEL_NAMES
 from stages.base.splits import Split, save_split
 from stages.scoring import CalibrationBin, accuracy_interval
@@ -530,13 +531,15 @@ def drawn(tmp_path, monkeypatch) -> dict[str, Figure]:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MIRROR", "off")
     (tmp_path / "reports").mkdir()
+    (tmp_path / "models").mkdir()
     for name in MODEL_NAMES:
+        (tmp_path / files.model_path(name)).write_bytes(name.encode())
         write_columns(tmp_path / f"reports/history_{name}.csv", HISTORIES[name])
         columns = {"index": SEEN, **ANSWERS[name]}
         write_columns(tmp_path / f"reports/predictions_{name}.csv", columns)
     (tmp_path / "reports/comparison.csv").write_text(COMPARISON, encoding="utf-8")
     difference = {key: [value] for key, value in DIFFERENCE.items()}
-    (tmp_path / "reports/evaluation.json").write_text(json.dumps({"difference": difference}))
+    (tmp_path / "reports/evaluation.json").write_text(json.dumps({"paired_difference": difference}))
     test = Split(PICTURES, (SEEN % 10).astype(np.uint8))
     save_split(tmp_path / "data/prepared", "test", test)
     found: dict[str, Figure] = {}
@@ -579,14 +582,14 @@ def test_the_comparison_to_read_is_the_csv_files_rows_and_the_difference_with_it
     header, marks, *rows = [line for line in text.splitlines() if line.startswith("|")]
     columns = [title.strip() for title in header.strip("|").split("|")]
     assert columns == [
-        *("model", "source", "parameters", "test loss", "test accuracy"),
-        *("95 % interval", "calibration error"),
+        *("model", "source", "test accuracy", "95 % interval"),
+        *("test loss", "calibration error", "parameters"),
     ]
-    assert marks == "|---|---|--:|--:|--:|:-:|--:|"
+    assert marks == "|---|---|--:|:-:|--:|--:|--:|"
     assert rows == [
-        "| LeNet-5 | recipe documented | 61,706 | 0.0421 | 98.62% | 98.37% to 98.83% | 0.0042 |",
-        "| MLP | recipe documented | 62,110 | 0.1287 | 96.26% | 95.87% to 96.61% | 0.0093 |",
-        "| LeNet-5 | published experiment | 61,706 | 1.5190 | 94.50% |  |  |",
+        "| LeNet-5 | recipe documented | 98.62% | 98.37% to 98.83% | 0.0421 | 0.0042 | 61,706 |",
+        "| MLP | recipe documented | 96.26% | 95.87% to 96.61% | 0.1287 | 0.0093 | 62,110 |",
+        "| LeNet-5 | published experiment | 94.50% |  | 1.5190 |  | 61,706 |",
     ]
     sentence = text.splitlines()[-1]
     assert sentence == (

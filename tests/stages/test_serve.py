@@ -222,7 +222,7 @@ def behind(monkeypatch):
         scoring_server, "load_model_with_mlflow_config", lambda path: f"the model in {path}"
     )
     monkeypatch.setattr(scoring_server, "init", init)
-    return serve.application("folder")
+    return serve.application("folder", "a page")
 
 
 def test_the_server_gets_a_good_body_whole_and_a_bad_one_never(behind):
@@ -295,13 +295,14 @@ def test_each_name_of_a_model_gives_the_model_of_its_commit(client, project, tmp
     )
     for at, what in enumerate((model_of(client, "mlp").model_id, f"models:/mnist/{version}")):
         folder = tmp_path / str(at)
-        assert serve.build(what, folder) == f"{what} is {MLP} (md5 {md5}) of commit {commit}"
+        said, _ = serve.build(what, folder)
+        assert said == f"{what} is {MLP} (md5 {md5}) of commit {commit}"
         found = answers(folder, some_images())
         assert np.allclose(found, expected(project.path / MLP, some_images()), atol=1e-6)
         assert (folder / "extra_files/mlp.safetensors").read_bytes() == (
             project.path / MLP
         ).read_bytes()
-    champion = serve.build("models:/mnist@champion", tmp_path / "champion")
+    champion, _ = serve.build("models:/mnist@champion", tmp_path / "champion")
     assert champion.startswith("models:/mnist@champion is models/lenet5.safetensors (md5 ")
     assert Path.cwd() == project.path
 
@@ -343,7 +344,7 @@ def test_a_model_of_an_older_commit_needs_no_settings_of_today(standing_in, tmp_
         project.edit("params.yaml", "\nrecipe: documented", "\nrecipe: renamed")
         make_results(project, seed=2)
         project.commit("another recipe")
-        told = serve.build(what, tmp_path / "model")
+        told, _ = serve.build(what, tmp_path / "model")
         assert told.endswith(f" of commit {old}")
         found = answers(tmp_path / "model", some_images())
         assert np.allclose(found, expected(tmp_path / "old weights", some_images()), atol=1e-6)

@@ -538,7 +538,8 @@ def test_the_report_of_a_study_is_made_of_its_cells_and_of_the_test_images(folde
     Path("params.yaml").write_text(text.replace("\nseed: 0 ", "\nseed: 4 "), encoding="utf-8")
     report.main()
     assert sorted(path.name for path in settings.REPORT.iterdir()) == [
-        *("cells.csv", "metrics.json", "missed.csv", "missed.png", "story.png", "study.md")
+        *("cells.csv", "metrics.json", "missed.csv", "missed.png", "story.png"),
+        *("study.html", "study.md"),
     ]
     with (settings.REPORT / "missed.csv").open(encoding="utf-8", newline="") as file:
         missed = list(csv.reader(file))

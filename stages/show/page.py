@@ -1,0 +1,186 @@
+"""The pages reports/report.html and study/report/study.html: one file each, with all that it shows.
+
+Their scripts are in the folder `assets`. They use no library, and no request leaves a page.
+"""
+
+import base64
+import io
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from markdown_it import MarkdownIt
+from numpy.typing import NDArray
+from PIL import Image
+
+from stages import scoring
+from stages.base import files
+from stages.base.params import CLASSES, MODEL_NAMES, TITLES
+from stages.scoring import CalibrationBin
+from stages.show.figures import History, bin_interval
+
+PATH = files.REPORTS / "report.html"
+ASSETS = Path(__file__).parent / "assets"
+COLUMNS = 32  # of the picture with all images
+RIGHT_SHOWN = 3  # images behind a number on the diagonal of a matrix
+WRONG_SHOWN = (48, 24, 12)  # images behind another number: as many as MOST_SHOWN allows
+MOST_SHOWN = 2_250  # images on a page, which has at most 2 MB then
+
+Predictions = Mapping[str, NDArray[Any]]  # columns of a file of predictions, (N,) each
+
+
+def markdown(text: str) -> str:
+    """Markdown with tables, as HTML. A table that is too wide scrolls by itself."""
+    found = str(MarkdownIt("commonmark").enable("table").render(text))
+    found = found.replace("<table>", '<div class="wide" tabindex="0"><table>')
+    return found.replace("</table>", "</table></div>")
+
+
+def assemble(title: str, body: str, data: Mapping[str, Any], scripts: Iterable[str]) -> str:
+    """A page of HTML. The same arguments give the same bytes.
+
+    Args:
+        body: Of the page, in HTML.
+        data: For the scripts, which run in their order.
+    """
+    content = json.dumps(files.rounded(data), sort_keys=True, allow_nan=False)
+    parts = {
+        "title": title,
+        "style": _asset("style.css"),
+        "body": body,
+        "data": content.replace("<", "\\u003c"),  # nothing in it can end the script
+        "script": "\n".join(_asset(script) for script in scripts),
+    }
+    return _filled(_asset("frame.html"), parts)
+
+
+def _asset(name: str) -> str:
+    return (ASSETS / name).read_text(encoding="utf-8").rstrip()
+
+
+def _filled(template: str, parts: Mapping[str, str]) -> str:
+    return re.sub(r"\{\{(\w+)\}\}", lambda gap: parts[gap[1]], template)
+
+
+def sprite(images: NDArray[np.uint8]) -> dict[str, Any]:
+    """Images (N, H, W) as one PNG in base64, COLUMNS of them in a row."""
+    count, height, width = images.shape
+    lines = max(1, -(-count // COLUMNS))
+    sheet = np.zeros((lines * COLUMNS, height, width), np.uint8)
+    sheet[:count] = images
+    sheet = sheet.reshape(lines, COLUMNS, height, width).swapaxes(1, 2)
+    buffer = io.BytesIO()
+    Image.fromarray(sheet.reshape(lines * height, -1)).save(buffer, "PNG", optimize=True)
+    return {"images": base64.b64encode(buffer.getvalue()).decode(), "columns": COLUMNS}
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A network as the scripts need it."""
+
+    weights: bytes  # its file
+    dropout: float  # its recipe's: the grid of the last layer depends on it
+
+
+def _networks(networks: Mapping[str, Trained]) -> dict[str, Any]:
+    return {
+        "titles": {name: TITLES[name] for name in networks},
+        "weights": {name: base64.b64encode(one.weights).decode() for name, one in networks.items()},
+        "dropout": {name: one.dropout for name, one in networks.items()},
+    }
+
+
+def drawing(networks: Mapping[str, Trained]) -> str:
+    """A page of its own to draw a digit, for `make serve`. The networks by model."""
+    body = f"<h1>MNIST</h1>\n{_asset('draw.html')}"
+    scripts = ["charts.js", "networks.js", "draw.js"]
+    return assemble("Draw a digit", body, _networks(networks), scripts)
+
+
+def _behind(found: Predictions, most: int) -> dict[str, list[int]]:
+    """For each pair of a digit and an answer, the test images to show."""
+    behind = {}
+    for actual, predicted in np.ndindex(CLASSES, CLASSES):
+        pair = (found["actual"] == actual) & (found["predicted"] == predicted)
+        indices = np.flatnonzero(pair)
+        surest = indices[np.argsort(-found["confidence"][indices], kind="stable")]
+        shown = indices[:RIGHT_SHOWN] if actual == predicted else surest[:most]
+        behind[f"{actual}-{predicted}"] = [int(index) for index in shown]
+    return {pair: shown for pair, shown in behind.items() if shown}
+
+
+def _bin(part: CalibrationBin) -> dict[str, float]:
+    """A bin of the calibration, with its edges and Wilson's interval of its accuracy."""
+    number = min(int(part.confidence * scoring.CALIBRATION_BINS), scoring.CALIBRATION_BINS - 1)
+    low, high = bin_interval(part)
+    return {
+        "low": number / scoring.CALIBRATION_BINS,
+        "high": (number + 1) / scoring.CALIBRATION_BINS,
+        "count": part.count,
+        "confidence": part.confidence,
+        "accuracy": part.accuracy,
+        "accuracy_low": low,
+        "accuracy_high": high,
+    }
+
+
+def report(
+    finding: str,
+    comparison: str,
+    histories: Mapping[str, History],
+    predictions: Mapping[str, Predictions],
+    matrices: Mapping[str, NDArray[np.int64]],
+    bins: Mapping[str, Sequence[CalibrationBin]],
+    images: NDArray[np.uint8],
+    networks: Mapping[str, Trained],
+) -> str:
+    """The page of the pipeline.
+
+    Args:
+        finding: One sentence.
+        comparison: Markdown.
+        images: All test images (N, H, W).
+        networks: Like the other mappings, by model.
+    """
+    wrong = [found["actual"] != found["predicted"] for found in predictions.values()]
+    both = np.flatnonzero(np.logical_and.reduce(wrong)).tolist()
+    for most in WRONG_SHOWN:
+        behind = {name: _behind(found, most) for name, found in predictions.items()}
+        missed = both[:most]
+        of_cells = (at for cells in behind.values() for shown in cells.values() for at in shown)
+        indices = list(dict.fromkeys([*missed, *of_cells]))
+        if len(indices) <= MOST_SHOWN:
+            break
+    position = {index: at for at, index in enumerate(indices)}
+    data = {
+        **_networks(networks),
+        **sprite(images[indices]),
+        "histories": histories,
+        "matrices": {name: matrix.tolist() for name, matrix in matrices.items()},
+        "bins": {name: [_bin(part) for part in parts] for name, parts in bins.items()},
+        "cells": {
+            name: {pair: [position[index] for index in shown] for pair, shown in cells.items()}
+            for name, cells in behind.items()
+        },
+        "missed": [position[index] for index in missed],
+        "missed_count": len(both),
+        "shown": [
+            {
+                "index": index,
+                "actual": int(predictions[MODEL_NAMES[0]]["actual"][index]),
+                "answers": {
+                    name: [int(found["predicted"][index]), float(found["confidence"][index])]
+                    for name, found in predictions.items()
+                },
+            }
+            for index in indices
+        ],
+    }
+    parts = {"finding": finding, "comparison": markdown(comparison), "draw": _asset("draw.html")}
+    body = _filled(_asset("report.html"), parts)
+    scripts = ["charts.js", "networks.js", "draw.js", "report.js"]
+    return assemble("LeNet-5 and a 60-unit MLP on MNIST", body, data, scripts)

@@ -1,0 +1,85 @@
+"""study/report/study.html: the report of the study as one page, with every seed to point at."""
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stages import scoring
+from stages.base.params import MODEL_NAMES, TITLES
+from stages.show import page
+from study.comparison import Variant
+from study.settings import REPORT, Study
+
+PATH = REPORT / "study.html"
+TICKS = (0.1, 0.2, 0.3, 0.5, 1, 2, 3, 5, 10, 20, 50)  # of the scale, in per cent
+STORY = """\
+<p>One mark per seed, and the mean in numbers. Blue and round: LeNet-5. Orange and square: the MLP.
+Diamond: the published figure.</p>
+<div id="story" class="story"></div>
+<p><a href="../../reports/report.html">The page of the pipeline</a>: draw a digit, learning curves,
+mistakes.</p>"""
+PICTURES = {"story": STORY, "missed": '<div id="missed" class="digits"></div>'}
+
+
+def _errors(variant: Variant) -> dict[str, Any]:
+    """In per cent of the test images."""
+    published = variant.recipe == "published"
+    return {
+        "errors": [100 - 100 * cell.scores["test_accuracy"] for cell in variant.cells],
+        "mean": 100 - 100 * variant.accuracy.mean,
+        "published": 100 - 100 * scoring.PUBLISHED[variant.model][1] if published else None,
+    }
+
+
+def html(
+    study: Study,
+    variants: Sequence[Variant],
+    report: str,
+    missed: Sequence[Mapping[str, Any]],
+    images: NDArray[np.uint8],
+) -> str:
+    """The page.
+
+    Args:
+        report: Markdown, whose two pictures the page draws itself.
+        missed: From :func:`study.comparison.missed`.
+        images: All test images (N, H, W).
+    """
+    found: dict[str, dict[str, dict[str, Any]]] = {}
+    for variant in variants:
+        found.setdefault(variant.recipe, {})[variant.model] = _errors(variant)
+    shown = [one for models in found.values() for one in models.values()]
+    errors = [error for one in shown for error in [*one["errors"], one["published"]] if error]
+    low, high = min(errors) / 1.3, max(errors) * 1.2
+    groups = {"Recipes": study.recipes, "Recipe record without one ingredient": study.ablations}
+    data = {
+        "titles": {name: TITLES[name] for name in MODEL_NAMES},
+        "seeds": study.seeds,
+        "scale": [low, high],
+        "ticks": [tick for tick in TICKS if low <= tick <= high],
+        "groups": [
+            {
+                "title": title,
+                "recipes": [
+                    {"recipe": recipe.replace("_", " "), "models": found[recipe]}
+                    for recipe in recipes
+                ],
+            }
+            for title, recipes in groups.items()
+            if recipes
+        ],
+        "missed": [_answers(row) for row in missed],
+        **page.sprite(images[[row["index"] for row in missed]]),
+    }
+    body = page.markdown(report)
+    body = re.sub(r'<p><img src="(\w+)\.png"[^>]*></p>', lambda image: PICTURES[image[1]], body)
+    return page.assemble("The study", body, data, ["charts.js", "study.js"])
+
+
+def _answers(row: Mapping[str, Any]) -> str:
+    doubt = "*" if row["no_majority"] else ""
+    said = [f"{TITLES[name]} {row[name]}" for name in MODEL_NAMES]
+    return f"no. {row['index']}: {row['label']}{doubt}; {', '.join(said)}"

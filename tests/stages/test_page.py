@@ -1,0 +1,321 @@
+"""The pages, in a real browser: what they compute and show is what the pipeline computed."""
+
+import base64
+import csv
+import json
+import re
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+from scipy.ndimage import center_of_mass
+
+from conftest import ROOT, free_port, missing
+from dvc_mlflow.files import sha256
+from stages.base import files
+from stages.base.params import CLASSES, MODEL_NAMES, TITLES
+from stages.mnist import idx
+from stages.scoring import CalibrationBin
+from stages.show import page
+from study.page import PATH as STUDY
+
+PAGES = {"report": ROOT / page.PATH, "study": ROOT / STUDY}
+SEVEN = [(70, 60), (200, 60), (195, 75), (150, 160), (120, 240)]
+TEN_DIGITS = [(x, y) for x in range(10, 270, 26) for y in (40, 240)]
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    import shutil
+
+    if not (chromium := shutil.which("chromium")):
+        missing("chromium is not installed: Debian has it")
+    try:
+        from playwright.sync_api import sync_playwright
+    except ImportError:
+        missing("playwright is not installed: pip install -c constraints.txt -e '.[browser]'")
+    with sync_playwright() as playwright:
+        yield playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+
+
+@pytest.fixture
+def visit(browser):
+    """Opens an address. Afterwards, no script has failed, and no request left the page."""
+    wrong: list[str] = []
+
+    def visit(address: str, width: int = 1400, scheme: str = "light") -> Any:
+        size = {"width": width, "height": 900}
+        opened = browser.new_page(viewport=size, color_scheme=scheme)
+        opened.on("pageerror", lambda error: wrong.append(str(error)))
+        opened.on("console", lambda said: wrong.extend([said.text] * (said.type == "error")))
+        opened.on("request", lambda sent: wrong.extend(elsewhere(sent.url, address)))
+        opened.goto(address)
+        return opened
+
+    yield visit
+    assert wrong == []
+
+
+def elsewhere(url: str, address: str) -> list[str]:
+    own = address.startswith("http") and url.startswith(address.rsplit("/", 1)[0])
+    return [] if own or url == address or url.startswith("data:") else [url]
+
+
+@pytest.fixture
+def report(visit):
+    return visit(PAGES["report"].as_uri())
+
+
+def draw(opened: Any, marks: list[tuple[int, int]]) -> None:
+    opened.locator("#pad").scroll_into_view_if_needed()
+    box = opened.locator("#pad").bounding_box()
+    opened.mouse.move(box["x"] + marks[0][0], box["y"] + marks[0][1])
+    opened.mouse.down()
+    for x, y in marks[1:]:
+        opened.mouse.move(box["x"] + x, box["y"] + y, steps=8)
+    opened.mouse.up()
+
+
+def test_images(raw: dict[idx.IdxFile, bytes]) -> np.ndarray:
+    return idx.parse(idx.TEST_IMAGES, raw[idx.TEST_IMAGES])
+
+
+test_images.__test__ = False  # type: ignore[attr-defined]
+
+
+# --- without a browser ---
+
+
+def test_nothing_in_the_data_can_end_the_script():
+    made = page.assemble("", "", {"text": "</script><script>alert(1)</script>"}, [])
+    [data] = re.findall(r'<script type="application/json" id="data">(.*?)</script>', made, re.S)
+    assert json.loads(data) == {"text": "</script><script>alert(1)</script>"}
+
+
+def test_the_page_of_networks_that_guess_has_at_most_2_mb(raw):
+    images = idx.resize(test_images(raw))
+    labels = idx.parse(idx.TEST_LABELS, raw[idx.TEST_LABELS]).astype(int)
+    draws = np.random.default_rng(0)
+    predictions = {
+        name: {
+            "actual": labels,
+            "predicted": draws.integers(0, CLASSES, len(labels)),
+            "confidence": draws.random(len(labels)).round(6),
+        }
+        for name in MODEL_NAMES
+    }
+    history = {"epoch": [1.0], "train_loss": [2.3], "test_loss": [2.3]}
+    of_each = {
+        "histories": history,
+        "matrices": np.full((CLASSES, CLASSES), 100),
+        "bins": [CalibrationBin(10_000, 0.1, 0.1)],
+        "networks": page.Trained(draws.bytes(4 * 62_110), 0.5),
+    }
+    arguments = {key: dict.fromkeys(MODEL_NAMES, value) for key, value in of_each.items()}
+    made = page.report("", "", predictions=predictions, images=images, **arguments)
+    assert 1_000_000 < len(made.encode()) <= 2_000_000
+
+
+# --- with one ---
+
+
+@pytest.mark.slow
+def test_the_browser_computes_the_bits_of_the_pipeline(report, raw):
+    """The outputs for all raw test images, resized by the page, have the committed SHA-256."""
+    images = test_images(raw)
+    script = """(text) => {
+        const raw = bytes(text), found = {};
+        for (const name of Object.keys(TRAINED)) found[name] = { logits: [], probabilities: [] };
+        for (let at = 0; at < raw.length; at += 784) {
+            const image = resize(raw.subarray(at, at + 784));
+            for (const name of Object.keys(TRAINED)) {
+                const { logits, probabilities } = answer(name, image);
+                found[name].logits.push([...logits]);
+                found[name].probabilities.push(probabilities);
+            }
+        }
+        return found;
+    }"""
+    parts = [
+        report.evaluate(script, base64.b64encode(part.tobytes()).decode())
+        for part in np.split(images, 10)
+    ]
+    details = json.loads((ROOT / files.EVALUATION).read_text(encoding="utf-8"))
+    committed = files.read_fingerprints(details["outputs"])
+    for name in MODEL_NAMES:
+        logits = np.concatenate([np.array(part[name]["logits"], np.float32) for part in parts])
+        assert sha256(logits.tobytes()) == committed[name]
+        found = np.concatenate([part[name]["probabilities"] for part in parts])
+        powers = np.exp(logits.astype(float) - logits.max(1, keepdims=True))
+        np.testing.assert_allclose(found, powers / powers.sum(1, keepdims=True), atol=1e-12)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", PAGES)
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_a_page_fits_a_phone_and_a_desk_in_light_and_dark(visit, name, scheme):
+    grounds = set()
+    for width in (390, 1400):
+        opened = visit(PAGES[name].as_uri(), width, scheme)
+        assert opened.evaluate("document.documentElement.scrollWidth") == width
+        grounds.add(opened.evaluate("getComputedStyle(document.body).backgroundColor"))
+    assert grounds == {{"light": "rgb(255, 255, 255)", "dark": "rgb(22, 22, 22)"}[scheme]}
+
+
+@pytest.mark.slow
+def test_a_drawing_is_answered_as_it_is_drawn_and_cleared(report):
+    assert report.locator("#answers p").all_inner_texts() == ["Nothing is drawn yet."] * 2
+    draw(report, SEVEN)
+    heads = report.locator("#answers h3").all_inner_texts()
+    assert heads == [f"{TITLES[name]}: 7" for name in MODEL_NAMES]
+    report.locator("#clear").click()
+    assert report.locator("#answers p").all_inner_texts() == ["Nothing is drawn yet."] * 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("marks", [TEN_DIGITS, [(5, 5), (5, 5)], [(0, 0), (279, 279)]])
+def test_any_scribble_gets_ten_shares_that_are_one_whole(report, marks):
+    draw(report, marks)
+    shares = [float(text[:-2]) for text in report.locator(".bar span:last-child").all_inner_texts()]
+    assert len(shares) == 20
+    for part in np.split(np.array(shares), 2):
+        assert part.sum() == pytest.approx(100, abs=0.5)
+    for said in report.locator("#answers p").all_inner_texts():
+        assert re.search(
+            r"[\d.]+ % sure\. Of [\d,]+ test images with an answer about as sure", said
+        )
+
+
+@pytest.mark.slow
+def test_a_drawing_is_sized_and_centred_like_an_image_of_mnist(report, raw):
+    draw(report, SEVEN)
+    image = np.array(report.evaluate("[...drawn()]")).reshape(28, 28)
+    rows, columns = np.nonzero(image)
+    assert max(np.ptp(rows), np.ptp(columns)) + 1 == 20
+    np.testing.assert_allclose(center_of_mass(image), (14, 14), atol=0.5)
+    # MNIST's own images, magnified, come back in their place
+    script = """([text, count]) => Array.from({ length: count }, (_, at) => {
+        const one = bytes(text).subarray(784 * at, 784 * at + 784);
+        const pixels = new Uint8Array(4 * 280 ** 2);
+        for (let i = 0; i < 280 ** 2; i++)
+            pixels[4 * i + 3] = one[28 * Math.floor(i / 2800) + Math.floor((i % 280) / 10)];
+        return [...centred(pixels, 280)];
+    })"""
+    images = test_images(raw)[:1_000]
+    text = base64.b64encode(images.tobytes()).decode()
+    again = np.array(report.evaluate(script, [text, len(images)]))
+    assert np.array_equal(again, images.reshape(len(images), -1))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", MODEL_NAMES)
+def test_each_number_of_a_confusion_matrix_opens_its_images(report, raw, name):
+    with (ROOT / files.confusion_path(name)).open(encoding="utf-8", newline="") as file:
+        _, *rows = csv.reader(file)
+    labels = idx.parse(idx.TEST_LABELS, raw[idx.TEST_LABELS])
+    for row in rows:
+        for predicted, count in enumerate(map(int, row[1:])):
+            actual = int(row[0])
+            label = f"{count} images of {actual}, answer {predicted}"
+            cell = report.locator(
+                f'.matrix.{name} [aria-label="{label}"], .{name} [aria-label="{label}"]'
+            )
+            assert cell.count() == (count > 0)
+            if not count:
+                continue
+            cell.click()
+            shown = report.locator("#behind button").all_inner_texts()
+            assert len(shown) == (3 if actual == predicted else count)
+            for text in shown:
+                number = int(re.match(r"no\. (\d+): ", text)[1])
+                assert labels[number] == actual
+                assert f"{TITLES[name]}: {predicted} (" in text
+
+
+@pytest.mark.slow
+def test_a_pressed_image_is_given_to_the_networks_with_its_own_pixels(report, raw):
+    images = idx.resize(test_images(raw))
+    for at in (0, 5, 23):
+        button = report.locator("#missed button").nth(at)
+        number = int(re.match(r"no\. (\d+): ", button.inner_text())[1])
+        button.click()
+        report.locator("#source", has_text=re.compile(f" {number}$")).wait_for()
+        script = "[...seen.getContext('2d').getImageData(0, 0, 32, 32).data]"
+        pixels = np.array(report.evaluate(script)).reshape(32, 32, 4)
+        assert np.array_equal(pixels[..., 0], images[number])
+        for head in report.locator("#answers h3").all_inner_texts():
+            assert f"{head} (" in button.inner_text().replace("\n", " ")
+
+
+@pytest.mark.slow
+def test_the_arrow_keys_read_the_epochs_of_a_curve(report):
+    for at, (name, metric) in enumerate((n, m) for n in MODEL_NAMES for m in ("loss", "accuracy")):
+        history = files.read_csv(ROOT / files.history_path(name))
+        chart = report.locator("#curves .pair > div").nth(at)
+        assert chart.locator("h3").inner_text() == f"{TITLES[name]}: {metric}"
+        scale, form = (1, "{:.4f}") if metric == "loss" else (100, "{:.2f} %")
+        chart.locator("svg").focus()
+        for epoch in (-1, -2, -3):
+            values = [scale * history[f"{split}_{metric}"][epoch] for split in ("train", "test")]
+            shown = chart.locator("output").all_inner_texts()
+            assert shown == [form.format(value) for value in values]
+            report.keyboard.press("ArrowLeft")
+
+
+@pytest.mark.slow
+def test_the_study_shows_every_seed_in_its_place(visit):
+    opened = visit(PAGES["study"].as_uri())
+    with (ROOT / "study/report/cells.csv").open(encoding="utf-8", newline="") as file:
+        cells = [row for row in csv.DictReader(file) if row["seed"] != "validation"]
+    errors = sorted(f"{100 - 100 * float(row['test_accuracy']):.2f} % wrong" for row in cells)
+    marks = opened.locator(".track i:not(.published)")
+    titles = [mark.get_attribute("title") for mark in marks.all()]
+    assert sorted(title.split(": ")[1] for title in titles) == errors
+    by_error = sorted(zip(titles, marks.all(), strict=True), key=lambda one: one[0].split(": ")[1])
+    places = [mark.bounding_box()["x"] for _, mark in by_error]
+    assert places == sorted(places)
+    assert places[-1] > places[0] + 300
+
+
+@pytest.mark.slow
+def test_the_server_shows_the_page_and_answers_a_drawing_there(visit, tmp_path):
+    import mlflow.pytorch
+    import uvicorn
+
+    from stages.networks import models
+    from stages.serve import application
+
+    networks = json.loads(
+        re.search(r'id="data">(.*?)</script>', PAGES["report"].read_text("utf-8"), re.S)[1]
+    )
+    weights = base64.b64decode(networks["weights"]["lenet5"])
+    trained = page.Trained(weights, networks["dropout"]["lenet5"])
+    (tmp_path / "lenet5.safetensors").write_bytes(weights)
+    recipe = models.Recipe.model_construct(dropout=0.5, softmax_before_loss=False)
+    network = models.load_model("lenet5", recipe, tmp_path / "lenet5.safetensors")
+    example = np.zeros((2, 28, 28), np.uint8)
+    mlflow.pytorch.save_model(
+        models.Classifier(network).eval(),
+        str(tmp_path / "model"),
+        input_example=example,
+        serialization_format="pt2",
+    )
+    port = int(free_port())
+    app = application(tmp_path / "model", page.drawing({"lenet5": trained}))
+    server = uvicorn.Server(uvicorn.Config(app, port=port, log_level="error"))
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    try:
+        while not server.started:
+            assert thread.is_alive()
+        opened = visit(f"http://127.0.0.1:{port}/")
+        draw(opened, SEVEN)
+        place = opened.locator("#server")
+        place.wait_for(state="visible")
+        here = opened.locator("#answers p").inner_text().split(" sure")[0]
+        assert place.inner_text() == f"The champion on the server: 7, {here} sure."
+    finally:
+        server.should_exit = True
+        thread.join()
