@@ -67,7 +67,7 @@ LIVE = "tests/dvc_mlflow/test_live.py"
 
 def slow_test(file: str) -> str:
     """Nothing where no slow test runs this file."""
-    if file == "README.md" or file.startswith(("stages/show/", "study/comparison")):
+    if file.endswith(".md") or file.startswith(("stages/show/", "study/comparison")):
         return ""
     if file in ("stages/serve.py", "stages/hooks.py"):
         return f"{LIVE}::test_the_champion_passes_the_gate_and_answers_images_over_http"
@@ -251,7 +251,7 @@ class Reach:
 
     def tests(self, mutant: Mutant) -> list[str]:
         """Those that reach its lines."""
-        if mutant.file == "README.md":
+        if mutant.file.endswith(".md"):
             return ["tests/test_readme.py"]
         lines = self.contexts.get(mutant.file, {})
         return self.quickest_first(test for line in mutant.lines for test in lines.get(line, []))
