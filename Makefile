@@ -30,6 +30,9 @@ help:
 	@echo "make ui      browse the runs in MLflow (PORT=...)"
 	@echo "make serve   answer images over HTTP with the champion"
 
+.DEFAULT:
+	@echo "error: there is no target $@: \`make\` lists those that there are" >&2; exit 2
+
 install: $(INSTALLED)
 
 $(INSTALLED): pyproject.toml dvc_mlflow/pyproject.toml constraints.txt requirements/compute.txt requirements/figures.txt

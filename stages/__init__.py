@@ -24,8 +24,6 @@ import importlib.util  # noqa: E402
 import os  # noqa: E402
 from pathlib import Path  # noqa: E402
 
-from stages.base import numerics  # noqa: E402
-
 # `python stages/train.py lenet5` looks for modules in `stages` first, and may take this package
 # from another checkout. So start again as `python -m stages.train`.
 _script = Path(getattr(sys.modules["__main__"], "__file__", None) or "")
@@ -52,5 +50,7 @@ if importlib.util.find_spec("torch") is None:
         f"error: {sys.executable} has no torch: activate the project's environment first "
         "(`. .venv/bin/activate`; `make install` creates it)"
     )
+
+from stages.base import numerics  # noqa: E402
 
 numerics.set_spins()  # no module that imports torch can be imported before this line

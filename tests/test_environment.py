@@ -70,6 +70,18 @@ import stages, stages.learn.training
     assert done.stderr == "error: interrupted; `dvc repro` resumes here\n"
 
 
+def test_a_python_without_the_packages_is_told_to_be_the_wrong_one(checkout):
+    python = shutil.which("python", path=environment()["PATH"])
+    done = checkout.run(python, "-S", "-m", "stages.prepare", check=False)
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+    assert "has no torch: activate the project's environment first (`. .venv" in done.stderr
+
+
+def test_a_target_that_there_is_not_is_told_in_one_line(checkout):
+    said = checkout.run("make", "train", check=False).stderr.splitlines()
+    assert said[0] == "error: there is no target train: `make` lists those that there are"
+
+
 def test_a_command_that_fails_says_why_itself(tmp_path):
     with pytest.raises(StageError, match=r"^`git rev-parse HEAD`: fatal: .*not a git repository"):
         output_of(["git", "rev-parse", "HEAD"], tmp_path)
