@@ -45,9 +45,10 @@ def test_the_tables_are_the_committed_ones():
 
 def test_make_repro_ends_with_the_lines_of_the_example():
     shown = README.split("<!-- make repro -->\n")[1].split("<!-- end -->")[0]
-    *table, last = [line[4:] for line in shown.splitlines()]
+    *table, dots, last = [line[4:] for line in shown.splitlines()]
     compared = (ROOT / files.COMPARISON).with_suffix(".md").read_text(encoding="utf-8")
     assert table == compared.splitlines()[: len(table)]
+    assert dots == "..."
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     assert f'echo "{last}"\n\nstudy:' in makefile
 

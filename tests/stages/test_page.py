@@ -2,6 +2,7 @@
 
 import base64
 import csv
+import io
 import json
 import re
 import threading
@@ -10,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 from scipy.ndimage import center_of_mass
 
 from conftest import ROOT, free_port, missing
@@ -235,11 +237,13 @@ def test_each_number_of_a_confusion_matrix_opens_its_images(report, raw, name):
 
 
 @pytest.mark.slow
-def test_a_pressed_image_is_given_to_the_networks_with_its_own_pixels(report, raw):
+def test_an_image_is_the_one_of_its_number_and_goes_to_the_networks_when_pressed(report, raw):
     images = idx.resize(test_images(raw))
     for at in (0, 5, 23):
         button = report.locator("#missed button").nth(at)
         number = int(re.match(r"no\. (\d+): ", button.inner_text())[1])
+        shown = Image.open(io.BytesIO(button.locator("i").screenshot())).convert("L")
+        assert np.abs(255 - np.asarray(shown.resize((32, 32)), int) - images[number]).mean() < 8
         button.click()
         report.locator("#source", has_text=re.compile(f" {number}$")).wait_for()
         script = "[...seen.getContext('2d').getImageData(0, 0, 32, 32).data]"
