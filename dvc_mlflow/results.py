@@ -52,7 +52,7 @@ class Result:
     @property
     def read(self) -> str:
         """A hash of everything that the stage read."""
-        found = [self.project.as_posix(), self.stage, self.deps, self.full]
+        found = [self.project.as_posix(), self.stage, self.deps, self.full or self.params]
         return hashlib.md5(json.dumps(found, sort_keys=True).encode()).hexdigest()
 
 

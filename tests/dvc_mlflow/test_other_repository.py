@@ -173,7 +173,7 @@ def assert_complete(repository: Clone) -> None:
     assert {run.info.status for run in runs.values()} == {"FINISHED"}
     assert runs["split"].data.params == {"seed": "3", "test_share": "0.25"}
     quick = {"kind": "quick", "iterations": "4", "alpha": "0.001", "seed": "3"}
-    assert runs["fit"].data.params == quick
+    assert runs["fit"].data.params == {**quick, "model": "digits"}
     history = client.get_metric_history(runs["fit"].info.run_id, "loss")
     assert [(metric.step, metric.value) for metric in history] == loss_of(repository)
     scores = json.loads((repository.path / "metrics.json").read_text())
@@ -199,8 +199,8 @@ def assert_complete(repository: Clone) -> None:
     [model] = client.search_logged_models([runs["fit"].info.experiment_id])
     assert (model.name, str(model.status)) == ("digits", "READY")
     assert model.source_run_id == runs["fit"].info.run_id
-    found = {metric.key: metric.value for metric in model.metrics if metric.key == "accuracy"}
-    assert found == scores["digits"]
+    found = {metric.key: metric.value for metric in model.metrics}
+    assert found["trained_model.accuracy"] == scores["digits"]["accuracy"]
     assert client.search_registered_models() == []
 
 
