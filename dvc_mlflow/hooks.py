@@ -10,7 +10,7 @@ description = "..."
 order_by = "metrics.`accuracy`"  # the highest comes first
 columns = ["tags.`stage`"]
 
-[tool.dvc-mlflow.pages.main.charts]  # optional: see store._chart_view; by default the curves
+[tool.dvc-mlflow.pages.main.charts]  # optional: see pages._charts; by default the curves
 draw = [["params.`rate`", "metrics.`accuracy`"]]
 filter = "metrics.`accuracy` > 0"
 

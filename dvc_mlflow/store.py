@@ -6,138 +6,37 @@ import json
 import logging
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, unquote
 
-from dvc_mlflow import projects
+from dvc_mlflow import pages, projects
 from dvc_mlflow.errors import StageError, one_line
 from dvc_mlflow.git import git
 from dvc_mlflow.hooks import settings
 
-# The views of the page of runs, each a tag of the experiment
-VIEW, CHARTS = "stages", "charts"
-TAG = "mlflow.sharedViewState."
 MOST_COMPARED = 10  # runs
 
 
 @dataclass(frozen=True)
 class Experiment:
-    """The experiment for one DVC project, and the views in which the UI shows it."""
+    """The experiment for one DVC project."""
 
     name: str
     description: str
-    views: Mapping[str, Mapping[str, Any]]
-
-    @property
-    def view_tags(self) -> dict[str, str]:
-        return {f"{TAG}{name}": json.dumps(view) for name, view in self.views.items()}
-
-    @property
-    def tags(self) -> dict[str, str]:
-        return {
-            "mlflow.note.content": self.description,
-            "mlflow.experimentKind": "custom_model_development",  # opened for model training
-            **self.view_tags,
-        }
 
 
-def page(project: Path) -> dict[str, Any]:
-    """The settings of the page of runs of a project."""
-    name = "main" if project == projects.MAIN else project.as_posix()
-    found: dict[str, Any] = settings().get("pages", {}).get(name, {})
-    return found
-
-
-def experiment(
-    project: Path = projects.MAIN, metrics: Sequence[str] = (), curves: Sequence[str] = ()
-) -> Experiment:
-    """The experiment of a project. Each has its own, because the UI shows 100 runs at first.
-
-    Args:
-        metrics: Columns for a project whose settings name none.
-        curves: Metrics by step, for charts that no settings name.
-    """
+def experiment(project: Path = projects.MAIN) -> Experiment:
+    """The experiment of a project. Each has its own, because the UI shows 100 runs at first."""
     chosen = os.environ.get("MLFLOW_EXPERIMENT_NAME") or settings().get("experiment")
-    name, shown = chosen or root().name, page(project)
-    columns = shown.get(
-        "columns", ["tags.`stage`", "tags.`commit`", *(f"metrics.`{m}`" for m in metrics)]
-    )
-    table = _view(columns, shown.get("order_by", "attributes.start_time"))
-    drawn = shown.get("charts") or (_lines(curves) if curves else None)
-    charts = {CHARTS: _chart_view(columns, **drawn)} if drawn else {}
+    name, text = chosen or root().name, f"The runs of the stages in {project / 'dvc.yaml'}"
     return Experiment(
         name if project == projects.MAIN else f"{name}-{project.as_posix()}",
-        shown.get("description", f"The runs of the stages in {project / 'dvc.yaml'}"),
-        {VIEW: table, **charts},
+        pages.settings_of(project).get("description", text),
     )
-
-
-def _view(columns: Sequence[str], order_by: str) -> dict[str, Any]:
-    """The columns beside the runs, as wide as their names. The highest value of one comes first."""
-    fixed = {"attributes.`Run Name`": 185, "runDateAndNestInfo": 130}
-    widths = {column: max(95, 25 + 6 * len(column.split("`")[1])) for column in columns}
-    return {
-        "orderByKey": order_by,
-        "orderByAsc": False,
-        "selectedColumns": columns,
-        "columnOrder": [*fixed, *columns],
-        "columnWidths": fixed | widths,
-    }
-
-
-def _chart_view(
-    columns: Sequence[str],
-    draw: Sequence[Sequence[str]],
-    filter: str,
-    order_by: str = "tags.`mlflow.user`",  # by time, the UI folds runs into the pipeline's
-    list_runs: bool = True,
-) -> dict[str, Any]:
-    """Charts of those runs that pass a filter.
-
-    Args:
-        draw: For each chart, the names on its axes. Metrics alone are curves in one chart, one
-            setting and one metric make a scatter plot, all others lines over parallel axes.
-    """
-    return {
-        **_view(columns, order_by),
-        "searchFilter": filter,
-        "runsHiddenMode": "FIRST_20_RUNS" if list_runs else "SHOW_ALL",
-        "runListHidden": not list_runs,
-        "isAccordionReordered": True,  # else the UI sorts the sections
-        "compareRunSections": [
-            {"uuid": "ours", "name": "Charts", "display": True, "columns": 2, "cardHeight": 440},
-            {"uuid": "all", "name": "Model metrics", "display": False},
-        ],
-        "compareRunCharts": [_chart(names) for names in draw],
-    }
-
-
-def _lines(curves: Sequence[str]) -> dict[str, Any]:
-    """A chart for each kind of curve, such as `train_loss` and `test_loss`."""
-    charts: dict[str, list[str]] = {}
-    for name in sorted(curves):
-        charts.setdefault(re.split(r"[_./ ]", name)[-1], []).append(f"metrics.`{name}`")
-    return {"draw": [*charts.values()], "filter": f"metrics.`{curves[0]}` > -1e300"}
-
-
-def _chart(names: Sequence[str]) -> dict[str, Any]:
-    keys = {kind: [name.split("`")[1] for name in names if name.startswith(kind)]
-            for kind in ("params", "metrics")}  # fmt: skip
-    params, metrics = keys.values()
-    base = {"uuid": " ".join(names), "metricSectionId": "ours", "runsCountToCompare": 100}
-    if not params:
-        lines = {"metricKey": metrics[0], "selectedMetricKeys": metrics, "xAxisKey": "step"}
-        plain = {"scaleType": "linear", "xAxisScaleType": "linear", "lineSmoothness": 0}
-        return {**base, "type": "LINE", **lines, **plain, "range": {}, "yAxisKey": "metric"}
-    if len(params) == len(metrics) == 1:
-        x, y = {"key": params[0], "type": "PARAM"}, {"key": metrics[0], "type": "METRIC"}
-        return {**base, "type": "SCATTER", "xaxis": x, "yaxis": y}
-    parallel = {"selectedParams": params, "selectedMetrics": metrics, "showAllRuns": True}
-    return {**base, "type": "PARALLEL", **parallel}
 
 
 TRAINING = "workflowType=machine_learning"  # the side of the UI that knows runs, not its GenAI side
@@ -217,7 +116,12 @@ def open_store(project: Path = projects.MAIN) -> str:
         _ignore_store()
         try:
             wanted = experiment(project)
-            found = MlflowClient().create_experiment(wanted.name, location(), wanted.tags)
+            tags = {
+                "mlflow.note.content": wanted.description,
+                "mlflow.experimentKind": "custom_model_development",  # opened for model training
+                **pages.views(project),
+            }
+            found = MlflowClient().create_experiment(wanted.name, location(), tags)
         except MlflowException:  # another machine was first
             found = find_experiment(project)
             if found is None:
@@ -243,10 +147,10 @@ def _ignore_store() -> None:
 def show_views(
     project: Path, experiment_id: str, metrics: Sequence[str] = (), curves: Sequence[str] = ()
 ) -> None:
-    """Let the page of runs have the views of :func:`experiment`."""
+    """Let the page of runs have the views of :func:`pages.views`."""
     present = client().get_experiment(experiment_id).tags
-    for tag, value in experiment(project, metrics, curves).view_tags.items():
-        chosen = tag != f"{TAG}{VIEW}" or metrics or "columns" in page(project)
+    for tag, value in pages.views(project, metrics, curves).items():
+        chosen = tag != pages.TABLE or metrics or "columns" in pages.settings_of(project)
         if chosen and present.get(tag) != value:
             client().set_experiment_tag(experiment_id, tag, value)
 
@@ -320,14 +224,15 @@ def location() -> str | None:
     return None if is_remote(uri()) else (root() / "mlartifacts").as_uri()
 
 
-def overview(experiment_id: str, ui: str = UI, view: str = VIEW) -> str:
+def overview(experiment_id: str, ui: str = UI, view: str = pages.TABLE) -> str:
     """Where the UI shows all runs, with the columns that tell them apart, or their charts.
 
     Args:
         ui: The address of the UI, for a store that no server keeps.
     """
-    mode = "&compareRunsMode=CHART" if view == CHARTS else ""
-    return f"{_ui(ui)}/#/experiments/{experiment_id}/runs?viewStateShareKey={view}{mode}&{TRAINING}"
+    mode = "&compareRunsMode=CHART" if view == pages.CHARTS else ""
+    key = view.removeprefix(pages.TAG)
+    return f"{_ui(ui)}/#/experiments/{experiment_id}/runs?viewStateShareKey={key}{mode}&{TRAINING}"
 
 
 def address(*, run: Any = None, model: Any = None) -> str:

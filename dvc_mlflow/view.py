@@ -9,9 +9,8 @@ import sys
 import time
 import urllib.request
 from types import FrameType
-from typing import Any
 
-from dvc_mlflow import projects, store
+from dvc_mlflow import pages, projects, store
 from dvc_mlflow.errors import InputError, StageError
 
 PORT = 5000
@@ -42,18 +41,13 @@ def links(ui: str = store.UI) -> str:
         curves = store.curves_of(drawn[0]) if drawn else []
         with contextlib.suppress(Exception):  # a store that can only be read
             store.show_views(folder, experiment_id, curves=curves)
-        if store.CHARTS in store.experiment(folder, curves=curves).views:
-            address = store.overview(experiment_id, ui, store.CHARTS)
-            lines.append((f"{title}charts", address))
-        beside = [run for run in drawn if _parent(run) == _parent(drawn[0])]
+        if pages.CHARTS in pages.views(folder, curves=curves):
+            lines.append((f"{title}charts", store.overview(experiment_id, ui, pages.CHARTS)))
+        parents = [run.data.tags.get("mlflow.parentRunId") for run in drawn]
+        beside = [run for run, parent in zip(drawn, parents, strict=True) if parent == parents[0]]
         if together := store.comparison(beside[::-1], ui):
             lines.append((f"{title}compared", together))
     return "\n".join(f"{name:14} {address}" for name, address in lines)
-
-
-def _parent(run: Any) -> str | None:
-    parent: str | None = run.data.tags.get("mlflow.parentRunId")
-    return parent
 
 
 def print_links() -> None:
