@@ -48,7 +48,12 @@ def test_each_stage_has_one_finished_run_with_the_settings_of_dvc_lock(small_run
         settings = {}
         for content in lock["params"].values():
             settings |= flat(content)
-        expected = {key.removeprefix("documented."): str(value) for key, value in settings.items()}
+        model = stage.removeprefix("train_")
+        expected = {
+            key.removeprefix("documented.").removeprefix(f"{model}."): str(value)
+            for key, value in settings.items()
+        }
+        expected |= {"model": model} if model != stage else {}
         assert runs[stage].data.params == expected
 
 
