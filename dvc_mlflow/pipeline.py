@@ -135,9 +135,8 @@ def group(
     """Write one run for one state of dvc.lock, over the runs of its stages.
 
     It has the settings in which all stages agree, the metrics of all stages, and the other files of
-    the last ones. A run
-    that belongs to several states is shown under the newest. The description of each state names
-    the runs of all its stages.
+    the last ones. A run that belongs to several states is shown under the newest. The description
+    of each state names the runs of all its stages.
     """
     of_stage = {stage: known.finished(result.tags) for stage, result in locked.items()}
     if None in of_stage.values():

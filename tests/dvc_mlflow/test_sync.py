@@ -710,6 +710,8 @@ def test_each_cell_and_the_report_have_a_run_that_is_written_once(study):
     assert cell.data.tags["commit"] == project.git("rev-parse", "HEAD")
     report = client.get_run(cells_of(client)["report"])
     assert report.data.metrics == {"fast.mlp": 0.65}
+    whole = client.get_run(cell.data.tags["mlflow.parentRunId"]).data.params
+    assert whole["model"] == "mlp" and "seed" not in whole  # in which its cells differ
     assert not client.search_experiments(filter_string="name = 'mnist-study-claim'")
 
     client.delete_run(report.info.run_id)
