@@ -96,8 +96,9 @@ MODEL ?= models:/mnist@champion
 serve: $(INSTALLED)
 	@$(PY) -m stages.serve '$(MODEL)' $(or $(PORT),5001)
 
-# Without PORT it is 5000, or the first free one after it
+# Without PORT it is 5000, or the first free one after it. The pages open although a sync fails.
 ui: $(INSTALLED)
+	@[ "$(MIRROR)" = off ] || $(PY) -m dvc_mlflow sync || true
 	@$(PY) -m dvc_mlflow view $(PORT)
 
 # Clones the last commit, computes everything anew and compares with dvc.lock (three minutes)

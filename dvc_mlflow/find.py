@@ -153,6 +153,8 @@ def _print_project(commit: str, project: Project, known: Known) -> int:
     for stage, run in of_stage.items():
         if not many or stage == (have or [""])[-1]:
             print(f"  {place + stage:14} {store.address(run=run) if run else 'no run'}")
+    if together := store.comparison([of_stage[stage] for stage in have]):
+        print(f"  {'compared':14} {together}")
     if many:
         print(f"  {'':14} {len(have)} of its {len(of_stage)} stages have runs")
     if len(have) < len(of_stage):

@@ -9,6 +9,13 @@ registered_model = "..." # optional: the name of the models in MLflow's registry
 description = "..."
 order_by = "metrics.`accuracy`"  # the highest comes first
 columns = ["tags.`stage`"]
+
+[tool.dvc-mlflow.pages.main.charts]  # optional: see pages._charts; by default the curves
+draw = [["params.`rate`", "metrics.`accuracy`"]]
+filter = "metrics.`accuracy` > 0"
+
+[tool.dvc-mlflow.colors.model]   # optional: of the runs in charts, by a setting
+forest = "#0072B2"
 """
 
 import functools

@@ -14,6 +14,7 @@ from dvc_mlflow.store import client
 
 LONGEST = 7_900  # characters of a description that every store takes
 MOST_COLUMNS = 5  # of metrics on the page of runs
+SCORE = "trained_model."  # before the name of a score: behind `loss`, `test_...` and `train_...`
 NAME = "pipeline"  # of the run, and its tag `stage`
 
 Locked = Mapping[str, Result]
@@ -84,7 +85,8 @@ def connect(
 def score_models(evaluation: Result, locked: Locked) -> None:
     """Attach the metrics of a model to the logged model, and to the run that made it.
 
-    They are the part of a metrics file that has the name of the model.
+    They are the part of a metrics file that has the name of the model. MLflow shows the charts of a
+    run in the order of their names. With SCORE, those of single numbers follow the learning curves.
     """
     names = {path: name for result in locked.values() for path, name in result.models.items()}
     read = list(hook("datasets", lambda _: ())(evaluation))
@@ -96,7 +98,8 @@ def score_models(evaluation: Result, locked: Locked) -> None:
         for path, name in names.items():
             if path not in evaluation.deps or not isinstance(metrics.get(name), Mapping):
                 continue
-            values = runs.only_numbers(metrics[name])
+            scores = runs.only_numbers(metrics[name])
+            values = {f"{SCORE}{key}": value for key, value in scores.items()}
             for model in models.find(evaluation.deps[path])[:1]:
                 known = {(metric.key, metric.value) for metric in model.metrics or []}
                 if not known >= set(values.items()):
@@ -131,9 +134,9 @@ def group(
 ) -> None:
     """Write one run for one state of dvc.lock, over the runs of its stages.
 
-    It has the settings and the metrics of all stages, and the other files of the last ones. A run
-    that belongs to several states is shown under the newest. The description of each state names
-    the runs of all its stages.
+    It has the settings in which all stages agree, the metrics of all stages, and the other files of
+    the last ones. A run that belongs to several states is shown under the newest. The description
+    of each state names the runs of all its stages.
     """
     of_stage = {stage: known.finished(result.tags) for stage, result in locked.items()}
     if None in of_stage.values():
@@ -155,7 +158,7 @@ def group(
         parent_id = runs.write(experiment_id, whole, {**tags, **text}, missing, name)
         shown = client().get_run(parent_id).data.metrics.keys() - {"epoch", "step"}
         shown = sorted(shown, key=lambda metric: (len(metric), metric))[:MOST_COLUMNS]
-        store.show_metrics(project.folder, experiment_id, shown)
+        store.show_views(project.folder, experiment_id, shown)
     else:
         parent_id = parent.info.run_id
         if known.lost_files(parent):
@@ -173,13 +176,18 @@ def _whole(project: Project, locked: Locked) -> Result:
     metrics, plots = project.loose()
     shown = [path for result in locked.values() for path in result.metrics]
     ends = {path: md5 for result in last(locked) for path, md5 in result.outs.items()}
-    settings = {key: value for result in locked.values() for key, value in result.params.items()}
+    settings = {key: value for result in locked.values() for key, value in result.full.items()}
+    agreed = {
+        key: value
+        for key, value in settings.items()
+        if all(result.full.get(key, value) == value for result in locked.values())
+    }
     kept = [path for path in ends if not any(path in result.models for result in locked.values())]
     return Result(
         project=project.folder,
         stage=NAME,
         desc="",
-        params=settings,
+        params=agreed,
         outs={path: ends[path] for path in kept},
         deps={},
         state=_state(locked),
@@ -200,7 +208,7 @@ def description(locked: Locked, of_stage: Mapping[str, Any]) -> str:
     ]
     rows = [
         [
-            f"[{stage}](#/experiments/{run.info.experiment_id}/runs/{run.info.run_id})",
+            f"[{stage}]({store.page_of(run)})",
             locked[stage].desc,
         ]
         for stage, run in of_stage.items()

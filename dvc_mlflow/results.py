@@ -30,7 +30,7 @@ class Result:
     project: Path
     stage: str  # as `dvc repro` in the folder of the project calls it
     desc: str
-    params: dict[str, Any]  # flat, by short names: see :func:`_short`
+    params: dict[str, Any]  # flat, by short names: see :func:`_short` and :func:`_alone`
     outs: dict[str, str]  # md5 by path
     deps: dict[str, str]
     data: dict[str, str] = field(default_factory=dict)  # names of those deps that are no code
@@ -39,7 +39,7 @@ class Result:
     plots: dict[str, dict[str, Any]] = field(default_factory=dict)  # likewise, with their options
     models: dict[str, str] = field(default_factory=dict)  # the name of each model, by path
     chosen: tuple[str, ...] = ()  # the settings that a template of dvc.yaml has in a key
-
+    full: dict[str, Any] = field(default_factory=dict)  # the params by names that tell stages apart
     state: str = ""  # for the run over all stages, instead of outs: the state of dvc.lock
 
     @property
@@ -52,7 +52,7 @@ class Result:
     @property
     def read(self) -> str:
         """A hash of everything that the stage read."""
-        found = [self.project.as_posix(), self.stage, self.deps, self.params]
+        found = [self.project.as_posix(), self.stage, self.deps, self.full or self.params]
         return hashlib.md5(json.dumps(found, sort_keys=True).encode()).hexdigest()
 
 
@@ -213,6 +213,7 @@ class Project:
 
         stage = self._stages[name]
         settings: dict[str, Any] = {}
+        sections: list[str] = []
         deps = {}
         data: set[str] = set()
         for dep in stage.deps:
@@ -221,16 +222,19 @@ class Project:
                 deps[path] = md5_of(dep)
                 data |= {path} if deps[path] and self._is_data(path) else set()
             elif Path(path).name != "pyproject.toml":  # the versions of libraries are not settings
-                settings |= (dep.read_params() if now else dep.hash_info.value) or {}
+                tracked = (dep.read_params() if now else dep.hash_info.value) or {}
+                settings |= tracked
+                sections += tracked if len(tracked) == 1 else []
         outs = {self._path(stage, out.def_path): out for out in stage.outs}
         own_plots = {path: out.plot for path, out in outs.items() if out.plot}
         plots = {path: plot if isinstance(plot, dict) else {} for path, plot in own_plots.items()}
-        params, chosen = _short(settings, self._item(name))
+        full, chosen = _short(settings, self._item(name))
+        models = {path: self._models[path] for path in outs if path in self._models}
         return Result(
             project=self.folder,
             stage=name,
             desc=stage.desc or "",
-            params=params,
+            params=_alone(full, sections, chosen, [*models.values()]),
             outs={path: md5_of(out) for path, out in outs.items()} if with_outs else {},
             deps={path: found for path, found in deps.items() if found},  # if it was there
             data={path: self._names.get(path, path) for path in deps if path in data},
@@ -244,8 +248,9 @@ class Project:
                 *(path for path in self._metrics if is_in(path, outs)),
             ),
             plots=plots | {path: plot for path, plot in self._plots.items() if is_in(path, outs)},
-            models={path: self._models[path] for path in outs if path in self._models},
+            models=models,
             chosen=chosen,
+            full=full,
         )
 
     def _is_data(self, path: str) -> bool:
@@ -345,6 +350,23 @@ def _short(
         found |= short
         chosen += left_out
     return {**found, **item}, tuple(dict.fromkeys(chosen))
+
+
+def _alone(
+    full: Mapping[str, Any], sections: Iterable[str], chosen: Iterable[str], models: list[str]
+) -> dict[str, Any]:
+    """Settings under names that are the same in the runs of similar stages, and the model.
+
+    If a stage tracks one section of a file, such as `lenet5`, then `lenet5.epochs` becomes
+    `epochs`. All names stay as they are if two of them would become the same. A stage that makes
+    one model has its name as the setting `model`.
+    """
+    params = dict(full)
+    for section in sections:
+        prefix = ".".join(part for part in section.split(".") if part not in {*chosen})
+        cut = {key.removeprefix(f"{prefix}."): value for key, value in params.items()}
+        params = cut if len(cut) == len(params) else params
+    return params if len(models) != 1 else {"model": models[0], **params}
 
 
 def all_projects() -> dict[Path, Project]:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from dvc_mlflow import curves, files, models
-from dvc_mlflow.hooks import hook
+from dvc_mlflow.hooks import hook, settings
 from dvc_mlflow.results import Result, flat, named
 from dvc_mlflow.store import client
 
@@ -57,6 +57,9 @@ def start(
         "mlflow.source.type": "PROJECT",
         "process": this_process(),
     }
+    for key, colors in settings().get("colors", {}).items():
+        if color := colors.get(str(result.params.get(key))):
+            described["mlflow.runColor"] = color
     if "commit" in tags:
         described["mlflow.source.git.commit"] = tags["commit"]
     run = client().create_run(

@@ -13,57 +13,33 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote, unquote
 
-from dvc_mlflow import projects
+from dvc_mlflow import pages, projects
 from dvc_mlflow.errors import StageError, one_line
 from dvc_mlflow.git import git
 from dvc_mlflow.hooks import settings
 
-VIEW = "stages"
+MOST_COMPARED = 10  # runs
 
 
 @dataclass(frozen=True)
 class Experiment:
-    """The experiment for one DVC project, and how the UI shows it at the address of ``view``."""
+    """The experiment for one DVC project."""
 
     name: str
     description: str
-    order_by: str  # the highest value comes first
-    columns: Sequence[str]  # beside the runs
-
-    @property
-    def view(self) -> dict[str, str]:
-        """The tag with the columns."""
-        view = {"orderByKey": self.order_by, "orderByAsc": False, "selectedColumns": self.columns}
-        return {f"mlflow.sharedViewState.{VIEW}": json.dumps(view)}
-
-    @property
-    def tags(self) -> dict[str, str]:
-        return {
-            "mlflow.note.content": self.description,
-            "mlflow.experimentKind": "custom_model_development",  # opened for model training
-            **self.view,
-        }
 
 
-def experiment(project: Path = projects.MAIN, metrics: Sequence[str] = ()) -> Experiment:
-    """The experiment of a project. Each has its own, because the UI shows 100 runs at first.
-
-    Args:
-        metrics: Columns for a project whose settings name none.
-    """
+def experiment(project: Path = projects.MAIN) -> Experiment:
+    """The experiment of a project. Each has its own, because the UI shows 100 runs at first."""
     chosen = os.environ.get("MLFLOW_EXPERIMENT_NAME") or settings().get("experiment")
-    name = chosen or root().name
-    page = settings().get("pages", {}).get("main" if project == projects.MAIN else str(project), {})
+    name, text = chosen or root().name, f"The runs of the stages in {project / 'dvc.yaml'}"
     return Experiment(
         name if project == projects.MAIN else f"{name}-{project.as_posix()}",
-        page.get("description", f"The runs of the stages in {project / 'dvc.yaml'}"),
-        page.get("order_by", "attributes.start_time"),
-        page.get(
-            "columns", ["tags.`stage`", "tags.`commit`", *(f"metrics.`{m}`" for m in metrics)]
-        ),
+        pages.settings_of(project).get("description", text),
     )
 
 
+TRAINING = "workflowType=machine_learning"  # the side of the UI that knows runs, not its GenAI side
 UI = "http://127.0.0.1:5000"  # where `dvc-mlflow view` opens it
 
 # MLflow's codes for something that the store does not have
@@ -140,7 +116,12 @@ def open_store(project: Path = projects.MAIN) -> str:
         _ignore_store()
         try:
             wanted = experiment(project)
-            found = MlflowClient().create_experiment(wanted.name, location(), wanted.tags)
+            tags = {
+                "mlflow.note.content": wanted.description,
+                "mlflow.experimentKind": "custom_model_development",  # opened for model training
+                **pages.views(project),
+            }
+            found = MlflowClient().create_experiment(wanted.name, location(), tags)
         except MlflowException:  # another machine was first
             found = find_experiment(project)
             if found is None:
@@ -163,10 +144,15 @@ def _ignore_store() -> None:
                     file.write(f"{name}\n")
 
 
-def show_metrics(project: Path, experiment_id: str, metrics: Sequence[str]) -> None:
-    """Let the page of runs have columns for some metrics, if no settings say which."""
-    for tag, value in experiment(project, metrics).view.items():
-        client().set_experiment_tag(experiment_id, tag, value)
+def show_views(
+    project: Path, experiment_id: str, metrics: Sequence[str] = (), curves: Sequence[str] = ()
+) -> None:
+    """Let the page of runs have the views of :func:`pages.views`."""
+    present = client().get_experiment(experiment_id).tags
+    for tag, value in pages.views(project, metrics, curves).items():
+        chosen = tag != pages.TABLE or metrics or "columns" in pages.settings_of(project)
+        if chosen and present.get(tag) != value:
+            client().set_experiment_tag(experiment_id, tag, value)
 
 
 def find_experiment(project: Path = projects.MAIN) -> str | None:
@@ -238,21 +224,44 @@ def location() -> str | None:
     return None if is_remote(uri()) else (root() / "mlartifacts").as_uri()
 
 
-def overview(experiment_id: str, ui: str = UI) -> str:
-    """Where the UI shows all runs, with the columns that tell them apart.
+def overview(experiment_id: str, ui: str = UI, view: str = pages.TABLE) -> str:
+    """Where the UI shows all runs, with the columns that tell them apart, or their charts.
 
     Args:
         ui: The address of the UI, for a store that no server keeps.
     """
-    view = f"viewStateShareKey={VIEW}&workflowType=machine_learning"
-    return f"{_ui(ui)}/#/experiments/{experiment_id}/runs?{view}"
+    mode = "&compareRunsMode=CHART" if view == pages.CHARTS else ""
+    key = view.removeprefix(pages.TAG)
+    return f"{_ui(ui)}/#/experiments/{experiment_id}/runs?viewStateShareKey={key}{mode}&{TRAINING}"
 
 
 def address(*, run: Any = None, model: Any = None) -> str:
     """Where the UI shows a run or a logged model."""
     if run is not None:
-        return f"{_ui()}/#/experiments/{run.info.experiment_id}/runs/{run.info.run_id}"
-    return f"{_ui()}/#/experiments/{model.experiment_id}/models/{model.model_id}"
+        return f"{_ui()}/{page_of(run)}"
+    return f"{_ui()}/#/experiments/{model.experiment_id}/models/{model.model_id}?{TRAINING}"
+
+
+def page_of(run: Any) -> str:
+    """The page of a run, below the address of the UI: its curves, if it has any."""
+    tab = "/model-metrics" if curves_of(run) else ""
+    return f"#/experiments/{run.info.experiment_id}/runs/{run.info.run_id}{tab}?{TRAINING}"
+
+
+def curves_of(run: Any) -> list[str]:
+    """The names of the metrics of a run that have steps."""
+    found = run.data._metric_objs  # `metrics` has no steps
+    return [one.key for one in found if one.step > 0 and not one.key.startswith("system/")]
+
+
+def comparison(runs: Sequence[Any], ui: str = UI) -> str:
+    """Where the UI compares those of some runs that have curves; empty if that says nothing."""
+    compared = [run for run in runs if curves_of(run)]
+    if not 1 < len(compared) <= MOST_COMPARED:
+        return ""
+    ids = quote(json.dumps([run.info.run_id for run in compared]))
+    of = quote(json.dumps([compared[0].info.experiment_id]))
+    return f"{_ui(ui)}/#/compare-runs?runs={ids}&experiments={of}&{TRAINING}"
 
 
 def _ui(ui: str = UI) -> str:

@@ -10,32 +10,44 @@ import time
 import urllib.request
 from types import FrameType
 
-from dvc_mlflow import projects, store
+from dvc_mlflow import pages, projects, store
 from dvc_mlflow.errors import InputError, StageError
 
 PORT = 5000
+NEWEST = 100  # runs that the links are chosen from
 PATIENCE = 120.0  # seconds for the server to start
 
 
 def links(ui: str = store.UI) -> str:
-    """The address of the runs of each project, one per line.
+    """The addresses of the runs and the charts of each project, one per line.
 
     Args:
         ui: The address of the UI, for a store without a server.
     """
-    from mlflow import MlflowClient
-
     lines = []
     for folder, files in projects.find().items():
         if not files:
             continue
-        title = "" if folder == projects.MAIN else f"{folder}: "
+        title = "" if folder == projects.MAIN else f"{folder} "
         experiment_id = store.find_experiment(folder)
-        if experiment_id and MlflowClient().search_runs([experiment_id], max_results=1):
-            lines.append(f"{title}{store.overview(experiment_id, ui)}")
-        else:
-            lines.append(f"{title}no runs in {store.name()} yet: `dvc-mlflow sync` writes them")
-    return "\n".join(lines)
+        search = store.client().search_runs
+        newest = search([experiment_id], max_results=NEWEST) if experiment_id else []
+        if not experiment_id or not newest:
+            none = f"no runs in {store.name()} yet: `dvc-mlflow sync` writes them"
+            lines.append((f"{title}runs", none))
+            continue
+        lines.append((f"{title}runs", store.overview(experiment_id, ui)))
+        drawn = [run for run in newest if store.curves_of(run)]
+        curves = store.curves_of(drawn[0]) if drawn else []
+        with contextlib.suppress(Exception):  # a store that can only be read
+            store.show_views(folder, experiment_id, curves=curves)
+        if pages.CHARTS in pages.views(folder, curves=curves):
+            lines.append((f"{title}charts", store.overview(experiment_id, ui, pages.CHARTS)))
+        parents = [run.data.tags.get("mlflow.parentRunId") for run in drawn]
+        beside = [run for run, parent in zip(drawn, parents, strict=True) if parent == parents[0]]
+        if together := store.comparison(beside[::-1], ui):
+            lines.append((f"{title}compared", together))
+    return "\n".join(f"{name:14} {address}" for name, address in lines)
 
 
 def print_links() -> None:
@@ -54,6 +66,7 @@ def show(port: str = "") -> None:
     """
     if store.is_remote(store.uri()):
         print(f"The tracking server has the UI: {store.name().rstrip('/')}")
+        print_links()
         return
     address = f"http://127.0.0.1:{_free(port)}"
     found = links(address)  # before the server starts, because this reports an unusable store

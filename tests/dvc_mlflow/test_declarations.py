@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from conftest import Clone
-from dvc_mlflow import curves, damage, git, history, hooks, projects, results, store
+from dvc_mlflow import curves, damage, git, history, hooks, pages, projects, results, store
 from dvc_mlflow.errors import InputError
 from dvc_mlflow.files import md5
 
@@ -171,11 +171,12 @@ def test_the_outs_of_a_commit_and_of_the_folder_are_the_same_without_dvc(reposit
 def test_settings_of_foreach_and_matrix_can_be_compared_between_the_items(repository):
     params = {name: result.params for name, result in everything().items()}
     assert params["plain"] == {"chosen": "warm", "size": 7, "list": [1, 2]}
-    assert params["moved"] == {"warm.rate": 1}  # no template of this stage
+    assert params["moved"] == {"model": "made-elsewhere", "warm.rate": 1}
     assert params["each@one"] == {"rate": 2, "item": "one"}
     assert params["each@two"] == {"rate": 3, "item": "two"}
     assert params["keyed@uk"] == {"rate": 5, "item": "uk"}
-    assert params["grid@x-2"] == {"rate": 6, "deep.er": 8, "name": "x", "size": 2}
+    grid = {"rate": 6, "deep.er": 8, "name": "x", "size": 2}
+    assert params["grid@x-2"] == {"model": "big", **grid}
     assert params["grid@y-1"] == {"rate": 7, "deep": 9, "name": "y", "size": 1}
 
 
@@ -234,7 +235,9 @@ def test_without_settings_and_hooks_there_are_defaults(repository, monkeypatch):
     assert hooks.hook("export") is None
     main, more = store.experiment(), store.experiment(Path("more"))
     assert (main.name, more.name) == ("a repository", "a repository-more")
-    assert main.columns and main.order_by and "dvc.yaml" in main.description
+    [(tag, view)] = pages.views(projects.MAIN).items()
+    assert tag == pages.TABLE and {"selectedColumns", "orderByKey"} <= json.loads(view).keys()
+    assert "dvc.yaml" in main.description
     assert "more/dvc.yaml" in more.description
 
 

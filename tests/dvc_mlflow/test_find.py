@@ -1,6 +1,7 @@
 """From runs, models and files to commits and back, in small repositories with a real store."""
 
 import hashlib
+import re
 
 import pytest
 from tiny import CELLS, PIPELINE
@@ -55,7 +56,8 @@ def test_a_run_leads_to_its_page_its_commits_and_back_to_the_files(client, proje
     first, page, here, commit, back = said(run_id).splitlines()
     assert first == f"run {run_id} train_mlp (FINISHED)"
     experiment = client.get_experiment_by_name("mnist").experiment_id
-    assert page == f"  {store.UI}/#/experiments/{experiment}/runs/{run_id}"
+    address = f"{store.UI}/#/experiments/{experiment}/runs/{run_id}/model-metrics?{store.TRAINING}"
+    assert page == f"  {address}"
     assert here == "  dvc.lock in this folder holds it: `dvc checkout` brings it back"
     assert commit == f"  commit {head(project)}"
     full = project.git("rev-parse", "HEAD")
@@ -133,7 +135,8 @@ def test_every_name_of_a_model_leads_to_its_file_run_and_commit(client, project,
         first, *others = said(name).splitlines()
         assert first == f"{name}: md5 {md5}"
         assert f"  models:/mnist/{version.version}: {version.description}" in others
-        page = f"  {store.UI}/#/experiments/{model.experiment_id}/models/{model.model_id}"
+        place = f"/#/experiments/{model.experiment_id}/models/{model.model_id}?{store.TRAINING}"
+        page = f"  {store.UI}{place}"
         assert others[others.index(page) + 1] == f"    made by run {model.source_run_id}"
         assert f"  commit {head(project)}" in others
     assert said(path).splitlines()[1:] == others
@@ -202,20 +205,26 @@ def test_a_file_that_only_a_commit_holds_is_found_without_a_model(project, said)
 def shown(lines: list[str]) -> dict[str, str]:
     """The id of the run of each stage, also of one in the study."""
     found = [line.strip().removeprefix("study ").split(maxsplit=1) for line in lines]
-    return {stage: page.split("/runs/")[-1] for stage, page in found}
+    return {stage: re.split("[/?]", page.split("/runs/")[-1])[0] for stage, page in found}
 
 
 def test_a_commit_leads_to_the_finished_run_of_each_stage_and_of_the_study(client, project, said):
     first, *others = said("main").splitlines()
     assert first == f"commit {head(project)}"
-    assert shown(others) == {stage: run_of(client, stage).info.run_id for stage in STAGES}
+    ids = {stage: run_of(client, stage).info.run_id for stage in STAGES}
+    beside = [others.pop(len(PIPELINE)), others.pop()]  # after the stages of each project
+    assert shown(others) == ids
+    for line, curved in zip(beside, ("train_", "cell@"), strict=True):
+        assert re.fullmatch(r" +compared +\S+/#/compare-runs\?\S+", line)
+        compared = [stage for stage in STAGES if ids[stage] in line]
+        assert compared == [stage for stage in STAGES if stage.startswith(curved)]
 
 
 def test_of_a_project_with_many_stages_the_last_run_stands_for_all(
     client, project, said, monkeypatch
 ):
     monkeypatch.setattr(find, "MOST_STAGES", 2)
-    _, last, five, report, three = said("main").splitlines()
+    _, last, _, five, report, _, three = said("main").splitlines()
     assert shown([last, report]) == {
         stage: run_of(client, stage).info.run_id for stage in ("plot", "report")
     }
@@ -232,9 +241,9 @@ def test_a_run_that_a_commit_lacks_is_told_with_the_command_that_writes_it(clien
     try:
         _, *others = said("HEAD").splitlines()
         hint = f"`dvc-mlflow sync --rev {commit}` writes the missing runs"
-        assert [at for at, line in enumerate(others) if line.strip() == hint] == [5, 9]
+        assert [at for at, line in enumerate(others) if line.strip() == hint] == [6, 10]
         ids = {stage: run_of(client, stage).info.run_id for stage in STAGES if stage not in lost}
-        del others[9], others[5]
+        del others[10], others[6], others[5]
         assert shown(others) == ids | dict.fromkeys(lost, "no run")
     finally:
         for run_id in gone:

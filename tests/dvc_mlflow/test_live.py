@@ -286,7 +286,7 @@ def test_commits_lead_to_their_runs_and_back(copy):
     client = client_of(copy)
     for commit in commits:
         found = dict(
-            re.findall(r"^  (\w+) +http://\S+/runs/([0-9a-f]{32})$", find(copy, commit), re.M)
+            re.findall(r"^  (\w+) +http://\S+/runs/([0-9a-f]{32})\S*$", find(copy, commit), re.M)
         )
         assert list(found) == STAGES
         for stage, run_id in found.items():

@@ -106,10 +106,30 @@ def test_settings_are_named_without_the_recipe_that_they_are_of(project):
     train = locked["train_mlp"]
     assert train.params["recipe"] == "documented"
     assert train.chosen == ("documented",)
-    assert train.params["mlp.epochs"] == 20
+    assert (train.params["model"], train.params["epochs"]) == ("mlp", 20)
+    assert train.full["mlp.epochs"] == 20 and "model" not in train.full
+    assert train.params.keys() == locked["train_lenet5"].params.keys()
     assert not [key for key in train.params if "documented" in key or "lenet5" in key]
     both = locked["evaluate"].params  # of a recipe as a whole
     assert both["lenet5.epochs"] == both["mlp.epochs"] == 20
+
+
+@pytest.mark.parametrize(
+    ("full", "sections", "models", "expected"),
+    [
+        ({"seed": 1, "svm.c": 2}, ["svm"], ["m"], {"model": "m", "seed": 1, "c": 2}),
+        ({"seed": 1, "svm.c": 2}, [], ["m", "n"], {"seed": 1, "svm.c": 2}),  # which model?
+        ({"c": 1, "svm.c": 2, "svm.d": 3}, ["svm"], [], {"c": 1, "svm.c": 2, "svm.d": 3}),
+        ({"a.c": 1, "b.c": 2}, ["a", "b"], [], {"c": 1, "b.c": 2}),
+        ({"svm.c": 2}, ["chosen.svm"], [], {"c": 2}),
+        ({"svm": 2, "svm2.c": 3}, ["svm"], [], {"svm": 2, "svm2.c": 3}),
+        ({"model": "forest", "c": 1}, [], ["m"], {"model": "forest", "c": 1}),
+    ],
+)
+def test_settings_of_one_section_have_the_names_of_other_stages_unless_two_would_be_the_same(
+    full, sections, models, expected
+):
+    assert results._alone(full, sections, ["chosen"], models) == expected
 
 
 def test_metrics_plots_and_models_are_those_that_dvc_yaml_declares(project):

@@ -48,7 +48,12 @@ def test_each_stage_has_one_finished_run_with_the_settings_of_dvc_lock(small_run
         settings = {}
         for content in lock["params"].values():
             settings |= flat(content)
-        expected = {key.removeprefix("documented."): str(value) for key, value in settings.items()}
+        model = stage.removeprefix("train_")
+        expected = {
+            key.removeprefix("documented.").removeprefix(f"{model}."): str(value)
+            for key, value in settings.items()
+        }
+        expected |= {"model": model} if model != stage else {}
         assert runs[stage].data.params == expected
 
 
@@ -88,7 +93,8 @@ def test_epochs_and_scores_are_those_of_the_files(small_run, client, runs, name)
     (model_id,) = [output.model_id for output in run.outputs.model_outputs]
     model = client.get_logged_model(model_id)
     assert model.tags["md5"] == md5(small_run.path / files.model_path(name))
-    scores = {m.key: (m.value, m.dataset_digest) for m in model.metrics if m.key in metrics[name]}
+    told = {m.key.removeprefix("trained_model."): m for m in model.metrics}
+    scores = {key: (told[key].value, told[key].dataset_digest) for key in metrics[name]}
     digest = md5(small_run.path / files.DATA_PREPARED / "test.safetensors")
     assert scores == {key: (value, digest) for key, value in metrics[name].items()}
 

@@ -221,6 +221,14 @@ def test_the_tags_of_a_result_find_its_finished_run_also_if_it_is_deleted_and_no
     assert known.finished(links).info.run_id == latest
 
 
+def test_a_run_has_the_color_that_the_project_gives_to_one_of_its_settings(experiment, monkeypatch):
+    colors = {"colors": {"model": {"forest": "#0072B2"}}}
+    monkeypatch.setattr(runs, "settings", lambda: colors)
+    for params, color in (({"model": "forest"}, "#0072B2"), ({"model": "svm"}, None), ({}, None)):
+        run_id = runs.start(experiment, result("fit", params=params), {})
+        assert MlflowClient().get_run(run_id).data.tags.get("mlflow.runColor") == color
+
+
 def test_each_logged_model_has_the_scores_under_its_name_and_only_the_newest(experiment):
     client = MlflowClient()
     scores = {name: {"accuracy": at / 10, "loss": at} for at, name in enumerate("ab", 3)}
@@ -248,9 +256,10 @@ def test_each_logged_model_has_the_scores_under_its_name_and_only_the_newest(exp
         assert not client.get_logged_model(older).metrics
         found = client.get_logged_model(newer).metrics
         values = sorted((metric.key, metric.value) for metric in found)
-        assert values == sorted(scores[name].items())
-        assert client.get_run(run_id).data.metrics == scores[name]
-        assert len(client.get_metric_history(run_id, "loss")) == 1
+        expected = {f"trained_model.{key}": value for key, value in scores[name].items()}
+        assert values == sorted(expected.items())
+        assert client.get_run(run_id).data.metrics == expected
+        assert len(client.get_metric_history(run_id, "trained_model.loss")) == 1
 
 
 # --- files ---

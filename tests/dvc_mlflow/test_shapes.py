@@ -4,6 +4,7 @@ No code of these repositories knows MLflow. DVC, git and MLflow are real.
 """
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -215,4 +216,4 @@ def test_a_commit_leads_to_the_run_of_each_stage(shapes):
     assert first.startswith("commit ") and first.endswith(" the results")
     found = dict(line.strip().split(maxsplit=1) for line in others)
     ids = {stage: run.info.run_id for stage, run in runs_of(shapes).items() if stage != "pipeline"}
-    assert {stage: page.split("/runs/")[-1] for stage, page in found.items()} == ids
+    assert {stage: re.search("/runs/(\\w+)", page)[1] for stage, page in found.items()} == ids

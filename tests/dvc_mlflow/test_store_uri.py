@@ -131,8 +131,15 @@ def test_the_pages_of_runs_and_models_have_their_ids(standing_in, tmp_path):
         run = client.create_run(experiment)
         model = client.create_logged_model(experiment, name="a")
         page = f"http://127.0.0.1:5000/#/experiments/{experiment}"
-        assert store.address(run=run) == f"{page}/runs/{run.info.run_id}"
-        assert store.address(model=model) == f"{page}/models/{model.model_id}"
+        run_page, side = f"{page}/runs/{run.info.run_id}", "workflowType=machine_learning"
+        assert store.address(run=run) == f"{run_page}?{side}"
+        assert store.address(model=model) == f"{page}/models/{model.model_id}?{side}"
+        for key, step in (("system/memory", 3), ("score", 0)):
+            client.log_metric(run.info.run_id, key, 1.0, step=step)
+            assert store.address(run=client.get_run(run.info.run_id)) == f"{run_page}?{side}"
+        client.log_metric(run.info.run_id, "loss", 1.0, step=1)
+        run = client.get_run(run.info.run_id)
+        assert store.address(run=run) == f"{run_page}/model-metrics?{side}"  # its curves
 
 
 def test_a_file_that_is_not_there_and_cannot_be_made_is_told_before_mlflow_tries(uri, tmp_path):

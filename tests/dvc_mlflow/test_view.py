@@ -2,6 +2,7 @@
 
 import contextlib
 import http.server
+import json
 import signal
 import socket
 import subprocess
@@ -13,11 +14,14 @@ from pathlib import Path
 import psutil
 import pytest
 from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
 from tiny import make_code
 
 from conftest import free_port, wait_for
 from dvc_mlflow import store, view
 from dvc_mlflow.errors import InputError, StageError
+
+STUDY = Path("study")
 
 
 @contextlib.contextmanager
@@ -76,31 +80,82 @@ def test_without_a_port_the_first_free_one_is_taken(monkeypatch):
             view._free("")
 
 
+def links(ui: str = store.UI) -> dict[str, str]:
+    lines = [line.rsplit("  ", 1) for line in view.links(ui).splitlines()]
+    return {name.strip(): address.strip() for name, address in lines}
+
+
 def test_links_name_the_experiments_that_have_runs_and_what_writes_those_that_have_none(
     standing_in, tmp_path
 ):
     project = make_code(tmp_path / "project")
     with standing_in(project):
-        none = f"no runs in sqlite:///{project.path}/mlflow.db yet"
+        none = f"no runs in sqlite:///{project.path}/mlflow.db yet: `dvc-mlflow sync` writes them"
         for _ in range(2):  # without the experiments, and with empty ones
-            assert view.links().splitlines() == [
-                f"{none}: `dvc-mlflow sync` writes them",
-                f"study: {none}: `dvc-mlflow sync` writes them",
-            ]
+            assert links() == {"runs": none, "study runs": none}
             pipeline, study = store.open_store(), store.open_store(Path("study"))
         MlflowClient().create_run(study)
-        first, second = view.links("http://here").splitlines()
-        assert first == f"{none}: `dvc-mlflow sync` writes them"
-        shown = "viewStateShareKey=stages&workflowType=machine_learning"
-        assert second == f"study: http://here/#/experiments/{study}/runs?{shown}"
+        side = "workflowType=machine_learning"
+        page = f"http://here/#/experiments/{study}/runs?viewStateShareKey="
+        assert links("http://here") == {
+            "runs": none,
+            "study runs": f"{page}stages&{side}",
+            "study charts": f"{page}charts&compareRunsMode=CHART&{side}",  # of pyproject.toml
+        }
         MlflowClient().create_run(pipeline)
-        first, second = view.links().splitlines()
-        assert first == f"http://127.0.0.1:5000/#/experiments/{pipeline}/runs?{shown}"
+        found = links()
+        assert list(found) == ["runs", "study runs", "study charts"]  # without curves no charts
+        page = f"http://127.0.0.1:5000/#/experiments/{pipeline}/runs?viewStateShareKey="
+        assert found["runs"] == f"{page}stages&{side}"
+
+
+def test_links_lead_to_the_curves_and_to_the_newest_trainings_side_by_side(standing_in, tmp_path):
+    def train(parent: str) -> str:
+        run_id = client.create_run(experiment, tags={"mlflow.parentRunId": parent}).info.run_id
+        for key in ("test_loss", "train_loss", "train_accuracy"):
+            client.log_metric(run_id, key, 0.5, step=2)
+        client.log_metric(run_id, "score", 0.5)
+        return run_id
+
+    with standing_in(make_code(tmp_path / "project")) as client:
+        experiment = store.open_store()
+        older = [train("old"), train("old")]
+        alone = links()
+        newer = [train("new")]
+        assert "compared" in alone and "compared" not in links()  # one is nothing to compare
+        newer.append(train("new"))
+        found = links()["compared"]
+        assert [run_id for run_id in newer + older if run_id in found] == newer
+        assert found.index(newer[0]) < found.index(newer[1])
+        tags = client.get_experiment(experiment).tags
+        assert "viewStateShareKey=charts" in links()["charts"]
+        shown = json.loads(tags["mlflow.sharedViewState.charts"])
+        drawn = [chart["selectedMetricKeys"] for chart in shown["compareRunCharts"]]
+        assert drawn == [["test_loss", "train_loss"], ["train_accuracy"]]
+        chosen = client.search_runs([experiment], shown["searchFilter"])
+        assert {run.info.run_id for run in chosen} == {*older, *newer}
+
+
+def test_the_views_of_an_older_store_become_those_of_the_settings(standing_in, tmp_path):
+    with standing_in(make_code(tmp_path / "project")) as client:
+        experiment = store.open_store(STUDY)
+        client.create_run(experiment)
+        tags = client.get_experiment(experiment).tags
+        client.set_experiment_tag(experiment, "mlflow.sharedViewState.stages", "{}")
+        client.delete_experiment_tag(experiment, "mlflow.sharedViewState.charts")
+        view.links()
+        assert client.get_experiment(experiment).tags == tags
+        by_recipe, parallel = json.loads(tags["mlflow.sharedViewState.charts"])["compareRunCharts"]
+        assert (by_recipe["type"], parallel["type"]) == ("SCATTER", "PARALLEL")
+        assert by_recipe["xaxis"] == {"key": "recipe", "type": "PARAM"}
+        assert by_recipe["yaxis"] == {"key": "test_accuracy", "type": "METRIC"}
+        assert parallel["selectedParams"] == ["model", "recipe"]
 
 
 def test_a_tracking_server_has_the_ui_itself(monkeypatch, capsys):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://bob:secret@127.0.0.1:9/")
-    view.show("not even looked at")
+    with pytest.raises(MlflowException, match="Max retries exceeded"):  # nobody answers there
+        view.show("not even looked at")
     assert capsys.readouterr().out == "The tracking server has the UI: http://127.0.0.1:9\n"
 
 

@@ -110,7 +110,7 @@ def test_what_a_run_is_written_from_is_what_its_hooks_read(declared):
 
 def test_no_setting_of_a_run_has_the_name_of_a_recipe(declared):
     params = {stage: result.params for stage, result in declared.items()}
-    assert params["train_mlp"]["mlp.epochs"] == params["evaluate"]["mlp.epochs"] == 20
+    assert params["train_mlp"]["epochs"] == params["evaluate"]["mlp.epochs"] == 20
     cell = params["cell@record-mlp-3"]
     assert (cell["recipe"], cell["model"], cell["seed"]) == ("record", "mlp", 3)
     assert (cell["epochs"], cell["augmentation.shift"]) == (100, 1.5)
@@ -221,7 +221,7 @@ def test_a_network_is_built_from_the_settings_of_its_own_run(made, monkeypatch):
     locked = results.all_projects()[projects.MAIN].locked()
     recipe = hooks.recipe_of(locked["train_mlp"], "mlp")
     assert (recipe.dropout, recipe.softmax_before_loss) == (0.5, False)
-    settings = {**locked["train_lenet5"].params, "lenet5.softmax_before_loss": True}
+    settings = {**locked["train_lenet5"].params, "softmax_before_loss": True}
     of = dataclasses.replace(locked["train_lenet5"], params=settings)
     assert hooks.recipe_of(of, "lenet5").softmax_before_loss is True
 
@@ -237,7 +237,8 @@ def test_the_scores_of_a_logged_model_name_the_test_images(experiment, made, mon
     found = {(metric.dataset_name, metric.dataset_digest) for metric in model.metrics}
     assert found == {("mnist-test", md5_of("test"))}
     scores = {metric.key: metric.value for metric in model.metrics}
-    assert scores == json.loads(files.METRICS.read_text())["mlp"]
+    expected = json.loads(files.METRICS.read_text())["mlp"]
+    assert scores == {f"trained_model.{key}": value for key, value in expected.items()}
 
 
 # --- the first difference ---

@@ -1,0 +1,108 @@
+"""The pages of runs in MLflow: columns and charts, each as a view that the experiment shares.
+
+MLflow keeps a view as JSON in a tag. Its names are those of MLflow 3.17.
+"""
+
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from dvc_mlflow import projects
+from dvc_mlflow.hooks import settings
+
+TAG = "mlflow.sharedViewState."
+TABLE, CHARTS = f"{TAG}stages", f"{TAG}charts"
+MOST = 6  # charts, and curves in one of them: MLflow takes 5,000 characters
+
+
+def settings_of(project: Path) -> dict[str, Any]:
+    """The settings of the page of a project."""
+    name = "main" if project == projects.MAIN else project.as_posix()
+    found: dict[str, Any] = settings().get("pages", {}).get(name, {})
+    return found
+
+
+def views(project: Path, metrics: Sequence[str] = (), curves: Sequence[str] = ()) -> dict[str, str]:
+    """The views of a project, by tag.
+
+    Args:
+        metrics: Columns for a project whose settings name none.
+        curves: Metrics by step, for charts that no settings name.
+    """
+    page = settings_of(project)
+    default = ["tags.`stage`", "tags.`commit`", *(f"metrics.`{metric}`" for metric in metrics)]
+    columns = page.get("columns", default)
+    found = {TABLE: _table(columns, page.get("order_by", "attributes.start_time"))}
+    if drawn := page.get("charts") or _lines(curves):
+        found[CHARTS] = _charts(columns, **drawn)
+    return {tag: json.dumps(view) for tag, view in found.items()}
+
+
+def _table(columns: Sequence[str], order_by: str) -> dict[str, Any]:
+    """The columns beside the runs, as wide as their names. The highest value of one comes first."""
+    fixed = {"attributes.`Run Name`": 185, "runDateAndNestInfo": 130}
+    return {
+        "orderByKey": order_by,
+        "orderByAsc": False,
+        "selectedColumns": columns,
+        "columnOrder": [*fixed, *columns],
+        "columnWidths": fixed | {name: max(95, 25 + 6 * len(_key(name))) for name in columns},
+    }
+
+
+def _key(name: str) -> str:
+    """`loss` of "metrics.`loss`"."""
+    return name.partition(".")[2].strip("`")
+
+
+def _charts(
+    columns: Sequence[str],
+    draw: Sequence[Sequence[str]],
+    filter: str,
+    order_by: str = "tags.`mlflow.user`",  # by time, the UI folds runs into the pipeline's
+    list_runs: bool = True,
+) -> dict[str, Any]:
+    """Charts of those runs that pass a filter.
+
+    Args:
+        draw: For each chart, the names on its axes. Metrics alone are curves in one chart, one
+            setting and one metric make a scatter plot, all others lines over parallel axes.
+    """
+    return {
+        **_table(columns, order_by),
+        "searchFilter": filter,
+        "runsHiddenMode": "FIRST_20_RUNS" if list_runs else "SHOW_ALL",
+        "runListHidden": not list_runs,
+        "isAccordionReordered": True,  # else the UI sorts the sections
+        "compareRunSections": [
+            {"uuid": "ours", "name": "Charts", "display": True, "columns": 2, "cardHeight": 440},
+            {"uuid": "all", "name": "Model metrics", "display": False},
+        ],
+        "compareRunCharts": [_chart(names) for names in draw],
+    }
+
+
+def _lines(curves: Sequence[str]) -> dict[str, Any]:
+    """A chart for each kind of curve, such as `train_loss` and `test_loss`."""
+    charts: dict[str, list[str]] = {}
+    for name in sorted(curves):
+        charts.setdefault(re.split(r"[_./ ]", name)[-1], []).append(f"metrics.`{name}`")
+    draw = [names[:MOST] for names in charts.values()][:MOST]
+    return {"draw": draw, "filter": f"metrics.`{curves[0]}` > -1e300"} if draw else {}
+
+
+def _chart(names: Sequence[str]) -> dict[str, Any]:
+    params = [_key(name) for name in names if name.startswith("params.")]
+    metrics = [_key(name) for name in names if name.startswith("metrics.")]
+    base = {"uuid": " ".join(names), "metricSectionId": "ours", "runsCountToCompare": 100}
+    if not params:
+        lines = {"metricKey": metrics[0], "selectedMetricKeys": metrics, "xAxisKey": "step"}
+        plain = {"scaleType": "linear", "xAxisScaleType": "linear", "lineSmoothness": 0}
+        return {**base, "type": "LINE", **lines, **plain, "range": {}, "yAxisKey": "metric"}
+    if len(params) == len(metrics) == 1:
+        x, y = {"key": params[0], "type": "PARAM"}, {"key": metrics[0], "type": "METRIC"}
+        return {**base, "type": "SCATTER", "xaxis": x, "yaxis": y}
+    parallel = {"selectedParams": params, "selectedMetrics": metrics, "showAllRuns": True}
+    return {**base, "type": "PARALLEL", **parallel}
