@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import re
 import subprocess
 import sys
@@ -445,6 +446,19 @@ def test_the_metrics_diff_is_what_dvc_says_of_the_history():
     expected = [line.strip() for line in shown.splitlines()]
     assert [line.strip() for line in said.splitlines()] == expected
     assert len(expected) == 1 + 3
+
+
+def test_the_experiments_show_both_accuracies_in_120_columns():
+    [command] = re.findall(r"^    (dvc exp show .*)$", README, re.M)
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    env = {**os.environ, "PATH": path, "COLUMNS": "120", "DVC_PAGER": "cat"}
+    said = subprocess.run(
+        command, shell=True, cwd=ROOT, env=env, capture_output=True, text=True, check=True
+    ).stdout.splitlines()
+    columns = next(line.split() for line in said if "Experiment" in line)
+    scores = [f"{model}.{score}" for model in MODEL_NAMES for score in ("accuracy", "loss")]
+    assert columns == ["Experiment", *scores, "recipe"]
+    assert max(map(len, said)) <= 120
 
 
 DOCUMENTS = sorted([ROOT / "README.md", ROOT / "dvc_mlflow/README.md", *ROOT.glob("docs/*.md")])

@@ -173,6 +173,7 @@ def test_a_drawing_is_answered_as_it_is_drawn_and_cleared(report):
     heads = report.locator("#answers h3").all_inner_texts()
     assert heads == [f"{TITLES[name]}: 7" for name in MODEL_NAMES]
     report.locator("#clear").click()
+    assert report.evaluate("drawn()") is None
     assert report.locator("#answers p").all_inner_texts() == ["Nothing is drawn yet."] * 2
 
 
