@@ -31,6 +31,7 @@ def test_no_out_holds_a_path_a_host_a_run_or_a_moment(small_run):
         for text in hidden:
             assert text.encode() not in content, f"{path} holds {text}"
         if not path.endswith((".png", ".safetensors")):
+            content = re.sub(rb"[A-Za-z0-9+/]{100,}", b"", content)  # weights and images in a page
             assert not moment.search(content), path
     for path in small_run.path.rglob("*.png"):
         # Of the ancillary chunks of a PNG only the resolution: no text, no time

@@ -1,4 +1,4 @@
-// The two networks, for one image at a time: the same bits as in stages/networks. Before a product
+// The two networks, for a single image: the same bits as in stages/networks. Before a product
 // both operands are rounded to a grid, so its sums are exact (see stages/networks/exact.py). A
 // tensor is a flat array.
 const SHIFT = 33, LARGEST = 255 - SHIFT, SCALE = Math.fround(1 / (255 * 0.3081));
