@@ -71,7 +71,7 @@ def comparison_rows(
         parameters = sum(models.PARAMETERS[name].values())
         row = {"model": name, "source": f"recipe {settings.recipe}", "parameters": parameters}
         rows.append(row | ours | interval)
-    for name in MODEL_NAMES:
+    for name in (name for name in MODEL_NAMES if name in scoring.PUBLISHED):
         loss, accuracy = scoring.PUBLISHED[name]
         parameters = sum(models.PARAMETERS[name].values())
         row = {"model": name, "source": "published experiment", "parameters": parameters}

@@ -35,7 +35,7 @@ def export(result: Result, path: Path, folder: Path, **ids: Any) -> None:
 
     from stages.networks import models
 
-    name: ModelName = "lenet5" if path.stem == "lenet5" else "mlp"
+    name = params.model_name([path.stem])
     network = models.load_model(name, recipe_of(result, name), path)
     classifier = models.Classifier(network).eval()
     signature = ModelSignature(
