@@ -446,12 +446,16 @@ def make(clone: Clone, *arguments: str, **options):
 @pytest.mark.slow
 def test_ui_names_the_server_or_starts_one_and_says_which_port_is_taken(copy):
     server = {"MLFLOW_TRACKING_URI": "http://127.0.0.1:9"}
-    assert "http://127.0.0.1:9" in make(copy, "ui", env=server).stdout
+    dead = copy.run("make", "INSTALLED=params.yaml", "ui", env=server, check=False)
+    assert dead.stdout == "The tracking server has the UI: http://127.0.0.1:9\n"
+    assert dead.returncode != 0
+    assert "Traceback" not in dead.stderr
     sync(copy)
     port = free_port()
     process = copy.start("make", "INSTALLED=params.yaml", "ui", f"PORT={port}")
     try:
-        link = process.stdout.readline()
+        title, link = process.stdout.readline().split()
+        assert title == "runs"
         assert link.startswith(f"http://127.0.0.1:{port}/#/experiments/1/runs?")
         taken = copy.run(*COMMAND, "view", port, check=False)
         assert f"port {port} is taken" in one_line(taken)
