@@ -136,7 +136,9 @@ class Here(Clone):
     """A repository whose own copy of dvc_mlflow is imported."""
 
     def start(self, *command: str, env: dict[str, str] | None = None):
-        return super().start(*command, env={"PYTHONPATH": str(self.path), **(env or {})})
+        # Without bytecode, which its git would show
+        own = {"PYTHONPATH": str(self.path), "PYTHONDONTWRITEBYTECODE": "1"}
+        return super().start(*command, env=own | (env or {}))
 
 
 @pytest.fixture(scope="module")
