@@ -65,8 +65,12 @@ def show(port: str = "") -> None:
         StageError: The server ended.
     """
     if store.is_remote(store.uri()):
-        print(f"The tracking server has the UI: {store.name().rstrip('/')}")
-        print_links()
+        print(f"The tracking server has the UI: {store.name().rstrip('/')}", flush=True)
+        try:
+            with store.explained():
+                print_links()
+        except StageError as error:  # its address is all that can be told
+            print(f"warning: {error}", file=sys.stderr)
         return
     address = f"http://127.0.0.1:{_free(port)}"
     found = links(address)  # before the server starts, because this reports an unusable store

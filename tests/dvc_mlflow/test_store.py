@@ -446,9 +446,8 @@ def make(clone: Clone, *arguments: str, **options):
 @pytest.mark.slow
 def test_ui_names_the_server_or_starts_one_and_says_which_port_is_taken(copy):
     server = {"MLFLOW_TRACKING_URI": "http://127.0.0.1:9"}
-    dead = copy.run("make", "INSTALLED=params.yaml", "ui", env=server, check=False)
+    dead = make(copy, "ui", env=server)
     assert dead.stdout == "The tracking server has the UI: http://127.0.0.1:9\n"
-    assert dead.returncode != 0
     assert "Traceback" not in dead.stderr
     sync(copy)
     port = free_port()
