@@ -113,13 +113,11 @@ def build(what: str, folder: Path) -> tuple[str, str]:
                     f"{commit[:10]} && dvc pull {lost}` brings it"
                 )
             models.export(result, Path(path), folder)
-            there = {Path(one): result for one, result in trained.items() if one not in missing}
-            networks: dict[str, page.Trained] = {
-                name: page.Trained(one.read_bytes(), hooks.recipe_of(result, name).dropout)
-                for one, result in there.items()
-                for name in MODEL_NAMES
-                if one.stem == name
-            }
+            there = {Path(one).stem: Path(one) for one in trained if one not in missing}
+            networks: dict[str, page.Trained] = {}
+            for name in (name for name in MODEL_NAMES if name in there):
+                recipe = hooks.recipe_of(trained[there[name].as_posix()], name)
+                networks[name] = page.Trained(there[name].read_bytes(), recipe.dropout)
     return f"{what} is {path} (md5 {md5}) of commit {commit[:10]}", page.drawing(networks)
 
 

@@ -1,6 +1,7 @@
 """A model that is served is built from committed weights, and answers only images."""
 
 import asyncio
+import base64
 import hashlib
 import json
 import shutil
@@ -295,7 +296,8 @@ def test_each_name_of_a_model_gives_the_model_of_its_commit(client, project, tmp
     )
     for at, what in enumerate((model_of(client, "mlp").model_id, f"models:/mnist/{version}")):
         folder = tmp_path / str(at)
-        said, _ = serve.build(what, folder)
+        said, drawing = serve.build(what, folder)
+        assert base64.b64encode((project.path / MLP).read_bytes()).decode() in drawing
         assert said == f"{what} is {MLP} (md5 {md5}) of commit {commit}"
         found = answers(folder, some_images())
         assert np.allclose(found, expected(project.path / MLP, some_images()), atol=1e-6)
