@@ -34,7 +34,7 @@ def main() -> None:
             run.log_epoch(row)
         files.write_rows(files.history_path(name), training.state.history)
         files.write_json(files.training_path(name), metrics(training.state))
-        models.save_model(training.state.network, files.model_path(name))
+        models.save_model(training.state.result, files.model_path(name))
         training.finish()
 
 

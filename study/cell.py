@@ -195,7 +195,7 @@ def main() -> None:
         training = Training(stage, name, {"train": train}, recipe, known.device, generator)
         for row in training.epochs():
             run.log_epoch(row)
-        network, history = training.state.network, training.state.history
+        network, history = training.state.result, training.state.history
         of_test, scores = score(network, test, validation, known.device)
         files.write_json(path, content(scores, of_test, network, history))
         training.finish()

@@ -65,7 +65,7 @@ def test_imports_go_from_the_study_to_the_stages_to_dvc_mlflow(house):
 def declared_stages() -> dict[str, tuple[Path, dict]]:
     """The folder and the declaration of each stage, by name."""
     return {
-        name: (folder, stage)
+        name: (folder, stage.get("do", stage))
         for folder in (Path(), Path("study"))
         for name, stage in YAML(typ="safe").load(ROOT / folder / "dvc.yaml")["stages"].items()
     }

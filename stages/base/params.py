@@ -3,7 +3,8 @@
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, ValidationInfo, field_validator
+from pydantic_core import PydanticCustomError
 
 from dvc_mlflow.errors import InputError
 from stages.base import strict
@@ -47,8 +48,8 @@ class Augmentation(Section):
     elastic: Annotated[float, Field(ge=0, le=32)]
 
 
-class Recipe(Section):
-    """How one model is trained. A setting with a default here may be left out."""
+class PlainRecipe(Section):
+    """How a network is trained without teachers. A setting with a default may be left out."""
 
     epochs: Annotated[int, Field(ge=1, le=10_000)]
     batch_size: Annotated[int, Field(ge=1, le=LARGEST_BATCH)]
@@ -60,6 +61,36 @@ class Recipe(Section):
     dropout: Annotated[float, Field(ge=0, lt=1)]
     softmax_before_loss: bool
     augmentation: Augmentation | None = None
+    averaging: Annotated[float, Field(ge=0, lt=1)] = 0.0
+
+
+class Distillation(Section):
+    """A network that also learns from the answers of others (stages/learn/teachers.py)."""
+
+    teachers: Annotated[int, Field(ge=1, le=16)]
+    recipe: PlainRecipe  # of the teachers, which are LeNet-5 networks
+    temperature: Annotated[float, Field(gt=0)]
+    weight: Annotated[float, Field(ge=0, le=1)]
+
+    @field_validator("recipe")
+    @classmethod
+    def _of_logits(cls, recipe: PlainRecipe) -> PlainRecipe:
+        if recipe.softmax_before_loss:
+            raise PydanticCustomError("no_logits", "one with softmax_before_loss: false")
+        return recipe
+
+
+class Recipe(PlainRecipe):
+    """How one model is trained."""
+
+    distillation: Distillation | None = None
+
+    @field_validator("distillation")
+    @classmethod
+    def _of_logits(cls, found: Distillation | None, info: ValidationInfo) -> Distillation | None:
+        if found and info.data.get("softmax_before_loss"):
+            raise PydanticCustomError("no_logits", "null, because softmax_before_loss is true")
+        return found
 
 
 class Recipes(Section):

@@ -1,7 +1,8 @@
 """The training loop, as an iterator over epochs."""
 
+import copy
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,7 +14,7 @@ from dvc_mlflow.errors import StageError
 from stages.base import files
 from stages.base.params import Recipe
 from stages.base.splits import Split
-from stages.learn import augmentation
+from stages.learn import augmentation, average, teachers
 from stages.learn.optimizers import SGD, AdamW
 from stages.networks import exact, models
 
@@ -35,13 +36,21 @@ class State:
     generator: torch.Generator  # of the order of the images and their distortions
     history: list[Row] = field(default_factory=list)  # one row per finished epoch
     weights: list[tuple[str, str]] = field(default_factory=list)  # moments and fingerprints
+    average: models.Network | None = None  # of the weights over the steps, if the recipe has it
+    teachers: Sequence[models.Network] = ()  # trained; not part of the state that is saved
+
+    @property
+    def result(self) -> models.Network:
+        """The network that is scored and kept."""
+        return self.average or self.network
 
     def record_weights(self, moment: str) -> None:
-        self.weights.append((moment, models.fingerprint(self.network)))
+        self.weights.append((moment, models.fingerprint(self.result)))
 
     def state_dict(self) -> dict[str, Any]:
         return {
             "network": self.network.state_dict(),
+            "average": self.average and self.average.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "scheduler": self.scheduler.state_dict(),
             "generator": self.generator.get_state(),
@@ -52,6 +61,8 @@ class State:
 
     def load_state_dict(self, saved: Mapping[str, Any]) -> None:
         self.network.load_state_dict(saved["network"])
+        if self.average:
+            self.average.load_state_dict(saved["average"])
         self.optimizer.load_state_dict(saved["optimizer"])
         self.scheduler.load_state_dict(saved["scheduler"])
         self.generator.set_state(saved["generator"])
@@ -64,7 +75,8 @@ def epochs(state: State, splits: Mapping[str, Split], recipe: Recipe) -> Iterato
 
     A row holds the number of the epoch, from 1, and the loss and accuracy on each split. For
     ``train`` they are means over the steps of the epoch, each taken before the update, with dropout
-    and distortions. For the other splits they are taken at the end of the epoch.
+    and distortions, and the loss is the one with the teachers' answers, if there are teachers. For
+    the other splits they are taken at the end of the epoch, by ``state.result``.
 
     ``state.weights`` gets a fingerprint of the initial weights, of those after the first batch, and
     of those after each epoch.
@@ -79,8 +91,7 @@ def epochs(state: State, splits: Mapping[str, Split], recipe: Recipe) -> Iterato
     Raises:
         StageError: The loss is no longer finite. Names the epoch and the step.
     """
-    network = state.network
-    device = str(next(network.parameters()).device)
+    device = str(next(state.network.parameters()).device)
     data = {name: models.examples(part, device) for name, part in splits.items() if len(part)}
     if not state.history:
         state.record_weights("initial")
@@ -91,7 +102,7 @@ def epochs(state: State, splits: Mapping[str, Split], recipe: Recipe) -> Iterato
         state.record_weights(f"epoch {epoch}")
         for name in ("validation", "test"):
             if name in data:
-                outputs = models.outputs(network, data[name].images)
+                outputs = models.outputs(state.result, data[name].images)
                 loss = exact.cross_entropy(outputs, data[name].labels.long())
                 row[f"{name}_loss"] = loss.item()
                 row[f"{name}_accuracy"] = models.accuracy(outputs, data[name].labels)
@@ -120,7 +131,8 @@ def begin(network: models.Network, recipe: Recipe, steps: int, generator: torch.
         scheduler = OneCycleLR(
             optimizer, rate, steps, pct_start=0.1, anneal_strategy="linear", cycle_momentum=False
         )
-    return State(network, optimizer, scheduler, generator)
+    averaged = copy.deepcopy(network) if recipe.averaging else None
+    return State(network, optimizer, scheduler, generator, average=averaged)
 
 
 def train_epoch(
@@ -141,8 +153,12 @@ def train_epoch(
         labels, images = data.labels[batch].long(), data.images[batch]
         if recipe.augmentation:
             images = augmentation.distort(images, recipe.augmentation, state.generator)
-        outputs = network(models.normalize(images))
-        loss = exact.cross_entropy(outputs, labels)
+        inputs = models.normalize(images)
+        taught = None
+        if recipe.distillation:
+            taught = teachers.answers(state.teachers, inputs, recipe.distillation.temperature)
+        outputs = network(inputs)
+        loss = teachers.loss(outputs, labels, taught, recipe.distillation)
         loss_value = loss.item()
         if not math.isfinite(loss_value):
             raise StageError(
@@ -153,6 +169,8 @@ def train_epoch(
         loss.backward()  # type: ignore[no-untyped-call]
         state.optimizer.step()
         state.scheduler.step()
+        if state.average:
+            average.update(state.average, network, recipe.averaging, state.scheduler.last_epoch)
         if epoch == step == 1:
             state.record_weights("first batch")
         loss_sum += loss_value * len(labels)

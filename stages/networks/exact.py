@@ -398,3 +398,30 @@ def cross_entropy(x: Tensor, labels: Tensor) -> Tensor:
     """Mean over the batch, float64, of -log softmax(x)[label]; x (B, N), labels (B,)."""
     result: Tensor = CrossEntropy.apply(x, labels)  # type: ignore[no-untyped-call]
     return result
+
+
+class SoftCrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, targets: Tensor) -> Tensor:
+        x = x.double() - x.amax(1, keepdim=True).double()
+        powers = exp(x)
+        sums = _sum_of_columns(powers)
+        ctx.save_for_backward(powers / sums, targets)
+        losses = _sum_of_columns((log(sums) - x) * targets)
+        mean = math.fsum(losses.flatten().tolist()) / len(x)
+        return torch.tensor(mean, dtype=torch.float64, device=x.device)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        p, targets = ctx.saved_tensors
+        return ((p - targets) * (gradient * (1 / len(p)))).float(), None
+
+
+def soft_cross_entropy(x: Tensor, targets: Tensor) -> Tensor:
+    """Mean over the batch, float64, of -sum(targets * log softmax(x)); x (B, N).
+
+    Args:
+        targets: Probabilities (B, N), float64. Each row sums to 1.
+    """
+    result: Tensor = SoftCrossEntropy.apply(x, targets)  # type: ignore[no-untyped-call]
+    return result

@@ -15,8 +15,9 @@ import stages
 from conftest import flip_bit
 from dvc_mlflow import alone
 from stages.base import numerics, params
+from stages.base.params import Distillation, PlainRecipe
 from stages.base.splits import Split, load_split, save_split
-from stages.learn import checkpoint, training
+from stages.learn import checkpoint, resume, training
 from stages.learn.resume import Training
 from stages.networks import models
 
@@ -25,6 +26,9 @@ RECIPES = {
     "sgd with dropout": RECIPE.model_copy(update={"epochs": EPOCHS}),
     "record": RECIPE.model_copy(update={"epochs": EPOCHS, "dropout": 0.1} | RECORD),
 }
+OF_TEACHER = PlainRecipe(**{key: value for key, value in RECIPE if key != "distillation"})
+TAUGHT = Distillation(teachers=2, recipe=OF_TEACHER, temperature=2.0, weight=0.5)
+TAUGHT_RECIPE = RECIPES["record"].model_copy(update={"distillation": TAUGHT, "averaging": 0.9})
 
 
 class Stop(Exception):
@@ -52,19 +56,31 @@ def folder(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("name", params.MODEL_NAMES)
-@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize("recipe", [*RECIPES.values(), TAUGHT_RECIPE], ids=[*RECIPES, "taught"])
 def test_stopped_after_each_epoch_it_comes_to_the_same_bytes(name, recipe, resized, capsys):
-    expected = fit(name, resized, RECIPES[recipe])
+    expected = fit(name, resized, recipe)
     assert not list(alone.FOLDER.glob("*.pt"))  # it cleans up behind itself
     capsys.readouterr()
     for epoch in range(1, EPOCHS + 1):
         with pytest.raises(Stop):
-            fit(name, resized, RECIPES[recipe], stop_after=epoch)
+            fit(name, resized, recipe, stop_after=epoch)
         # Each continues the one before: no epoch is computed twice
         assert ("resumes after" in capsys.readouterr().out) == (epoch > 1)
-    assert fit(name, resized, RECIPES[recipe]) == expected
+    assert fit(name, resized, recipe) == expected
     assert "a stage resumes after epoch 4 of 4" in capsys.readouterr().out
     assert not list(alone.FOLDER.glob("*.pt"))
+
+
+def test_a_teacher_that_is_trained_is_not_trained_again(resized, capsys):
+    resume.teach("a stage", resized["train"], TAUGHT, "cpu", of_student=0)
+    assert "teacher 2 of 2: epoch 2/2 " in capsys.readouterr().out
+    fit("mlp", resized, TAUGHT_RECIPE)
+    said = capsys.readouterr().out
+    for number in (1, 2):
+        line = f"teacher {number} of 2: a stage.teacher-{number} resumes after epoch 2 of 2\n"
+        assert line in said
+    assert "of 2: epoch" not in said
+    assert not list(alone.FOLDER.iterdir())
 
 
 def test_the_checkpoint_stays_until_the_results_are_written(resized, capsys):

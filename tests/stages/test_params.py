@@ -205,7 +205,7 @@ def test_a_mistake_in_params_yaml_is_named_with_the_value_and_the_allowed_ones(
             "  mlp: 7",
             "published_without_softmax.mlp is 7, expected keys: epochs, batch_size, optimizer, "
             "learning_rate, schedule, momentum, weight_decay, dropout, softmax_before_loss, "
-            "augmentation",
+            "augmentation, averaging, distillation",
         ),
         ("fast:\n", "plain: fast\nfast:\n", "plain is 'fast', expected keys: lenet5, mlp"),
         ("fast:\n", "plain:\nfast:\n", "plain is empty, expected keys: lenet5, mlp"),
@@ -269,6 +269,10 @@ ENDS = {
     "fast.mlp.momentum": [(0.0, -1e-9), (1 - 1e-9, 1.0)],
     "fast.mlp.weight_decay": [(0.0, -1e-9), (1e300, float("inf"))],
     "fast.mlp.dropout": [(0.0, -1e-9), (1 - 1e-9, 1.0)],
+    "fast.mlp.averaging": [(0.0, -1e-9), (1 - 1e-9, 1.0)],
+    "taught.mlp.distillation.teachers": [(1, 0), (16, 17)],
+    "taught.mlp.distillation.temperature": [(1e-9, 0.0), (1e300, float("inf"))],
+    "taught.mlp.distillation.weight": [(0.0, -1e-9), (1.0, 1 + 1e-9)],
     "fast.mlp.augmentation.rotation": [(0.0, -1e-9), (180.0, 180.01)],
     "fast.mlp.augmentation.shift": [(0.0, -1e-9), (32.0, 32.01)],
     "fast.mlp.augmentation.scale": [(0.0, -1e-9), (1 - 1e-9, 1.0)],
@@ -279,10 +283,15 @@ ENDS = {
 
 @pytest.mark.parametrize("key", ENDS)
 def test_each_number_has_its_ends_and_is_refused_beyond_them(write, key):
-    of_a_recipe = key.startswith("fast.")
+    of_a_recipe = key.startswith(("fast.", "taught."))
 
     def load_with(value: float) -> None:
         content = YAML(typ="safe").load(RECIPES if of_a_recipe else GOOD)
+        if key.startswith("taught."):
+            taught = {"teachers": 1, "temperature": 2.0, "weight": 0.5}
+            recipe = content["documented"]["mlp"]
+            distillation = taught | {"recipe": recipe}
+            content["taught"] = {"lenet5": recipe, "mlp": recipe | {"distillation": distillation}}
         *sections, last = key.split(".")
         section = content
         for name in sections:
@@ -303,7 +312,29 @@ def test_a_recipe_that_leaves_settings_out_is_plain_sgd_at_a_constant_rate():
     settings = {"epochs": 1, "batch_size": 1, "learning_rate": 0.1, "momentum": 0.0, "dropout": 0.0}
     found = params.Recipe(**settings, softmax_before_loss=False)
     assert (found.optimizer, found.schedule, found.weight_decay) == ("sgd", "constant", 0.0)
-    assert found.augmentation is None
+    assert (found.augmentation, found.averaging, found.distillation) == (None, 0.0, None)
+
+
+def test_teachers_and_students_answer_in_logits(write):
+    teacher = {"epochs": 1, "batch_size": 9, "learning_rate": 0.1, "momentum": 0.0, "dropout": 0.0}
+    taught = {"teachers": 1, "temperature": 2.0, "weight": 0.5}
+    for of_student, of_teacher, line in (
+        (False, True, "fast.mlp.distillation.recipe is .*, expected one with softmax_before_loss:"),
+        (True, False, "fast.mlp.distillation is .*, expected null, because softmax_before_loss is"),
+        (False, False, None),
+    ):
+        content = YAML(typ="safe").load(RECIPES)
+        recipe = teacher | {"softmax_before_loss": of_teacher}
+        content["fast"]["mlp"] |= {"distillation": taught | {"recipe": recipe}}
+        content["fast"]["mlp"]["softmax_before_loss"] = of_student
+        stream = io.StringIO()
+        YAML(typ="safe").dump(content, stream)
+        write(recipes=stream.getvalue())
+        if line is None:
+            assert params.load().recipes["fast"].mlp.distillation.recipe.batch_size == 9
+            continue
+        with pytest.raises(InputError, match=line):
+            params.load()
 
 
 def test_settings_cannot_be_changed_once_they_are_checked(write):

@@ -1,0 +1,126 @@
+"""Averaged weights and teachers do what their sources say, and leave everything else as it was."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from torch.nn.functional import cross_entropy, kl_div, log_softmax, softmax
+from trainings import ADAMW, SGD, begun, trained
+
+from dvc_mlflow import alone
+from stages.base import numerics
+from stages.base.params import Distillation, PlainRecipe, Recipe
+from stages.learn import average, resume, teachers, training
+from stages.learn.resume import Training
+from stages.networks import exact, models
+
+OF_TEACHER = PlainRecipe(**{key: value for key, value in ADAMW if key != "distillation"})
+TAUGHT = Distillation(teachers=2, recipe=OF_TEACHER, temperature=2.5, weight=0.6)
+
+
+@pytest.fixture(autouse=True)
+def one_thread(settings_of_torch, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    alone.FOLDER.mkdir(parents=True)
+    torch.set_num_threads(1)
+
+
+def logits(seed, rows=7):
+    return torch.randn(rows, 10, generator=torch.Generator().manual_seed(seed)) * 4
+
+
+def test_the_loss_of_soft_targets_and_its_gradient_are_pytorchs():
+    x = logits(0).requires_grad_()
+    targets = softmax(logits(1).double(), 1)
+    loss = exact.soft_cross_entropy(x, targets)
+    (loss * 3).backward()
+    theirs = x.detach().double().requires_grad_()
+    expected = cross_entropy(theirs, targets)
+    (expected * 3).backward()
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-12)
+    assert torch.allclose(x.grad.double(), theirs.grad, rtol=1e-6, atol=1e-9)
+
+
+def test_the_loss_of_a_student_has_the_gradient_of_hintons():
+    """(1 - w) times cross-entropy plus w T^2 times the divergence from the teachers' answers."""
+    labels = torch.tensor([1, 5, 0, 9, 3, 3, 7])
+    told = softmax(logits(1).double() / 2.5, 1)
+    x = logits(0).requires_grad_()
+    teachers.loss(x, labels, told, TAUGHT).backward()
+    theirs = x.detach().double().requires_grad_()
+    divergence = kl_div(log_softmax(theirs / 2.5, 1), told, reduction="batchmean")
+    (0.4 * cross_entropy(theirs, labels) + 0.6 * 2.5**2 * divergence).backward()
+    assert torch.allclose(x.grad.double(), theirs.grad, rtol=1e-5, atol=1e-8)
+
+
+def test_the_answers_are_the_mean_of_the_softened_probabilities(resized):
+    networks = [begun(SGD, 9, "lenet5", seed).network.eval() for seed in (1, 2)]
+    images = models.normalize(models.examples(resized["test"]).images[:20])
+    with torch.no_grad():
+        each = [softmax(network(images).double() / 2.5, 1) for network in networks]
+    found = teachers.answers(networks, images, 2.5)
+    assert torch.allclose(found, (each[0] + each[1]) / 2, rtol=1e-12)
+    assert not found.requires_grad
+
+
+@pytest.mark.parametrize("decay", [0.5, 0.97])
+def test_the_average_of_the_weights_is_the_recurrence_of_its_docstring(resized, decay):
+    recipe = SGD.model_copy(update={"averaging": decay, "epochs": 1})
+    state = begun(recipe, len(resized["train"]))
+    seen = [copy.deepcopy(state.network)]
+    state.optimizer.register_step_post_hook(lambda *_: seen.append(copy.deepcopy(state.network)))
+    list(training.epochs(state, {"train": resized["train"]}, recipe))
+    steps = [
+        np.concatenate([weight.detach().double().numpy().ravel() for weight in one.parameters()])
+        for one in seen
+    ]
+    expected = steps[0]
+    for step, weights in enumerate(steps[1:], start=1):
+        kept = min(decay, (step - 1) / (step + 9))
+        expected = kept * expected + (1 - kept) * weights
+    found = [weight.detach().numpy().ravel() for weight in state.result.parameters()]
+    assert len(steps) == 1 + -(-len(resized["train"]) // 32)
+    assert np.allclose(np.concatenate(found), expected, atol=1e-6)
+    assert average.FORGET == 9
+
+
+def test_the_averaged_network_is_the_one_that_is_scored_and_kept(resized):
+    recipe = SGD.model_copy(update={"averaging": 0.9})
+    plain, averaged = trained(resized, SGD), trained(resized, recipe)
+    assert plain.result is plain.network
+    assert models.fingerprint(averaged.network) == models.fingerprint(plain.network)
+    assert averaged.weights[-1] == ("epoch 2", models.fingerprint(averaged.result))
+    assert averaged.weights[-1] != plain.weights[-1]
+    outputs = models.outputs(averaged.result, models.examples(resized["test"]).images)
+    accuracy = models.accuracy(outputs, torch.from_numpy(resized["test"].labels.copy()))
+    assert averaged.history[-1]["test_accuracy"] == pytest.approx(accuracy)
+
+
+def student(splits, recipe, seed=3):
+    training = Training("a stage", "mlp", splits, recipe, "cpu", numerics.configure(1, seed))
+    list(training.epochs())
+    training.finish()
+    return training.state
+
+
+def test_teachers_that_do_not_count_change_no_bit_of_the_student(resized):
+    plain = Recipe(**dict(ADAMW) | {"dropout": 0.3})
+    silent = TAUGHT.model_copy(update={"weight": 0.0})
+    alone_, beside = (
+        student(resized, plain.model_copy(update={"distillation": one})) for one in (None, silent)
+    )
+    assert beside.weights == alone_.weights
+    heard = student(resized, plain.model_copy(update={"distillation": TAUGHT}))
+    assert heard.weights[0] == alone_.weights[0]
+    assert heard.weights[1:] != alone_.weights[1:]
+
+
+def test_a_teacher_is_the_network_of_its_own_recipe_and_seed(resized):
+    found = resume.teach("a stage", resized["train"], TAUGHT, "cpu", of_student=3)
+    seeds = [teachers.seed(3, number) for number in (1, 2)]
+    assert len({*seeds, teachers.seed(4, 1)}) == 3
+    for teacher, seed in zip(found, seeds, strict=True):
+        expected = trained({"train": resized["train"]}, ADAMW, "lenet5", seed)
+        assert models.fingerprint(teacher) == models.fingerprint(expected.network)
+        assert not teacher.training
