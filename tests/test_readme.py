@@ -16,13 +16,13 @@ import dvc_mlflow
 from conftest import ROOT, missing
 from dvc_mlflow import process
 from stages import scoring, serve
-from stages.base import files, params
+from stages.base import files, params, strict
 from stages.base.params import MODEL_NAMES, TITLES
 from stages.base.splits import SIDE
 from stages.learn import training
 from stages.mnist import idx
 from stages.networks import models
-from study import comparison
+from study import comparison, design
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 # The pages whose every number is compared here
@@ -224,6 +224,24 @@ def study() -> Claims:
             [f"{STUDY['validation_size']:,}"],
         ),
         (
+            "describes a search: {} configurations of LeNet-5 and {} of the MLP over",
+            [str(SEARCH.rungs(model)[0].trials) for model in MODEL_NAMES],
+        ),
+        (
+            "They are trained on {} images and scored on the other {}.",
+            [
+                f"{number:,}"
+                for number in (
+                    params.TRAIN_SIZE - SEARCH.validation_size,
+                    SEARCH.validation_size,
+                )
+            ],
+        ),
+        (
+            f"The best are trained again for longer, in {WORDS[len(SEARCH.lenet5)]} rungs",
+            [],
+        ),
+        (
             "The train curves are means over each epoch's own steps, with dropout on, as it "
             "trained. They are not a second pass over the {} images.",
             [f"{params.TRAIN_SIZE:,}"],
@@ -306,7 +324,8 @@ def prose(text: str) -> str:
     return " ".join(re.sub(r"<[^>]*>", "", " ".join(lines)).split())
 
 
-WORDS = {5: "five", 15: "fifteen"}
+WORDS = {3: "three", 5: "five", 15: "fifteen"}
+SEARCH = strict.check(design.Search, design.PATH, strict.read(ROOT / design.PATH))
 SEEDS = WORDS[len(STUDY["seeds"])]
 
 

@@ -1,0 +1,237 @@
+"""Stage design: the settings of the search, and the configurations that it tries.
+
+python -m study.design MODEL     draw the configurations of a model, and write them as a table
+"""
+
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+from pydantic import Field
+from scipy.stats import qmc
+
+import dvc_mlflow
+from dvc_mlflow.errors import InputError, StageError, main_function
+from stages.base import files, params, strict
+from stages.base.params import (
+    CLASSES,
+    TRAIN_SIZE,
+    Augmentation,
+    Distillation,
+    ModelName,
+    PlainRecipe,
+    Recipe,
+    Seed,
+)
+from stages.base.strict import Section
+from study.settings import FOLDER
+
+PATH = FOLDER / "search.yaml"
+TABLES = FOLDER / "search"
+LEAST_DISTORTION = 0.2  # a smaller strength stands for no distortion
+DIGITS = 3  # significant ones, of a value that is drawn from a range
+
+Row = dict[str, Any]
+
+
+class Range(Section):
+    low: float
+    high: float
+    logarithmic: bool = False
+
+    def at(self, share: float) -> float:
+        """The value at a share of the range, from 0 to 1."""
+        if self.logarithmic:
+            return rounded(self.low * (self.high / self.low) ** share)
+        return rounded(self.low + (self.high - self.low) * share)
+
+
+class OfOptimizer(Section):
+    adamw: Range
+    sgd: Range
+
+
+class Space(Section):
+    """The values of each setting."""
+
+    optimizer: Annotated[list[Literal["adamw", "sgd"]], Field(min_length=1)]
+    learning_rate: OfOptimizer
+    weight_decay: OfOptimizer
+    batch_size: Annotated[list[int], Field(min_length=1)]
+    schedule: Annotated[list[Literal["one_cycle", "constant"]], Field(min_length=1)]
+    distortion: Range
+    averaging: Annotated[list[float], Field(min_length=1)]
+    teachers: Annotated[list[int], Field(min_length=1)]
+    teacher_epochs: Annotated[list[int], Field(min_length=1)]
+    teacher_weight: Range
+    temperature: Range
+
+
+class Teacher(Section):
+    optimizer: Literal["adamw", "sgd"]
+    learning_rate: Annotated[float, Field(gt=0)]
+    weight_decay: Annotated[float, Field(ge=0)]
+    batch_size: Annotated[int, Field(ge=1)]
+
+
+class Rung(Section):
+    trials: Annotated[int, Field(ge=1)]
+    epochs: Annotated[int, Field(ge=1)]
+
+
+class OfModels(Section):
+    lenet5: Annotated[int, Field(ge=1)]
+    mlp: Annotated[int, Field(ge=1)]
+
+
+class Epochs(Section):
+    """How long the recipes are trained that the search chooses."""
+
+    fast: OfModels
+    record: OfModels
+
+
+class Search(Section):
+    """The content of study/search.yaml."""
+
+    seed: Seed
+    validation_size: Annotated[int, Field(ge=CLASSES, le=TRAIN_SIZE - CLASSES)]
+    space: Space
+    distortions: Augmentation
+    teacher: Teacher
+    lenet5: Annotated[list[Rung], Field(min_length=1)]
+    mlp: Annotated[list[Rung], Field(min_length=1)]
+    epochs: Epochs
+
+    def rungs(self, name: ModelName) -> list[Rung]:
+        found: list[Rung] = getattr(self, name)
+        return found
+
+
+def load() -> Search:
+    """Read study/search.yaml.
+
+    Raises:
+        InputError: It cannot be used. One line per mistake.
+    """
+    search = strict.check(Search, PATH, strict.read(PATH))
+    for name in params.MODEL_NAMES:
+        trials = [rung.trials for rung in search.rungs(name)]
+        if trials != sorted(trials, reverse=True):
+            raise InputError(
+                f"{PATH}: {name} has rungs of {trials} trials, expected no rung larger than the "
+                "one before"
+            )
+    return search
+
+
+def table_path(name: ModelName, rung: int) -> Path:
+    """The table after a rung. Rung 0 is the design."""
+    return TABLES / f"{name}-{rung}.csv"
+
+
+def rounded(value: float) -> float:
+    return float(f"{value:.{DIGITS}g}")
+
+
+def design(space: Space, count: int, seed: int) -> list[Row]:
+    """``count`` configurations, spread evenly over the values of each setting.
+
+    A Latin hypercube (M. D. McKay, R. J. Beckman, W. J. Conover, Technometrics 21, 1979).
+    """
+    names = list(Space.model_fields)
+    shares = qmc.LatinHypercube(len(names), rng=np.random.default_rng(seed)).random(count)
+    rows = []
+    for trial, point in enumerate(shares.tolist()):
+        row: Row = {"trial": trial}
+        for setting, share in zip(names, point, strict=True):
+            values = getattr(space, setting)
+            if isinstance(values, OfOptimizer):
+                values = getattr(values, row["optimizer"])
+            is_range = isinstance(values, Range)
+            row[setting] = values.at(share) if is_range else values[int(share * len(values))]
+        if row["distortion"] < LEAST_DISTORTION:
+            row["distortion"] = 0.0
+        if not row["teachers"]:
+            row |= dict.fromkeys(("teacher_epochs", "teacher_weight", "temperature"))
+        rows.append(row)
+    return rows
+
+
+def recipe(search: Search, row: Mapping[str, Any], epochs: int) -> Recipe:
+    """The recipe of a configuration."""
+    fixed: dict[str, Any] = {"momentum": 0.9, "dropout": 0.0, "softmax_before_loss": False}
+    distillation = None
+    if row["teachers"]:
+        of_teacher = PlainRecipe(
+            epochs=row["teacher_epochs"],
+            schedule="one_cycle",
+            augmentation=search.distortions,
+            **dict(search.teacher),
+            **fixed,
+        )
+        distillation = Distillation(
+            teachers=row["teachers"],
+            recipe=of_teacher,
+            temperature=row["temperature"],
+            weight=row["teacher_weight"],
+        )
+    return Recipe(
+        epochs=epochs,
+        batch_size=row["batch_size"],
+        optimizer=row["optimizer"],
+        learning_rate=row["learning_rate"],
+        schedule=row["schedule"],
+        weight_decay=row["weight_decay"],
+        augmentation=distorted(search.distortions, row["distortion"]),
+        averaging=row["averaging"],
+        distillation=distillation,
+        **fixed,
+    )
+
+
+def distorted(full: Augmentation, strength: float) -> Augmentation | None:
+    """``full`` times ``strength``."""
+    if not strength:
+        return None
+    return Augmentation(**{name: rounded(value * strength) for name, value in full})
+
+
+# --- tables ---
+
+
+def read_table(name: ModelName, rung: int) -> list[Row]:
+    """The rows of a table, the best first.
+
+    Raises:
+        StageError: It is missing.
+    """
+    path = table_path(name, rung)
+    if not path.is_file():
+        raise StageError(f"{path} is missing: `dvc repro` in {FOLDER} writes it")
+    header, *lines = path.read_text(encoding="utf-8").splitlines()
+    rows = [dict(zip(header.split(","), line.split(","), strict=True)) for line in lines]
+    return [{key: _value(text) for key, text in row.items()} for row in rows]
+
+
+def _value(text: str) -> int | float | str | None:
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text or None
+
+
+@main_function
+def main() -> None:
+    name, search = params.model_name(sys.argv[1:]), load()
+    with dvc_mlflow.run(f"design@{name}"):
+        rows = design(search.space, search.rungs(name)[0].trials, search.seed)
+        files.write_rows(table_path(name, 0), rows)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,258 @@
+"""Stage findings: the search in tables, a figure and a page, and the recipes that it chose."""
+
+import base64
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+from matplotlib import rc_context
+from matplotlib.figure import Figure
+from scipy.stats import kruskal
+
+import dvc_mlflow
+from dvc_mlflow.errors import main_function
+from dvc_mlflow.files import write_text
+from stages.base import files
+from stages.base.params import MODEL_NAMES, TITLES, ModelName, Recipe
+from stages.show import figures, page
+from stages.show.tables import percent, table
+from study import design
+from study.design import Row, Search, Space
+from study.settings import FOLDER
+
+FINDINGS = FOLDER / "findings"
+OF_TEACHERS = ("teacher_epochs", "teacher_weight", "temperature")
+OF_OPTIMIZERS = ("learning_rate", "weight_decay")
+PARTS = 3  # groups that the values of a range are put into
+SHOWN = 5  # configurations of the last rung in the report
+
+Tables = Mapping[ModelName, Sequence[Sequence[Row]]]  # the rungs of each model, from the first
+
+
+@dataclass(frozen=True)
+class Setting:
+    """How far one setting orders the configurations of the first rung.
+
+    Attributes:
+        share: Of the variance of the ranks, between groups of values. 0 to 1.
+        p: Of the test of W. H. Kruskal and W. A. Wallis (J. Am. Stat. Assoc. 47, 1952).
+        best: The group of values with the best median rank.
+    """
+
+    name: str
+    share: float
+    p: float
+    best: str
+
+
+def settings_of(rows: Sequence[Row]) -> list[Setting]:
+    """The settings, the most important first. A setting of the teachers is judged among the
+    configurations that have teachers, a rate among those with the same optimizer.
+
+    Args:
+        rows: The best first.
+    """
+    ranks = {row["trial"]: rank for rank, row in enumerate(rows)}
+    found = []
+    for name in Space.model_fields:
+        parts = {name: [row for row in rows if row[name] is not None]}
+        if name in OF_OPTIMIZERS:
+            kinds = sorted({row["optimizer"] for row in rows})
+            parts = {f"{name} of {kind}": _with(rows, "optimizer", kind) for kind in kinds}
+        for title, chosen in parts.items():
+            groups = grouped(chosen, name)
+            of_groups = {key: [ranks[row["trial"]] for row in one] for key, one in groups.items()}
+            if len(of_groups) < 2:
+                continue
+            statistic, p = kruskal(*of_groups.values())
+            best = min(of_groups, key=lambda key: float(np.median(of_groups[key])))
+            share = max(0.0, float(statistic) - len(of_groups) + 1) / (len(chosen) - len(of_groups))
+            found.append(Setting(title, share, float(p), best))
+    return sorted(found, key=lambda setting: -setting.share)
+
+
+def _with(rows: Sequence[Row], key: str, value: Any) -> list[Row]:
+    return [row for row in rows if row[key] == value]
+
+
+def grouped(rows: Sequence[Row], name: str) -> dict[str, list[Row]]:
+    """The rows by the value of a setting. Many values are put into PARTS groups of equal size."""
+    values = sorted({row[name] for row in rows}, key=lambda value: (str(type(value)), value))
+    if len(values) <= PARTS + 1:
+        return {str(value): _with(rows, name, value) for value in values}
+    ordered = sorted(rows, key=lambda row: float(row[name]))
+    edges = [round(part * len(ordered) / PARTS) for part in range(PARTS + 1)]
+    parts = [ordered[low:high] for low, high in pairwise(edges)]
+    return {f"{part[0][name]:g} to {part[-1][name]:g}": part for part in parts}
+
+
+def winners(found: Search, tables: Tables) -> dict[str, dict[ModelName, Recipe]]:
+    """The recipes by the rule of study/search.yaml.
+
+    `fast` is the best of the first rung without teachers, `record` the best of the last rung.
+    """
+    chosen: dict[str, dict[ModelName, Recipe]] = {"fast": {}, "record": {}}
+    for name, rungs in tables.items():
+        plain = next(row for row in rungs[0] if not row["teachers"])
+        chosen["fast"][name] = design.recipe(found, plain, getattr(found.epochs.fast, name))
+        chosen["record"][name] = design.recipe(
+            found, rungs[-1][0], getattr(found.epochs.record, name)
+        )
+    return chosen
+
+
+# --- the report ---
+
+
+def rung_table(tables: Tables) -> str:
+    lines = []
+    for name, rungs in tables.items():
+        for number, rows in enumerate(rungs, start=1):
+            accuracies = [row["accuracy"] or 0.0 for row in rows]
+            lines.append(
+                [
+                    TITLES[name],
+                    str(number),
+                    str(len(rows)),
+                    str(rows[0]["epochs"]),
+                    percent(float(np.median(accuracies))),
+                    percent(rows[0]["accuracy"]),
+                    str(rows[0]["trial"]),
+                ]
+            )
+    header = "model | rung | trials | epochs | median accuracy % | the best's | the best"
+    return table(header, "lrrrrrr", lines)
+
+
+def setting_table(of_settings: Mapping[ModelName, Sequence[Setting]]) -> str:
+    lines = [
+        [TITLES[name], one.name, f"{100 * one.share:.0f}", f"{one.p:.1g}", one.best]
+        for name, settings in of_settings.items()
+        for one in settings
+    ]
+    return table("model | setting | share % | p | best values", "llrrl", lines)
+
+
+def best_table(tables: Tables) -> str:
+    names = [*Space.model_fields, "accuracy", "loss"]
+    lines = [
+        [TITLES[name], *("" if row[key] is None else str(row[key]) for key in names)]
+        for name, rungs in tables.items()
+        for row in rungs[-1][:SHOWN]
+    ]
+    header = " | ".join(["model", *(name.replace("_", " ") for name in names)])
+    return table(header, "l" + "r" * len(names), lines)
+
+
+def markdown(found: Search, tables: Tables, of_settings: Mapping[ModelName, list[Setting]]) -> str:
+    designs = " and ".join(f"{len(rungs[0])} of {TITLES[name]}" for name, rungs in tables.items())
+    return f"""\
+# The search
+
+{designs} configurations, drawn before the first training. They are scored on
+{found.validation_size:,} images of the training set that no trial is trained on. The test images
+are not used. The best of a rung are trained again from the start, for longer, in the next one.
+
+![How far each setting orders the configurations, and the error after each rung](search.png)
+
+## The rungs
+
+{rung_table(tables)}
+
+The best of a rung has the smallest sum of two ranks: by accuracy, and by the negative log
+likelihood with a fitted temperature. All trials are in `study/search`, with the SHA-256 of their
+weights.
+
+## Which settings matter
+
+{setting_table(of_settings)}
+
+In the first rung, with few epochs. *Share* is the part of the variance of the ranks that lies
+between groups of values, less what chance would give. *p* is of the test of Kruskal and Wallis.
+Nothing is corrected for the number of settings. A setting that helps only longer trainings is not
+seen here.
+
+## The best of the last rung
+
+{best_table(tables)}
+"""
+
+
+def figure(tables: Tables, of_settings: Mapping[ModelName, Sequence[Setting]]) -> Figure:
+    """Left: the share of each setting. Right: the error of each trial, rung by rung."""
+    with rc_context(figures.STYLE):
+        drawn = Figure(figsize=(11, 7.5), layout="constrained")
+        panels = drawn.subplots(len(tables), 2, squeeze=False)
+        for (shares, errors), (name, rungs) in zip(panels, tables.items(), strict=True):
+            color = figures.COLORS[name]
+            settings = of_settings[name][::-1]
+            titles = [setting.name.replace("_", " ") for setting in settings]
+            shares.barh(titles, [100 * setting.share for setting in settings], color=color)
+            shares.set_xlabel("share of the variance of the ranks (%)")
+            shares.set_title(f"{TITLES[name]}: settings, first rung", fontsize=11)
+            shares.grid(axis="y", visible=False)
+            lines: dict[int, list[tuple[int, float]]] = {}
+            for rows in rungs:
+                for row in (row for row in rows if row["accuracy"]):
+                    point = (row["epochs"], 100 - 100 * row["accuracy"])
+                    lines.setdefault(row["trial"], []).append(point)
+            for points in lines.values():
+                survived = len(points) == len(rungs)
+                errors.plot(
+                    *zip(*points, strict=True),
+                    color=color if survived else "#999999",
+                    alpha=0.9 if survived else 0.3,
+                    marker=figures.MARKERS[name],
+                    markersize=4,
+                    zorder=3 if survived else 2,
+                )
+            errors.set_xscale("log")
+            errors.set_yscale("log")
+            epochs = [rows[0]["epochs"] for rows in rungs]
+            errors.set_xticks(epochs, [str(number) for number in epochs])
+            errors.yaxis.set_major_formatter("{x:g}")
+            errors.yaxis.set_minor_formatter("{x:g}")
+            errors.minorticks_off()
+            errors.set_xlabel("epochs of the rung")
+            errors.set_ylabel("wrong validation images (%)")
+            errors.set_title(f"{TITLES[name]}: trials; coloured: in all rungs", fontsize=11)
+        return drawn
+
+
+def html(report: str, drawn: Figure) -> str:
+    """The report as a page of its own, with the figure in it."""
+    buffer = io.BytesIO()
+    drawn.savefig(buffer, format="png", metadata={"Software": None})
+    source = f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+    body = page.markdown(report).replace('src="search.png"', f'src="{source}"')
+    body += '<p><a href="../report/study.html">The page of the study</a></p>'
+    return page.assemble("The search", body, {}, ["charts.js"])
+
+
+@main_function
+def main() -> None:
+    found = design.load()
+    with dvc_mlflow.run("findings"):
+        tables: Tables = {
+            name: [design.read_table(name, number + 1) for number in range(len(found.rungs(name)))]
+            for name in MODEL_NAMES
+        }
+        of_settings = {name: settings_of(rungs[0]) for name, rungs in tables.items()}
+        report, drawn = markdown(found, tables, of_settings), figure(tables, of_settings)
+        rows = [
+            {"model": name, "setting": one.name, "share": one.share, "p": one.p, "best": one.best}
+            for name, settings in of_settings.items()
+            for one in settings
+        ]
+        files.write_rows(FINDINGS / "settings.csv", rows)
+        write_text(FINDINGS / "search.md", report)
+        write_text(FINDINGS / "search.html", html(report, drawn))
+        figures.save(drawn, FINDINGS / "search.png")
+        print(rung_table(tables))
+
+
+if __name__ == "__main__":
+    main()
