@@ -9,16 +9,19 @@ export PATH := $(abspath $(VENV))/bin:$(PATH)
 export PYTHONUTF8 := 1
 INSTALLED := $(VENV)/.installed
 INSTALLING := $(VENV)/.installing
+WITH_ENGINES = $(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[engines]'
 # The settings of pip that would put packages elsewhere than into $(VENV) are taken back, also for
 # the pip that pip itself starts. The others hold, such as the address of the index.
 export PIP_USER := 0
 unexport PIP_TARGET PIP_PREFIX PIP_ROOT PIP_PYTHON PIP_NO_DEPS PIP_DRY_RUN
 
-.PHONY: help install repro study verify attest test mutants lint bench sync find serve ui
+.PHONY: help install repro study worker verify attest test mutants lint bench sync find serve ui
 
 help:
 	@echo "make repro   run the pipeline, as far as it is not up to date, and show the comparison"
 	@echo "make study   compare the recipes over several seeds (what is committed is not run again)"
+	@echo "             on other machines: ENGINE=dask://HOST:PORT or ENGINE=slurm"
+	@echo "make worker SCHEDULER=HOST:PORT   let this machine compute cells for the study elsewhere"
 	@echo "make verify  compute the committed results anew and compare, to the bit"
 	@echo "make attest  on how many machines each out was rebuilt (ATTEST=yes make verify writes a statement)"
 	@echo "make test    run the tests"
@@ -59,13 +62,22 @@ repro: $(INSTALLED)
 
 study: $(INSTALLED)
 	@$(PY) -m dvc_mlflow mend
+	$(if $(filter-out local,$(ENGINE)),@$(WITH_ENGINES))
 	$(PY) -m dvc repro prepare
+	@$(PY) -m study.engine
 	cd study && "$(abspath $(PY))" -m dvc repro
 	@[ "$(MIRROR)" = off ] || $(PY) -m dvc_mlflow sync || true
 	@echo
 	@cat study/report/study.md
 	@echo
 	@echo "Open in a browser: study/report/study.html"
+
+# One cell at a time on each core
+worker: $(INSTALLED)
+	@test -n "$(SCHEDULER)" || { echo "error: make worker SCHEDULER=HOST:PORT names the scheduler of Dask" >&2; exit 2; }
+	@$(WITH_ENGINES)
+	$(PY) -m dvc repro prepare
+	MIRROR=off $(PY) -m dask worker tcp://$(SCHEDULER) --nthreads 1 --nworkers $(or $(WORKERS),-1) --no-dashboard
 
 test: $(INSTALLED)
 	$(PY) -m pytest -m 'not slow' -n 2 --dist worksteal

@@ -1,0 +1,200 @@
+"""Where the cells of the study are computed: the cores of this machine, Dask, or Slurm.
+
+All three are an executor of the standard library. Slurm is reached through dask-jobqueue, because
+its jobs are workers of Dask: both engines then take the same path.
+"""
+
+import contextlib
+import os
+import re
+import shlex
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import Collection
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from dvc_mlflow.errors import InputError, StageError, one_line
+from study import worker
+from study.worker import Order
+
+PATIENCE = 20  # seconds that a scheduler has to answer
+OUTAGE = 60  # seconds that the network to it may fail
+JOBS = 16  # of Slurm at a time, unless ENGINE says so: slurm:100
+INSTALL = "pip install -c constraints.txt -e '.[engines]'"
+
+# Names nothing of ours: so a scheduler needs no clone, and a worker with an older one can say so
+TASK = "__import__('study.worker').worker.answer(order)"
+
+# A job of Slurm makes its own clone, of the commit and with the downloads of this folder, and
+# removes it at its end
+PROLOGUE = """
+clone=$(mktemp -d)
+trap 'rm -rf "$clone"' EXIT
+git clone --quiet --no-hardlinks {root} "$clone/study" || exit 1
+cd "$clone/study" && git checkout --quiet {commit} || exit 1
+mkdir -p data && cp -r {root}/data/raw data/
+export PATH={bin}:"$PATH" PYTHONPATH="$PWD" MIRROR=off
+{python} -m dvc repro --quiet prepare || exit 1
+"""
+
+
+@dataclass
+class Place:
+    """An executor, and what Dask knows of its workers.
+
+    Attributes:
+        client: That of Dask. None on this machine.
+        name: The value of ENGINE.
+        cure: How to start workers.
+        known: The addresses of the workers, when the scheduler was last asked.
+    """
+
+    name: str
+    executor: Executor
+    client: Any = None
+    cluster: Any = None
+    cure: str = ""
+    known: Collection[str] = ()
+
+    def submit(self, order: Order, key: tuple[str, ...], only: Collection[str] = ()) -> Future[Any]:
+        """Ask for a cell, from any worker or only from those with the given addresses."""
+        if not self.client:
+            return self.executor.submit(worker.answer, asdict(order))
+        executor = self.executor
+        if only:
+            executor = self.client.get_executor(pure=False, workers=list(only))
+        named: dict[str, Any] = {"key": key}
+        return executor.submit(eval, TASK, {"order": asdict(order)}, **named)
+
+    def addresses(self) -> list[str]:
+        """Those of the workers that there are now.
+
+        Raises:
+            StageError: The scheduler has gone.
+        """
+        if self.client:
+            try:
+                self.known = list(self.client.scheduler_info(n_workers=-1)["workers"])
+            except Exception:
+                if self.client.status not in ("running", "connecting"):
+                    raise StageError(
+                        f"the scheduler of ENGINE={self.name} has gone: all that came is kept, and "
+                        "the same command asks for the rest"
+                    ) from None
+        return list(self.known)
+
+    def running(self) -> dict[str, list[str]]:
+        """The stages that each worker has been given, by its address or the number of a core."""
+        if not self.client:
+            return {str(core): [stage] for core, stage in enumerate([*worker.at_work.values()], 1)}
+        with contextlib.suppress(Exception):  # it is only shown
+            found = self.client.processing().items()
+            return {at: [stage for _, stage, _ in keys] for at, keys in found if keys}
+        return {}
+
+    def failed_at(self, key: tuple[str, ...]) -> str:
+        """The address of the worker that could not even begin a task, or nothing."""
+        with contextlib.suppress(Exception):
+            # A lambda goes there with its code, and a scheduler needs no clone
+            found = self.client.run_on_scheduler(
+                lambda dask_scheduler: sorted(dask_scheduler.tasks[key].erred_on)
+            )
+            return str(found[0])
+        return ""
+
+    def dismiss(self, address: str) -> None:
+        """Give a worker nothing more to do."""
+        with contextlib.suppress(Exception):  # it has gone already
+            self.client.retire_workers([address], close_workers=True)
+
+    def close(self) -> None:
+        """End what is still running, here and elsewhere."""
+        worker.stop.set()
+        for end in (partial(self.executor.shutdown, wait=False), self.client, self.cluster):
+            with contextlib.suppress(Exception):  # the scheduler may have gone
+                getattr(end, "close", end)()
+
+
+def local() -> Place:
+    """One thread per core that this process may use. Each waits for a process that trains."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    worker.stop.clear()
+    return Place("local", ThreadPoolExecutor(cores))
+
+
+def open_place(engine: str, cells: int) -> Place:
+    """The place that ENGINE names.
+
+    Args:
+        engine: `local`, `dask://HOST:PORT`, `slurm` or `slurm:JOBS`.
+        cells: The number of cells that will be asked for.
+
+    Raises:
+        InputError: There is no such engine.
+        StageError: It is not installed, or does not answer.
+    """
+    if engine == "local":
+        return local()
+    if re.fullmatch(r"dask://[^:/]+:\d+", engine):
+        return _dask(engine, engine.replace("dask://", "tcp://"))
+    if re.fullmatch(r"slurm(:0*[1-9]\d*)?", engine):
+        return _slurm(engine, min(int(engine[6:] or JOBS), cells))
+    raise InputError(f"ENGINE is {engine}, expected local, dask://HOST:PORT, slurm or slurm:JOBS")
+
+
+def _dask(engine: str, address: Any, cluster: Any = None) -> Place:
+    try:
+        from distributed import Client
+    except ImportError:
+        raise StageError(f"ENGINE={engine} needs distributed: `{INSTALL}`") from None
+    try:
+        if not cluster:
+            host, port = address[6:].split(":")
+            socket.create_connection((host, int(port)), PATIENCE).close()
+        client = Client(address, timeout=OUTAGE, set_as_default=False)
+    except Exception as error:
+        raise StageError(
+            f"the scheduler of ENGINE={engine} does not answer ({one_line(error)}): start it with "
+            "`dask scheduler`, and workers with `make worker SCHEDULER=HOST:PORT`"
+        ) from None
+    print(f"dashboard: {client.dashboard_link}", flush=True)
+    cure = "`squeue` tells about its jobs" if cluster else f"`make worker SCHEDULER={address[6:]}`"
+    return Place(engine, client.get_executor(pure=False), client, cluster, cure)
+
+
+def _slurm(engine: str, jobs: int) -> Place:
+    try:
+        from dask_jobqueue import SLURMCluster
+    except ImportError:
+        raise StageError(f"ENGINE={engine} needs dask-jobqueue: `{INSTALL}`") from None
+    if not shutil.which("sbatch"):
+        raise StageError(f"ENGINE={engine} needs sbatch in PATH: is this a machine of Slurm's?")
+    try:
+        told = subprocess.run(["sinfo"], capture_output=True, text=True, timeout=PATIENCE)
+        reason = told.stderr if told.returncode else ""
+    except subprocess.TimeoutExpired:
+        reason = f"nothing in {PATIENCE} s"
+    if reason:
+        raise StageError(f"Slurm does not answer ({one_line(reason)}): `sinfo` tells when it does")
+    prologue = PROLOGUE.format(
+        root=shlex.quote(str(worker.ROOT)),
+        commit=worker.commit(),
+        bin=shlex.quote(str(Path(sys.executable).parent)),
+        python=shlex.quote(sys.executable),
+    )
+    # What a site needs besides, such as an account, is in Dask's own jobqueue.yaml
+    cluster = SLURMCluster(
+        cores=1,
+        processes=1,
+        memory="2GB",
+        python=sys.executable,
+        job_script_prologue=prologue.strip().splitlines(),
+    )
+    cluster.adapt(minimum_jobs=jobs, maximum_jobs=jobs)  # a job that is lost is replaced
+    return _dask(engine, cluster, cluster)

@@ -1,0 +1,343 @@
+"""The study on many machines: the same bytes, whatever happens to them."""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from machines import (
+    CELLS,
+    Computed,
+    Machine,
+    compute,
+    ended,
+    installed,
+    make_keys,
+    make_machine,
+    root,
+    scheduler,
+    slurm,
+    study,
+)
+
+from conftest import Clone, missing, wait_for
+from dvc_mlflow.errors import InputError
+from study import engine, places
+from study import missing as missing_cells
+from study.worker import Reply
+
+slow = pytest.mark.slow
+
+
+# --- in a moment ---
+
+
+def cell(**changed) -> bytes:
+    history = {"epoch": [1, 2, 3], "train_loss": [0.3, 0.2, 0.1], "train_accuracy": [0.7, 0.8, 0.9]}
+    content = {
+        "test_accuracy": 0.9,
+        "test_loss": 0.1,
+        "scores": {"test_loss": [0.1]},
+        "errors": {"index": [3]},
+        "history": history,
+        "sha256": ["weights ab", "outputs cd"],
+    }
+    return json.dumps(content | changed).encode()
+
+
+def losses(*values: float) -> dict:
+    return json.loads(cell())["history"] | {"train_loss": [*values]}
+
+
+@pytest.mark.parametrize(
+    ("changed", "line"),
+    [
+        ({"history": losses(0.3, 0.25, 0.15)}, "from epoch 2 on, in train_loss: [0.2] and [0.25]"),
+        ({"history": losses(0.3, 0.2)}, "from epoch 3 on, in train_loss: [0.1] and []"),
+        ({"sha256": ["weights ae", "outputs cd"]}, "in the weights after the last epoch, or in"),
+        ({"errors": {"index": [4]}}, "in errors"),
+        ({"test_loss": 0.2, "scores": {}}, "in scores"),
+    ],
+)
+def test_the_place_where_two_files_of_a_cell_begin_to_differ_is_named(changed, line):
+    assert engine.difference(cell(), cell(**changed)).startswith(line)
+
+
+def test_a_reply_is_taken_only_if_its_bytes_are_those_of_a_cell():
+    def reply(content: bytes, sent: bytes) -> Reply:
+        return Reply("cell@a", "host", content=content, md5=hashlib.md5(sent).hexdigest())
+
+    assert engine.mistake_in(reply(cell(), cell())) == ""
+    assert "does not have the md5" in engine.mistake_in(reply(cell()[:-1], cell()))
+    for other in (b"", b"{}", b"[1]", b"3", b"\xff", cell()[:-1]):
+        assert engine.mistake_in(reply(other, other)) == "its file is not a cell"
+
+
+@pytest.mark.parametrize("given", ["-0.1", "1.1", "nan", "5 %", "x"])
+def test_an_audit_that_is_no_share_is_refused(given, monkeypatch):
+    monkeypatch.setenv("AUDIT", given)
+    with pytest.raises(InputError, match=f"AUDIT is {re.escape(given)}, expected a share"):
+        engine.read_audit()
+
+
+@pytest.mark.parametrize("given", ["ray", "dask://", "dask://host", "slurm:", "slurm:x", "slurm:0"])
+def test_an_engine_that_there_is_not_is_refused_with_those_that_there_are(given):
+    with pytest.raises(InputError, match=f"ENGINE is {given}, expected local, dask://HOST:PORT, "):
+        places.open_place(given, 1)
+
+
+def test_a_line_of_the_journal_that_was_cut_short_does_not_count(tmp_path, monkeypatch):
+    monkeypatch.setattr(missing_cells, "JOURNAL", tmp_path / "journal")
+    assert missing_cells.read_journal() == {}
+    missing_cells.note("cell@a", "key", "md5", "host")
+    with (tmp_path / "journal").open("a") as file:
+        file.write('\n{"stage": "cell@b", "key"')
+    missing_cells.note("cell@c", "key", "md5", "host")
+    missing_cells.note("cell@a")
+    found = missing_cells.read_journal()
+    assert {stage: entry["key"] for stage, entry in found.items()} == {
+        "cell@a": "",
+        "cell@c": "key",
+    }
+
+
+# --- on real machines ---
+
+
+@dataclass
+class Network:
+    """The study at home, and two machines with a scheduler between them."""
+
+    study: Computed
+    machines: list[Machine]
+    port: str
+
+    @property
+    def home(self) -> Clone:
+        return self.study.home
+
+    def start(self, *numbers: int, before: str = "") -> None:
+        for number in numbers:
+            self.machines[number].start(self.port, before)
+
+    def command(self, audit: float = 0) -> subprocess.Popen[str]:
+        """`python -m study.engine` at home."""
+        return study(self.home, f"dask://127.0.0.1:{self.port}", audit)
+
+    def journal(self) -> str:
+        path = self.home.path / ".dvc/tmp/engine.jsonl"
+        return path.read_text(encoding="utf-8") if path.exists() else ""
+
+    def is_locked(self) -> bool:
+        return (self.home.path / "study/dvc.lock").exists()
+
+
+@pytest.fixture(scope="module")
+def computed(raw, tmp_path_factory):
+    return compute(tmp_path_factory.mktemp("study") / "home")
+
+
+@pytest.fixture(scope="module")
+def network(computed, tmp_path_factory):
+    installed("ip", "sshd", "ssh")
+    has_packages()
+    folder = tmp_path_factory.mktemp("network")
+    make_keys(folder)
+    computed.forget()
+    machines = [make_machine(number, computed.home, folder) for number in (1, 2)]
+    with ExitStack() as stack:
+        port = stack.enter_context(scheduler(folder))
+        for machine in machines:
+            stack.enter_context(machine.on())
+        yield Network(computed, machines, port)
+
+
+def has_packages() -> None:
+    try:
+        import dask_jobqueue  # noqa: F401
+        import distributed  # noqa: F401
+    except ImportError:
+        missing("Dask is not installed: pip install -c constraints.txt -e '.[engines]'")
+
+
+@pytest.fixture
+def idle(network):
+    """The network with no worker, and no cell computed."""
+    network.study.forget()
+    yield network
+    for machine in network.machines:
+        machine.stop()
+        machine.clone.run("git", "checkout", "--quiet", "--force", "main")
+        machine.clone.run("git", "clean", "--quiet", "-fd")
+
+
+@slow
+def test_what_came_is_kept_through_kills_and_a_network_that_is_down(idle):
+    """A worker is killed, then the coordinator, then a network fails for 20 s."""
+    one, two = idle.machines
+    idle.start(0, before="taskset -c 0")
+    first = idle.command()
+    one.kill_worker()
+    idle.start(1)  # a laptop that joins later
+    wait_for(lambda: idle.journal().count("md5") >= 2, 120)
+    os.killpg(first.pid, signal.SIGKILL)
+    said, _ = first.communicate()
+    before = {line.split()[1] for line in said.splitlines() if line.startswith("[")}
+    assert not idle.is_locked()
+
+    second = idle.command()
+    wait_for(two.cell)
+    two.network("down")
+    time.sleep(20)
+    two.network("up")
+    said = ended(second)
+    came = [line.split()[1] for line in said.splitlines() if line.startswith("[")]
+    kept = CELLS - len(came)
+    assert kept >= 2 and f"missing cells of the study: {len(came)};" in said
+    assert len(came) == len({*came}) and not before & {*came}
+    assert idle.study.lock_here == idle.study.lock
+    # DVC has taken all over: nothing is left to do, and its run cache restores all cells
+    assert ended(idle.command()) == ""
+    (idle.home.path / "study/dvc.lock").unlink()
+    first, second, *_ = idle.study.cells
+    first.unlink()
+    second.write_text("another")
+    assert "missing" not in ended(idle.command())
+    assert idle.study.lock_here == idle.study.lock
+    assert {path: path.read_bytes() for path in idle.study.cells} == idle.study.cells
+
+
+@slow
+def test_a_worker_with_one_wrong_bit_is_named_and_its_cells_are_computed_elsewhere(idle):
+    idle.start(0)
+    idle.start(1, before="env WRONG_BIT=1")
+    said = ended(idle.command(audit=0.3), code=1)
+    wrong = str(idle.machines[1].clone.path)
+    [named] = [
+        line for line in said.splitlines() if "gets no more cells" in line and "error" not in line
+    ]
+    assert f":{wrong} gets no more cells: its " in named
+    assert " differs from that of " in named and "from epoch 1 on, in train_loss" in named
+    assert str(idle.machines[0].clone.path) not in named.partition("differs")[0]
+    assert said.splitlines()[-1].startswith("error: all cells are there, but: ")
+    assert idle.study.lock_here == idle.study.lock
+
+
+def edit_code(path: Path) -> None:
+    with (path / "stages/scoring.py").open("a") as file:
+        file.write("# edited\n")
+
+
+def old_library(path: Path) -> None:
+    own = next((path / ".venv/lib").glob("python*/site-packages"))
+    (own / "pillow-1.0.dist-info").mkdir()
+    (own / "pillow-1.0.dist-info/METADATA").write_text("Name: pillow\nVersion: 1.0\n")
+
+
+def edit_images(path: Path) -> None:
+    (path / "data/prepared/counts.csv").unlink()
+
+
+def older_commit(path: Path) -> None:
+    clone = Clone(path)
+    clone.run("git", "checkout", "--quiet", "HEAD~1")
+
+
+@slow
+def test_each_worker_that_is_not_fit_is_named_with_the_cure_and_no_cell_is_lost(idle):
+    [machine, _] = idle.machines
+    path = machine.clone.path
+    cases = {
+        "has changes in stages/scoring.py: `git stash --all` there": edit_code,
+        "it has pillow 1.0, not ": old_library,
+        "its data/prepared is not the one here: `dvc repro prepare` there": edit_images,
+        "its clone has commit ": older_commit,
+    }
+    for line, spoil in cases.items():
+        spoil(path)
+        idle.start(0)
+        said = ended(idle.command(), code=1)
+        assert "error: no worker is left. " in said and f":{path} gets no more cells: " in said
+        assert line in said
+        assert not idle.is_locked()
+        assert not idle.journal()
+        machine.stop()
+        shutil.rmtree(
+            next((path / ".venv/lib").glob("python*/site-packages/pillow-1.0*"), path / "none"),
+            ignore_errors=True,
+        )
+        machine.clone.run("git", "checkout", "--quiet", "--force", "main")
+        machine.clone.run("dvc", "repro", "--quiet", "prepare")
+
+
+@slow
+@pytest.mark.parametrize("side", ["worker", "coordinator"])
+def test_a_full_disk_is_one_line_and_what_came_is_kept(idle, side):
+    machine = idle.machines[0]
+    place = (machine.clone if side == "worker" else idle.home).path / "study/cells"
+    place.mkdir(exist_ok=True)
+    with ExitStack() as stack:
+        if side == "worker":
+            stack.enter_context(machine.full(place))
+        else:
+            root("mount", "-t", "tmpfs", "-o", "size=4k", "tmpfs", str(place))
+            stack.callback(root, "umount", str(place))
+        idle.start(0)
+        said = ended(idle.command(), code=1)
+    assert "cannot be written (No space left on device)" in said.splitlines()[-1]
+    assert ("gets no more cells" in said) == (side == "worker")
+    assert not idle.is_locked()
+
+
+@slow
+def test_slurm_computes_the_same_bytes_and_an_audit_finds_none_wrong(computed, tmp_path):
+    has_packages()
+    computed.forget(keep=CELLS - 2)
+    with slurm(tmp_path) as own:
+        said = ended(study(computed.home, "slurm:2", 0.2, **own))
+    assert "missing cells of the study: 2; ENGINE=slurm:2" in said
+    assert said.count(", the same from ") == 1
+    assert computed.lock_here == computed.lock
+    # Slurm has ended now
+    computed.forget(keep=CELLS - 1)
+    said = ended(study(computed.home, "slurm", **own), code=1)
+    assert said.splitlines()[-1].startswith("error: Slurm does not answer (")
+
+
+@slow
+def test_all_cores_of_this_machine_give_the_bytes_of_one(computed):
+    """Two cells at once in one folder, each with its run in MLflow."""
+    computed.forget(keep=CELLS - 2)
+    ended(study(computed.home, "local", MIRROR="on"))
+    assert computed.lock_here == computed.lock
+    show = """if True:
+        import mlflow
+        mlflow.set_tracking_uri("sqlite:///mlflow.db")
+        print(*mlflow.search_runs(search_all_experiments=True).status)
+    """
+    assert computed.home.run("python", "-c", show).stdout.split() == ["FINISHED", "FINISHED"]
+
+
+@slow
+def test_an_engine_that_is_not_there_is_one_line(computed):
+    has_packages()
+    computed.forget(keep=CELLS - 1)
+    nowhere = "dask://127.0.0.1:9"
+    said = ended(study(computed.home, nowhere), code=1)
+    assert said.splitlines()[-1].startswith(f"error: the scheduler of ENGINE={nowhere} does not")
+    hidden = (
+        "import sys, runpy; sys.modules['distributed'] = None; "
+        "runpy.run_module('study.engine', run_name='__main__')"
+    )
+    own = {"ENGINE": nowhere, "PYTHONPATH": str(computed.home.path)}
+    said = ended(computed.home.start(sys.executable, "-c", hidden, env=own), code=1)
+    assert said.splitlines()[-1].startswith(f"error: ENGINE={nowhere} needs distributed: ")
