@@ -193,7 +193,7 @@ def _slurm(engine: str, jobs: int) -> Place:
         cores=1,
         processes=1,
         memory="2GB",
-        python=sys.executable,
+        python=shlex.quote(sys.executable),
         job_script_prologue=prologue.strip().splitlines(),
     )
     cluster.adapt(minimum_jobs=jobs, maximum_jobs=jobs)  # a job that is lost is replaced

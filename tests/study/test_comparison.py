@@ -221,10 +221,11 @@ def test_the_study_computes_only_missing_cells_and_comes_out_bit_for_bit_again(c
         names_of = [store.experiment(project).name for project in (settings.FOLDER, Path())]
     experiment, pipeline = map(client.get_experiment_by_name, names_of)
     assert pipeline is None
+    copy.run("python", "-m", "dvc_mlflow", "sync")  # the run of the whole, and those of the designs
     runs = client.search_runs([experiment.experiment_id])
     assert {run.info.status for run in runs} == {"FINISHED"}
     assert sorted(run.data.tags["stage"] for run in runs) == sorted(
-        [*expected, "pipeline", "report"]
+        [*expected, "design@lenet5", "design@mlp", "pipeline", "report"]
     )
     [cell] = [run for run in runs if run.data.tags["stage"] == "cell@published-lenet5-0"]
     assert cell.data.params["softmax_before_loss"] == "True"

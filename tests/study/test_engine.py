@@ -226,7 +226,7 @@ def test_a_worker_with_one_wrong_bit_is_named_and_its_cells_are_computed_elsewhe
         line for line in said.splitlines() if "gets no more cells" in line and "error" not in line
     ]
     assert f":{wrong} gets no more cells: its " in named
-    assert " differs from that of " in named and "from epoch 1 on, in train_loss" in named
+    assert " differs from that of " in named and "from epoch 1 on, in train_" in named
     assert str(idle.machines[0].clone.path) not in named.partition("differs")[0]
     assert said.splitlines()[-1].startswith("error: all cells are there, but: ")
     assert idle.study.lock_here == idle.study.lock
