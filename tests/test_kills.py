@@ -46,7 +46,11 @@ def stopped(clone: Clone, sent: signal.Signals, moment: float) -> bool:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("sent", "part", "parts"),
-    [*((signal.SIGKILL, part, 3) for part in range(3)), (signal.SIGINT, 0, 1)],
+    [
+        (signal.SIGKILL, 0, 3),
+        *(pytest.param(signal.SIGKILL, part, 3, marks=pytest.mark.weekly) for part in (1, 2)),
+        (signal.SIGINT, 0, 1),
+    ],
 )
 def test_killed_at_any_moment_the_next_dvc_repro_comes_to_the_same_bytes(copy, sent, part, parts):
     lock, outs = (copy.path / "dvc.lock").read_bytes(), copy.outs()

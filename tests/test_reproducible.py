@@ -100,6 +100,7 @@ def small_clone(path: Path, threads: int = 1) -> Clone:
     return clone
 
 
+@pytest.mark.weekly
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("threads", "kernels"),
@@ -113,6 +114,7 @@ def test_other_threads_and_kernels_compute_the_same_bytes(expected, tmp_path, th
     assert run_stages(small_clone(tmp_path / "a clone", threads), *kernels.split()) == expected
 
 
+@pytest.mark.weekly
 @pytest.mark.slow
 def test_an_emulated_processor_without_avx_computes_the_same_bytes(expected, tmp_path):
     emulator = qemu(os.environ.get("EMULATED_CPU", "Nehalem"))
@@ -136,6 +138,7 @@ def test_verify_agrees_with_what_is_committed_and_finds_a_changed_bit_in_each_ou
         assert f"{out} in this folder is not the committed one" in found.stdout
 
 
+@pytest.mark.weekly
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("file", "old", "new", "origin"),

@@ -14,7 +14,7 @@ from mlflow import MlflowClient
 
 from conftest import ROOT, Clone
 
-pytestmark = pytest.mark.slow  # real `dvc` and `mlflow` in real repositories
+pytestmark = [pytest.mark.slow, pytest.mark.weekly]  # real `dvc` and `mlflow` in real repositories
 
 STAGES = ["split", "fit", "evaluate"]
 DVC_YAML = """

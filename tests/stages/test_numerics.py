@@ -106,7 +106,9 @@ def test_no_kernel_of_a_library_changes_a_bit():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("processor", ["Nehalem", "Haswell"])  # without AVX, and with AVX2 and FMA
+@pytest.mark.parametrize(
+    "processor", ["Nehalem", pytest.param("Haswell", marks=pytest.mark.weekly)]
+)
 def test_every_ingredient_of_a_recipe_computes_the_same_bits_on_another_processor(processor):
     assert fingerprints(*qemu(processor), threads=1) == fingerprints()
 

@@ -193,6 +193,7 @@ def cells_of(clone: Clone) -> dict[str, str]:
     return {path.stem: md5(path) for path in (clone.path / settings.CELLS).iterdir()}
 
 
+@pytest.mark.weekly
 @pytest.mark.slow
 def test_the_study_computes_only_missing_cells_and_comes_out_bit_for_bit_again(copy):
     shutil.rmtree(copy.path / "study/report", ignore_errors=True)
