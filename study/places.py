@@ -5,6 +5,7 @@ its jobs are workers of Dask: both engines then take the same path.
 """
 
 import contextlib
+import logging
 import os
 import re
 import shlex
@@ -157,6 +158,7 @@ def _dask(engine: str, address: Any, cluster: Any = None) -> Place:
         if not cluster:
             host, port = address[6:].split(":")
             socket.create_connection((host, int(port)), PATIENCE).close()
+        logging.disable()  # Dask logs a lost worker with a traceback, the engine in one line
         client = Client(address, timeout=OUTAGE, set_as_default=False)
     except Exception as error:
         raise StageError(
