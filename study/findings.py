@@ -1,7 +1,6 @@
 """Stage findings: the search in tables, a figure and a page, and the recipes that it chose."""
 
 import base64
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -24,7 +23,6 @@ from study.design import Row, Search, Space
 from study.settings import FOLDER
 
 FINDINGS = FOLDER / "findings"
-OF_TEACHERS = ("teacher_epochs", "teacher_weight", "temperature")
 OF_OPTIMIZERS = ("learning_rate", "weight_decay")
 PARTS = 3  # groups that the values of a range are put into
 SHOWN = 5  # configurations of the last rung in the report
@@ -222,11 +220,9 @@ def figure(tables: Tables, of_settings: Mapping[ModelName, Sequence[Setting]]) -
         return drawn
 
 
-def html(report: str, drawn: Figure) -> str:
-    """The report as a page of its own, with the figure in it."""
-    buffer = io.BytesIO()
-    drawn.savefig(buffer, format="png", metadata={"Software": None})
-    source = f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+def html(report: str, picture: bytes) -> str:
+    """The report as a page of its own, with the figure, a PNG, in it."""
+    source = f"data:image/png;base64,{base64.b64encode(picture).decode()}"
     body = page.markdown(report).replace('src="search.png"', f'src="{source}"')
     body += '<p><a href="../report/study.html">The page of the study</a></p>'
     return page.assemble("The search", body, {}, ["charts.js"])
@@ -249,8 +245,9 @@ def main() -> None:
         ]
         files.write_rows(FINDINGS / "settings.csv", rows)
         write_text(FINDINGS / "search.md", report)
-        write_text(FINDINGS / "search.html", html(report, drawn))
         figures.save(drawn, FINDINGS / "search.png")
+        picture = (FINDINGS / "search.png").read_bytes()
+        write_text(FINDINGS / "search.html", html(report, picture))
         print(rung_table(tables))
 
 
