@@ -2,7 +2,7 @@
 
 import base64
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import pairwise
 from typing import Any
 
@@ -20,19 +20,21 @@ from stages.show import figures, page
 from stages.show.tables import percent, table
 from study import design
 from study.design import Row, Search, Space
+from study.page import TICKS
 from study.settings import FOLDER
 
 FINDINGS = FOLDER / "findings"
 OF_OPTIMIZERS = ("learning_rate", "weight_decay")
 PARTS = 3  # groups that the values of a range are put into
 SHOWN = 5  # configurations of the last rung in the report
+JUDGED = 2  # rungs whose trials show which settings matter. The last has too few
 
 Tables = Mapping[ModelName, Sequence[Sequence[Row]]]  # the rungs of each model, from the first
 
 
 @dataclass(frozen=True)
 class Setting:
-    """How far one setting orders the configurations of the first rung.
+    """How far one setting orders the configurations of a rung.
 
     Attributes:
         share: Of the variance of the ranks, between groups of values. 0 to 1.
@@ -40,21 +42,25 @@ class Setting:
         best: The group of values with the best median rank.
     """
 
-    name: str
     share: float
     p: float
     best: str
 
 
-def settings_of(rows: Sequence[Row]) -> list[Setting]:
-    """The settings, the most important first. A setting of the teachers is judged among the
-    configurations that have teachers, a rate among those with the same optimizer.
+Shares = Mapping[ModelName, Sequence[Mapping[str, Setting]]]  # of each model, in each judged rung
+
+
+def settings_of(rows: Sequence[Row]) -> dict[str, Setting]:
+    """The settings by their name, the most important first.
+
+    A setting of the teachers is judged among the configurations that have teachers, a rate among
+    those with the same optimizer.
 
     Args:
         rows: The best first.
     """
     ranks = {row["trial"]: rank for rank, row in enumerate(rows)}
-    found = []
+    found = {}
     for name in Space.model_fields:
         parts = {name: [row for row in rows if row[name] is not None]}
         if name in OF_OPTIMIZERS:
@@ -68,8 +74,8 @@ def settings_of(rows: Sequence[Row]) -> list[Setting]:
             statistic, p = kruskal(*of_groups.values())
             best = min(of_groups, key=lambda key: float(np.median(of_groups[key])))
             share = max(0.0, float(statistic) - len(of_groups) + 1) / (len(chosen) - len(of_groups))
-            found.append(Setting(title, share, float(p), best))
-    return sorted(found, key=lambda setting: -setting.share)
+            found[title] = Setting(design.rounded(share), design.rounded(float(p)), best)
+    return dict(sorted(found.items(), key=lambda pair: -pair[1].share))
 
 
 def _with(rows: Sequence[Row], key: str, value: Any) -> list[Row]:
@@ -90,11 +96,12 @@ def grouped(rows: Sequence[Row], name: str) -> dict[str, list[Row]]:
 def winners(found: Search, tables: Tables) -> dict[str, dict[ModelName, Recipe]]:
     """The recipes by the rule of study/search.yaml.
 
-    `fast` is the best of the first rung without teachers, `record` the best of the last rung.
+    `fast` is the best without teachers of the second rung, or of the first if none is in the
+    second. `record` is the best of the last rung.
     """
     chosen: dict[str, dict[ModelName, Recipe]] = {"fast": {}, "record": {}}
     for name, rungs in tables.items():
-        plain = next(row for row in rungs[0] if not row["teachers"])
+        plain = next(row for rows in (rungs[1], rungs[0]) for row in rows if not row["teachers"])
         chosen["fast"][name] = design.recipe(found, plain, getattr(found.epochs.fast, name))
         chosen["record"][name] = design.recipe(
             found, rungs[-1][0], getattr(found.epochs.record, name)
@@ -125,13 +132,18 @@ def rung_table(tables: Tables) -> str:
     return table(header, "lrrrrrr", lines)
 
 
-def setting_table(of_settings: Mapping[ModelName, Sequence[Setting]]) -> str:
-    lines = [
-        [TITLES[name], one.name, f"{100 * one.share:.0f}", f"{one.p:.1g}", one.best]
-        for name, settings in of_settings.items()
-        for one in settings
-    ]
-    return table("model | setting | share % | p | best values", "llrrl", lines)
+def setting_table(shares: Shares) -> str:
+    lines = []
+    for name, rungs in shares.items():
+        for setting in rungs[0]:
+            line = [TITLES[name], setting.replace("_", " ")]
+            for one in (rung.get(setting) for rung in rungs):
+                line += [f"{100 * one.share:.0f}", f"{one.p:.1g}", one.best] if one else [""] * 3
+            lines.append(line)
+    header = "model | setting" + "".join(
+        f" | rung {rung}: share % | p | best values" for rung in range(1, JUDGED + 1)
+    )
+    return table(header, "ll" + "rrl" * JUDGED, lines)
 
 
 def best_table(tables: Tables) -> str:
@@ -145,14 +157,15 @@ def best_table(tables: Tables) -> str:
     return table(header, "l" + "r" * len(names), lines)
 
 
-def markdown(found: Search, tables: Tables, of_settings: Mapping[ModelName, list[Setting]]) -> str:
+def markdown(found: Search, tables: Tables, shares: Shares) -> str:
     designs = " and ".join(f"{len(rungs[0])} of {TITLES[name]}" for name, rungs in tables.items())
     return f"""\
 # The search
 
-{designs} configurations, drawn before the first training. They are scored on
+Configurations: {designs}, drawn before the first training. They are scored on
 {found.validation_size:,} images of the training set that no trial is trained on. The test images
 are not used. The best of a rung are trained again from the start, for longer, in the next one.
+Equally many go on from each quarter of the distortions, because those help longer trainings only.
 
 ![How far each setting orders the configurations, and the error after each rung](search.png)
 
@@ -166,12 +179,12 @@ weights.
 
 ## Which settings matter
 
-{setting_table(of_settings)}
+{setting_table(shares)}
 
-In the first rung, with few epochs. *Share* is the part of the variance of the ranks that lies
-between groups of values, less what chance would give. *p* is of the test of Kruskal and Wallis.
-Nothing is corrected for the number of settings. A setting that helps only longer trainings is not
-seen here.
+*Share* is the part of the variance of the ranks that lies between groups of values, less what
+chance would give. *p* is of the test of Kruskal and Wallis. Nothing is corrected for the number of
+settings. The second rung trains longer. In it are the best of the first, so a setting that decided
+the first rung varies less in the second.
 
 ## The best of the last rung
 
@@ -179,19 +192,29 @@ seen here.
 """
 
 
-def figure(tables: Tables, of_settings: Mapping[ModelName, Sequence[Setting]]) -> Figure:
+def figure(tables: Tables, shares: Shares) -> Figure:
     """Left: the share of each setting. Right: the error of each trial, rung by rung."""
     with rc_context(figures.STYLE):
         drawn = Figure(figsize=(11, 7.5), layout="constrained")
         panels = drawn.subplots(len(tables), 2, squeeze=False)
-        for (shares, errors), (name, rungs) in zip(panels, tables.items(), strict=True):
+        for (bars, errors), (name, rungs) in zip(panels, tables.items(), strict=True):
             color = figures.COLORS[name]
-            settings = of_settings[name][::-1]
-            titles = [setting.name.replace("_", " ") for setting in settings]
-            shares.barh(titles, [100 * setting.share for setting in settings], color=color)
-            shares.set_xlabel("share of the variance of the ranks (%)")
-            shares.set_title(f"{TITLES[name]}: settings, first rung", fontsize=11)
-            shares.grid(axis="y", visible=False)
+            settings = list(shares[name][0])
+            height = 0.8 / JUDGED
+            for rung, (found, alpha) in enumerate(zip(shares[name], (1.0, 0.4), strict=True)):
+                values = [100 * found[one].share if one in found else 0.0 for one in settings]
+                places = np.arange(len(settings)) + (rung - (JUDGED - 1) / 2) * height
+                label = f"rung {rung + 1}: {rungs[rung][0]['epochs']} epochs".replace(
+                    " 1 epochs", " 1 epoch"
+                )
+                bars.barh(places, values, height, color=color, alpha=alpha, label=label)
+            bars.set_yticks(range(len(settings)), [one.replace("_", " ") for one in settings])
+            bars.invert_yaxis()
+            bars.set_xlim(0, 100)
+            bars.legend(loc="lower right")
+            bars.set_xlabel("share of the variance of the ranks (%)")
+            bars.set_title(f"{TITLES[name]}: settings", fontsize=11)
+            bars.grid(axis="y", visible=False)
             lines: dict[int, list[tuple[int, float]]] = {}
             for rows in rungs:
                 for row in (row for row in rows if row["accuracy"]):
@@ -211,12 +234,13 @@ def figure(tables: Tables, of_settings: Mapping[ModelName, Sequence[Setting]]) -
             errors.set_yscale("log")
             epochs = [rows[0]["epochs"] for rows in rungs]
             errors.set_xticks(epochs, [str(number) for number in epochs])
-            errors.yaxis.set_major_formatter("{x:g}")
-            errors.yaxis.set_minor_formatter("{x:g}")
             errors.minorticks_off()
+            low, high = errors.get_ylim()
+            shown = [tick for tick in TICKS if low <= tick <= high]
+            errors.set_yticks(shown, [f"{tick:g}" for tick in shown])
             errors.set_xlabel("epochs of the rung")
             errors.set_ylabel("wrong validation images (%)")
-            errors.set_title(f"{TITLES[name]}: trials; coloured: in all rungs", fontsize=11)
+            errors.set_title(f"{TITLES[name]}: trials; in colour: in all rungs", fontsize=11)
         return drawn
 
 
@@ -236,12 +260,15 @@ def main() -> None:
             name: [design.read_table(name, number + 1) for number in range(len(found.rungs(name)))]
             for name in MODEL_NAMES
         }
-        of_settings = {name: settings_of(rungs[0]) for name, rungs in tables.items()}
-        report, drawn = markdown(found, tables, of_settings), figure(tables, of_settings)
+        shares = {
+            name: [settings_of(rows) for rows in rungs[:JUDGED]] for name, rungs in tables.items()
+        }
+        report, drawn = markdown(found, tables, shares), figure(tables, shares)
         rows = [
-            {"model": name, "setting": one.name, "share": one.share, "p": one.p, "best": one.best}
-            for name, settings in of_settings.items()
-            for one in settings
+            {"model": name, "rung": rung, "setting": setting} | asdict(one)
+            for name, rungs in shares.items()
+            for rung, settings in enumerate(rungs, start=1)
+            for setting, one in settings.items()
         ]
         files.write_rows(FINDINGS / "settings.csv", rows)
         write_text(FINDINGS / "search.md", report)

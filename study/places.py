@@ -6,7 +6,6 @@ its jobs are workers of Dask: both engines then take the same path.
 
 import contextlib
 import logging
-import os
 import re
 import shlex
 import shutil
@@ -21,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from dvc_mlflow.errors import InputError, StageError, one_line
+from stages.base import numerics
 from study import worker
 from study.worker import Order
 
@@ -124,9 +124,8 @@ class Place:
 
 def local() -> Place:
     """One thread per core that this process may use. Each waits for a process that trains."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     worker.stop.clear()
-    return Place("local", ThreadPoolExecutor(cores))
+    return Place("local", ThreadPoolExecutor(numerics.cores()))
 
 
 def open_place(engine: str, cells: int) -> Place:

@@ -7,6 +7,9 @@ hyperparameter optimization", AISTATS 2016): many configurations are trained sho
 them again for longer, and so on. All configurations are drawn before the first training, and a rung
 begins when the one before has ended. So the tables do not depend on the number of workers.
 
+Distorted images make a short training worse and a long one better. So equally many configurations
+go on from each quarter of the strengths of distortion, and only the last rung compares them all.
+
 A finished trial is kept until its rung is written, so an interrupted rung loses only the trials
 that were running, and of those the last epoch.
 """
@@ -37,6 +40,8 @@ from study import design
 from study.cell import check_prepared, fitted_temperature, negative_log_likelihood, scaled
 from study.design import Row, Rung, Search, Space
 
+GROUPS = 4  # of similar distortion
+
 
 def ranked(rows: Sequence[Row]) -> list[Row]:
     """The rows, the best first, each with its `rank_sum`.
@@ -52,6 +57,25 @@ def ranked(rows: Sequence[Row]) -> list[Row]:
     found = [row | {"rank_sum": int(total)} for row, total in zip(rows, sums, strict=True)]
     order = sorted(range(len(rows)), key=lambda i: (sums[i], losses[i], rows[i]["trial"]))
     return [found[i] for i in order]
+
+
+def survivors(rows: Sequence[Row], count: int) -> list[Row]:
+    """The best ``count`` rows, equally many from each group of similar distortion.
+
+    Args:
+        rows: The best first.
+
+    Returns:
+        Chosen rows, the best first.
+    """
+    weakest = sorted(rows, key=lambda row: (row["distortion"], row["trial"]))
+    chosen = set()
+    for group in range(GROUPS):
+        low, high = (len(rows) * edge // GROUPS for edge in (group, group + 1))
+        places = count * (group + 1) // GROUPS - count * group // GROUPS
+        inside = {row["trial"] for row in weakest[low:high]}
+        chosen |= set([row["trial"] for row in rows if row["trial"] in inside][:places])
+    return [row for row in rows if row["trial"] in chosen]
 
 
 # --- trials ---
@@ -130,19 +154,19 @@ def workers() -> int:
     """How many trials run at once: WORKERS, or the number of cores."""
     asked = os.environ.get("WORKERS", "")
     if not asked:
-        return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
+        return numerics.cores()
     if not asked.isdecimal() or not int(asked):
         raise InputError(f"WORKERS is {asked}, expected a number of processes from 1")
     return int(asked)
 
 
 def run_rung(name: ModelName, search: Search, rung: Rung, before: Sequence[Row]) -> list[Row]:
-    """Train the first ``rung.trials`` configurations of the table before.
+    """Train ``rung.trials`` configurations of the table before.
 
     Returns:
         Their rows, the best first.
     """
-    chosen = before[: rung.trials]
+    chosen = survivors(before, rung.trials)
     recipes = [design.recipe(search, row, rung.epochs) for row in chosen]
     largest: dict[PlainRecipe, Distillation] = {}
     for one in recipes:

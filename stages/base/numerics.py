@@ -26,6 +26,13 @@ def set_spins() -> None:
     os.environ.setdefault("GOMP_SPINCOUNT", SPINS)
 
 
+def cores() -> int:
+    """How many processors this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 def _keep_freed_memory() -> None:
     """Let the C library reuse the memory of freed tensors instead of returning it to the system.
 

@@ -347,10 +347,17 @@ def _sum_of_columns(x: Tensor) -> Tensor:
     return result
 
 
+def _powers(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """``x`` (B, N) less its largest in each row, as float64; exp of it; its sums (B, 1)."""
+    x = x.double() - x.amax(1, keepdim=True).double()
+    powers = exp(x)
+    return x, powers, _sum_of_columns(powers)
+
+
 def probabilities(x: Tensor) -> Tensor:
     """softmax of (B, N), as float64."""
-    powers = exp(x.double() - x.amax(1, keepdim=True).double())
-    return powers / _sum_of_columns(powers)
+    _, powers, sums = _powers(x)
+    return powers / sums
 
 
 class Softmax(torch.autograd.Function):
@@ -375,17 +382,19 @@ def softmax(x: Tensor) -> Tensor:
     return result
 
 
+def _mean(losses: Tensor) -> Tensor:
+    """The mean of (B, 1), float64. fsum rounds its sum once, at the end."""
+    mean = math.fsum(losses.flatten().tolist()) / len(losses)
+    return torch.tensor(mean, dtype=torch.float64, device=losses.device)
+
+
 class CrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, labels: Tensor) -> Tensor:
-        x = x.double() - x.amax(1, keepdim=True).double()
-        powers = exp(x)
-        sums = _sum_of_columns(powers)
+        x, powers, sums = _powers(x)
         labels = labels.unsqueeze(1)
         ctx.save_for_backward(powers / sums, labels)
-        losses = log(sums) - x.gather(1, labels)
-        mean = math.fsum(losses.flatten().tolist()) / len(x)  # fsum rounds once, at the end
-        return torch.tensor(mean, dtype=torch.float64, device=x.device)
+        return _mean(log(sums) - x.gather(1, labels))
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
@@ -403,13 +412,9 @@ def cross_entropy(x: Tensor, labels: Tensor) -> Tensor:
 class SoftCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, targets: Tensor) -> Tensor:
-        x = x.double() - x.amax(1, keepdim=True).double()
-        powers = exp(x)
-        sums = _sum_of_columns(powers)
+        x, powers, sums = _powers(x)
         ctx.save_for_backward(powers / sums, targets)
-        losses = _sum_of_columns((log(sums) - x) * targets)
-        mean = math.fsum(losses.flatten().tolist()) / len(x)
-        return torch.tensor(mean, dtype=torch.float64, device=x.device)
+        return _mean(_sum_of_columns((log(sums) - x) * targets))
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:

@@ -104,20 +104,31 @@ def test_the_best_has_the_smallest_sum_of_ranks_and_a_diverged_training_comes_la
     assert [row["rank_sum"] for row in ranked] == [2, 5, 5, 8, 10]
 
 
+def test_equally_many_go_on_from_each_quarter_of_the_distortions(found):
+    rows = design.design(found.space, 40, seed=7)[::-1]  # any order stands for a ranking
+    quarters = sorted(rows, key=lambda row: (row["distortion"], row["trial"]))
+    for count in 8, 40:
+        chosen = search.survivors(rows, count)
+        assert chosen == [row for row in rows if row in chosen] and len(chosen) == count
+        for quarter in (quarters[at : at + 10] for at in range(0, 40, 10)):
+            best = [row for row in rows if row in quarter][: count // 4]
+            assert [row for row in chosen if row in quarter] == best
+
+
 def test_fast_has_no_teachers_and_record_is_the_best_of_the_last_rung(found):
     drawn = design.design(found.space, 40, found.seed)
     rows = sorted(drawn, key=lambda row: -row["teachers"])
-    tables = {"mlp": [rows, rows[5:8]]}
-    chosen = findings.winners(found, tables)
     plain = next(row for row in rows if not row["teachers"])
-    assert chosen["fast"]["mlp"] == design.recipe(found, plain, found.epochs.fast.mlp)
-    assert chosen["record"]["mlp"] == design.recipe(found, rows[5], found.epochs.record.mlp)
+    for second in (rows[3:], rows[:9]):  # the second has teachers only
+        chosen = findings.winners(found, {"mlp": [rows, second, rows[5:8]]})
+        assert chosen["fast"]["mlp"] == design.recipe(found, plain, found.epochs.fast.mlp)
+        assert chosen["record"]["mlp"] == design.recipe(found, rows[5], found.epochs.record.mlp)
 
 
 def test_a_setting_that_orders_the_rows_has_the_largest_share_and_noise_has_none(found):
     drawn = [row for row in design.design(found.space, 200, 3) if row["optimizer"] == "adamw"]
     rows = sorted(drawn, key=lambda row: row["learning_rate"])
-    settings = {one.name: one for one in findings.settings_of(rows)}
+    settings = findings.settings_of(rows)
     assert next(iter(settings)) == "learning_rate of adamw"
     first = settings["learning_rate of adamw"]
     assert first.share > 0.8 and first.p < 1e-20
@@ -159,7 +170,7 @@ def test_one_worker_and_two_come_to_the_same_tables(found, folder, monkeypatch, 
     first, second = tables
     assert first[-1]["trial"] == 4 and first[-1]["accuracy"] is first[-1]["loss"] is None
     assert [row["trial"] for row in second] != [4] and len(second) == 3
-    assert {row["trial"] for row in second} == {row["trial"] for row in first[:3]}
+    assert {row["trial"] for row in second} == {row["trial"] for row in search.survivors(first, 3)}
     assert len({row["weights"] for row in [*first[:-1], *second]}) == 8 + 3
     capfd.readouterr()
     assert short(found, 2, monkeypatch) == tables  # finished trials are not trained again
