@@ -20,7 +20,6 @@ from stages.show import figures, page
 from stages.show.tables import percent, table
 from study import design
 from study.design import Row, Search, Space
-from study.page import TICKS
 from study.settings import FOLDER
 
 FINDINGS = FOLDER / "findings"
@@ -93,19 +92,23 @@ def grouped(rows: Sequence[Row], name: str) -> dict[str, list[Row]]:
     return {f"{part[0][name]:g} to {part[-1][name]:g}": part for part in parts}
 
 
-def winners(found: Search, tables: Tables) -> dict[str, dict[ModelName, Recipe]]:
-    """The recipes by the rule of study/search.yaml.
+def winners(rungs: Sequence[Sequence[Row]]) -> dict[str, Row]:
+    """The configurations of a model that the rule of study/search.yaml chooses, by recipe.
 
     `fast` is the best without teachers of the second rung, or of the first if none is in the
     second. `record` is the best of the last rung.
     """
-    chosen: dict[str, dict[ModelName, Recipe]] = {"fast": {}, "record": {}}
+    plain = next(row for rows in (rungs[1], rungs[0]) for row in rows if not row["teachers"])
+    return {"fast": plain, "record": rungs[-1][0]}
+
+
+def recipes(found: Search, tables: Tables) -> dict[str, dict[ModelName, Recipe]]:
+    """The recipes that the search chooses, with the epochs of study/search.yaml."""
+    chosen: dict[str, dict[ModelName, Recipe]] = {}
     for name, rungs in tables.items():
-        plain = next(row for rows in (rungs[1], rungs[0]) for row in rows if not row["teachers"])
-        chosen["fast"][name] = design.recipe(found, plain, getattr(found.epochs.fast, name))
-        chosen["record"][name] = design.recipe(
-            found, rungs[-1][0], getattr(found.epochs.record, name)
-        )
+        for recipe, row in winners(rungs).items():
+            epochs = getattr(getattr(found.epochs, recipe), name)
+            chosen.setdefault(recipe, {})[name] = design.recipe(found, row, epochs)
     return chosen
 
 
@@ -146,26 +149,39 @@ def setting_table(shares: Shares) -> str:
     return table(header, "ll" + "rrl" * JUDGED, lines)
 
 
-def best_table(tables: Tables) -> str:
-    names = [*Space.model_fields, "accuracy", "loss"]
+def configuration_table(first: str, rows: Sequence[tuple[str, Row]]) -> str:
+    """Configurations with their scores, each with a title in a column of the name ``first``."""
     lines = [
-        [TITLES[name], *("" if row[key] is None else str(row[key]) for key in names)]
-        for name, rungs in tables.items()
-        for row in rungs[-1][:SHOWN]
+        [
+            title,
+            *("" if row[key] is None else str(row[key]) for key in ("trial", *Space.model_fields)),
+            str(row["epochs"]),
+            percent(row["accuracy"]),
+            f"{row['loss']:.4f}",
+        ]
+        for title, row in rows
     ]
-    header = " | ".join(["model", *(name.replace("_", " ") for name in names)])
-    return table(header, "l" + "r" * len(names), lines)
+    names = [first, "trial", *Space.model_fields, "epochs", "accuracy %", "loss"]
+    header = " | ".join(names).replace("_", " ")
+    return table(header, "l" + "r" * (len(names) - 1), lines)
 
 
 def markdown(found: Search, tables: Tables, shares: Shares) -> str:
     designs = " and ".join(f"{len(rungs[0])} of {TITLES[name]}" for name, rungs in tables.items())
+    chosen = [
+        (f"{recipe}, {TITLES[name]}", row)
+        for name, rungs in tables.items()
+        for recipe, row in winners(rungs).items()
+    ]
+    last = [(TITLES[name], row) for name, rungs in tables.items() for row in rungs[-1][:SHOWN]]
     return f"""\
 # The search
 
 Configurations: {designs}, drawn before the first training. They are scored on
 {found.validation_size:,} images of the training set that no trial is trained on. The test images
 are not used. The best of a rung are trained again from the start, for longer, in the next one.
-Equally many go on from each quarter of the distortions, because those help longer trainings only.
+Equally many go on from each quarter of the distortions, because how much of them is best depends on
+the length of a training.
 
 ![How far each setting orders the configurations, and the error after each rung](search.png)
 
@@ -186,9 +202,16 @@ chance would give. *p* is of the test of Kruskal and Wallis. Nothing is correcte
 settings. The second rung trains longer. In it are the best of the first, so a setting that decided
 the first rung varies less in the second.
 
+## What it chose
+
+{configuration_table("recipe", chosen)}
+
+`fast` is the best without teachers of the second rung, or of the first if none is in the second.
+`record` is the best of the last rung. The epochs and scores are those of the rung.
+
 ## The best of the last rung
 
-{best_table(tables)}
+{configuration_table("model", last)}
 """
 
 
@@ -236,7 +259,7 @@ def figure(tables: Tables, shares: Shares) -> Figure:
             errors.set_xticks(epochs, [str(number) for number in epochs])
             errors.minorticks_off()
             low, high = errors.get_ylim()
-            shown = [tick for tick in TICKS if low <= tick <= high]
+            shown = [tick for tick in figures.ERROR_TICKS if low <= tick <= high]
             errors.set_yticks(shown, [f"{tick:g}" for tick in shown])
             errors.set_xlabel("epochs of the rung")
             errors.set_ylabel("wrong validation images (%)")

@@ -9,12 +9,11 @@ from numpy.typing import NDArray
 
 from stages import scoring
 from stages.base.params import MODEL_NAMES, TITLES
-from stages.show import page
+from stages.show import figures, page
 from study.comparison import Variant
 from study.settings import REPORT, Study
 
 PATH = REPORT / "study.html"
-TICKS = (0.1, 0.2, 0.3, 0.5, 1, 2, 3, 5, 10, 20, 50)  # of the scale, in per cent
 STORY = """\
 <p>One mark per seed, and the mean in numbers. Blue and round: LeNet-5. Orange and square: the MLP.
 Diamond: the published figure.</p>
@@ -59,7 +58,7 @@ def html(
         "titles": {name: TITLES[name] for name in MODEL_NAMES},
         "seeds": study.seeds,
         "scale": [low, high],
-        "ticks": [tick for tick in TICKS if low <= tick <= high],
+        "ticks": [tick for tick in figures.ERROR_TICKS if low <= tick <= high],
         "groups": [
             {
                 "title": title,

@@ -36,6 +36,7 @@ STYLE: Any = {
     "figure.dpi": 100,
     "savefig.dpi": 100,
 }
+ERROR_TICKS = (0.1, 0.2, 0.3, 0.5, 1, 2, 3, 5, 10, 20, 50)  # of a logarithmic scale, in per cent
 MISTAKES_SHOWN = 15
 MISSED_SHOWN = 48
 # In per cent: LeNet-5 trained on distorted images, from the paper that models.py names. Its pooling

@@ -120,7 +120,7 @@ def test_fast_has_no_teachers_and_record_is_the_best_of_the_last_rung(found):
     rows = sorted(drawn, key=lambda row: -row["teachers"])
     plain = next(row for row in rows if not row["teachers"])
     for second in (rows[3:], rows[:9]):  # the second has teachers only
-        chosen = findings.winners(found, {"mlp": [rows, second, rows[5:8]]})
+        chosen = findings.recipes(found, {"mlp": [rows, second, rows[5:8]]})
         assert chosen["fast"]["mlp"] == design.recipe(found, plain, found.epochs.fast.mlp)
         assert chosen["record"]["mlp"] == design.recipe(found, rows[5], found.epochs.record.mlp)
 
