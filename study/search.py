@@ -7,8 +7,8 @@ hyperparameter optimization", AISTATS 2016): many configurations are trained sho
 them again for longer, and so on. All configurations are drawn before the first training, and a rung
 begins when the one before has ended. So the tables do not depend on the number of workers.
 
-Distorted images make a short training worse and a long one better. So equally many configurations
-go on from each quarter of the strengths of distortion, and only the last rung compares them all.
+How much distortion is best depends on the length of a training. So equally many configurations go on
+from each quarter of the strengths of distortion, and only the last rung compares them all.
 
 A finished trial is kept until its rung is written, so an interrupted rung loses only the trials
 that were running, and of those the last epoch.
