@@ -8,7 +8,6 @@ they answer with a committed cell. It is in seconds of the processor, with Dask'
 ideal time for the `fast` cells is the sum of their own times divided by the number of workers.
 """
 
-import os
 import re
 import shutil
 import subprocess
@@ -18,6 +17,7 @@ import time
 from pathlib import Path
 
 from benchmarks import ENVIRONMENT, ROOT
+from stages.base import numerics
 from stages.show.tables import table
 
 SCRATCH = "engine-"
@@ -110,7 +110,7 @@ def fast() -> str:
         ).stdout
         wall = time.perf_counter() - started
     seconds = [float(found) for found in re.findall(r" in (\d+) s", output)]
-    cores = len(os.sched_getaffinity(0))
+    cores = numerics.cores()
     ideal = sum(seconds) / cores
     return (
         f"{len(seconds)} cells on {cores} cores: {wall:.0f} s, ideal {ideal:.0f} s, "

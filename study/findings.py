@@ -227,9 +227,8 @@ def figure(tables: Tables, shares: Shares) -> Figure:
             for rung, (found, alpha) in enumerate(zip(shares[name], (1.0, 0.4), strict=True)):
                 values = [100 * found[one].share if one in found else 0.0 for one in settings]
                 places = np.arange(len(settings)) + (rung - (JUDGED - 1) / 2) * height
-                label = f"rung {rung + 1}: {rungs[rung][0]['epochs']} epochs".replace(
-                    " 1 epochs", " 1 epoch"
-                )
+                epochs = rungs[rung][0]["epochs"]
+                label = f"rung {rung + 1}: {epochs} epoch{'s' if epochs > 1 else ''}"
                 bars.barh(places, values, height, color=color, alpha=alpha, label=label)
             bars.set_yticks(range(len(settings)), [one.replace("_", " ") for one in settings])
             bars.invert_yaxis()
@@ -255,11 +254,10 @@ def figure(tables: Tables, shares: Shares) -> Figure:
                 )
             errors.set_xscale("log")
             errors.set_yscale("log")
-            epochs = [rows[0]["epochs"] for rows in rungs]
-            errors.set_xticks(epochs, [str(number) for number in epochs])
+            lengths = [rows[0]["epochs"] for rows in rungs]
+            errors.set_xticks(lengths, [str(number) for number in lengths])
             errors.minorticks_off()
-            low, high = errors.get_ylim()
-            shown = [tick for tick in figures.ERROR_TICKS if low <= tick <= high]
+            shown = figures.error_ticks(*errors.get_ylim())
             errors.set_yticks(shown, [f"{tick:g}" for tick in shown])
             errors.set_xlabel("epochs of the rung")
             errors.set_ylabel("wrong validation images (%)")

@@ -58,7 +58,7 @@ def html(
         "titles": {name: TITLES[name] for name in MODEL_NAMES},
         "seeds": study.seeds,
         "scale": [low, high],
-        "ticks": [tick for tick in figures.ERROR_TICKS if low <= tick <= high],
+        "ticks": figures.error_ticks(low, high),
         "groups": [
             {
                 "title": title,

@@ -7,8 +7,8 @@ hyperparameter optimization", AISTATS 2016): many configurations are trained sho
 them again for longer, and so on. All configurations are drawn before the first training, and a rung
 begins when the one before has ended. So the tables do not depend on the number of workers.
 
-How much distortion is best depends on the length of a training. So equally many configurations go on
-from each quarter of the strengths of distortion, and only the last rung compares them all.
+How much distortion is best depends on the length of a training. So equally many configurations go
+on from each quarter of the strengths of distortion, and only the last rung compares them all.
 
 A finished trial is kept until its rung is written, so an interrupted rung loses only the trials
 that were running, and of those the last epoch.
@@ -69,12 +69,12 @@ def survivors(rows: Sequence[Row], count: int) -> list[Row]:
         Chosen rows, the best first.
     """
     weakest = sorted(rows, key=lambda row: (row["distortion"], row["trial"]))
-    chosen = set()
+    chosen: set[int] = set()
     for group in range(GROUPS):
         low, high = (len(rows) * edge // GROUPS for edge in (group, group + 1))
         places = count * (group + 1) // GROUPS - count * group // GROUPS
         inside = {row["trial"] for row in weakest[low:high]}
-        chosen |= set([row["trial"] for row in rows if row["trial"] in inside][:places])
+        chosen.update([row["trial"] for row in rows if row["trial"] in inside][:places])
     return [row for row in rows if row["trial"] in chosen]
 
 

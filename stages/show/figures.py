@@ -53,6 +53,11 @@ PUBLISHED_MARK: Any = {
 }
 
 
+def error_ticks(low: float, high: float) -> list[float]:
+    """Where a logarithmic scale of errors from ``low`` to ``high``, in per cent, is labelled."""
+    return [tick for tick in ERROR_TICKS if low <= tick <= high]
+
+
 def save(figure: Figure, path: Path) -> None:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", metadata={"Software": None})
