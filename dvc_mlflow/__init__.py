@@ -29,7 +29,7 @@ from dvc_mlflow.errors import StageError, one_line
 from dvc_mlflow.hooks import settings
 
 PATIENCE = 5.0  # seconds without progress that a stage waits for at its end
-LOCAL_PATIENCE = 60.0  # the same, while the process does work that needs no server
+LOCAL_PATIENCE = 60.0  # the same, while the process does not wait for a server
 
 
 class Run:

@@ -8,8 +8,8 @@ not fork after it has imported such libraries, so there each stage gets a new pr
 A stage sends one JSON object per line: first `{"stage": ..., "environment": {...}}`, then
 `{"epoch": {...}}` for each epoch, and at last `{"end": STATUS, "reason": ...}`. If the connection
 ends before that, the stage was killed. The answer has one line per step: first `process PID`, then
-`local` before work without the server, `ready` after each answer of the store, and at the end
-`done` or `failed: REASON`.
+`local` before work without a server, `ready` after each answer of the store (`local` if that is a
+file), and at the end `done` or `failed: REASON`.
 """
 
 import contextlib
@@ -84,6 +84,8 @@ def attend(connection: socket.socket) -> NoReturn:
     answers = connection.makefile("w", encoding="utf-8")
 
     def say(line: str) -> None:
+        if line == "ready" and store.is_local(store.uri()):
+            line = "local"
         with contextlib.suppress(OSError):  # the run of a killed stage is ended, too
             print(line, file=answers, flush=True)
 

@@ -98,6 +98,11 @@ def is_remote(tracking_uri: str) -> bool:
     return tracking_uri.startswith(("http://", "https://"))
 
 
+def is_local(tracking_uri: str) -> bool:
+    """Whether the store is a file or a folder, whose answer may be slow but always comes."""
+    return "://" not in tracking_uri or tracking_uri.startswith(("sqlite:", "file:"))
+
+
 def apply_settings() -> None:
     """Set MLflow's settings, before it is imported. Those of the environment win."""
     for variable, value in SETTINGS.items():

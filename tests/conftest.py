@@ -147,6 +147,9 @@ def mlflow_server(backend: str, folder: Path) -> Iterator[tuple[str, subprocess.
                 break
             assert process.poll() is None, "mlflow server ended"
             time.sleep(0.2)
+        # The first request opens the store, which on a busy machine takes longer than a stage waits
+        first = f"http://127.0.0.1:{port}/api/2.0/mlflow/experiments/search?max_results=1"
+        urllib.request.urlopen(first, timeout=60).close()
         yield f"http://127.0.0.1:{port}", process
     finally:
         with contextlib.suppress(ProcessLookupError):

@@ -157,7 +157,9 @@ def test_a_torn_rwlock_stops_every_dvc_command_and_make_repro_removes_it(copy, c
     assert "up to date" in said
 
 
-@pytest.mark.parametrize("share", [0.0, 0.3, 0.6, 0.95])
+@pytest.mark.parametrize(
+    "share", [0.0, 0.6, *(pytest.param(share, marks=pytest.mark.weekly) for share in (0.3, 0.95))]
+)
 @pytest.mark.parametrize("kept", [True, False])
 def test_a_torn_dvc_lock_is_taken_back(copy, share, kept):
     copy.commit("small")

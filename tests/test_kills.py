@@ -47,9 +47,10 @@ def stopped(clone: Clone, sent: signal.Signals, moment: float) -> bool:
 @pytest.mark.parametrize(
     ("sent", "part", "parts"),
     [
-        (signal.SIGKILL, 0, 3),
-        *(pytest.param(signal.SIGKILL, part, 3, marks=pytest.mark.weekly) for part in (1, 2)),
-        (signal.SIGINT, 0, 1),
+        (signal.SIGKILL, 0, 6),
+        *(pytest.param(signal.SIGKILL, part, 6, marks=pytest.mark.weekly) for part in range(1, 6)),
+        (signal.SIGINT, 0, 2),
+        pytest.param(signal.SIGINT, 1, 2, marks=pytest.mark.weekly),
     ],
 )
 def test_killed_at_any_moment_the_next_dvc_repro_comes_to_the_same_bytes(copy, sent, part, parts):

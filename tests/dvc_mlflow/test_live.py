@@ -175,7 +175,15 @@ def dying(copy: Clone) -> Iterator[str]:
 
 @pytest.mark.alone
 @pytest.mark.slow
-@pytest.mark.parametrize("server", [refusing, hanging, failing, dying], ids=lambda f: f.__name__)
+@pytest.mark.parametrize(
+    "server",
+    [
+        *(pytest.param(server, marks=pytest.mark.weekly) for server in (refusing, failing)),
+        hanging,
+        dying,
+    ],
+    ids=lambda f: f.__name__,
+)
 def test_a_bad_server_costs_a_warning_and_sync_makes_up_for_it(copy, server):
     with contextlib.ExitStack() as stack:
         uri = f"sqlite:///{copy.path}/clean.db"

@@ -296,8 +296,9 @@ def test_where_a_process_may_not_fork_each_stage_gets_a_process_of_its_own(
         first = {"stage": "train_mlp", "environment": dict(os.environ)}
         for message in (first, {"epoch": {"epoch": 1, "test_loss": 0.5}}, FINISHED):
             stage.sendall(f"{json.dumps(message)}\n".encode())
-        *_, last = stage.makefile(encoding="utf-8")
+        _, *steps, last = stage.makefile(encoding="utf-8")
     assert last == "done\n"
+    assert {*steps} == {"local\n"}  # the store is a file, so the stage waits for it longer
     assert os.wait()[0] != os.getpid()
     run = newest(client)
     assert (run.info.status, run.data.metrics["test_loss"]) == ("FINISHED", 0.5)

@@ -277,7 +277,14 @@ def test_a_store_that_cannot_be_made_is_told_at_once(copy, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("link", ["symlink", "hardlink", "reflink", "shared symlink"])
+@pytest.mark.parametrize(
+    "link",
+    [
+        "symlink",
+        *(pytest.param(kind, marks=pytest.mark.weekly) for kind in ("hardlink", "shared symlink")),
+        "reflink",
+    ],
+)
 def test_results_that_are_links_into_the_cache_are_logged_as_files(copy, link):
     if link == "shared symlink":
         folder = copy.path.parent / "shared cache"
@@ -330,7 +337,9 @@ def other(copy) -> Clone:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("time", range(3))
+@pytest.mark.parametrize(
+    "time", [0, *(pytest.param(again, marks=pytest.mark.weekly) for again in (1, 2))]
+)
 def test_two_clones_that_sync_together_write_everything_once(copy, other, server, time):
     env = {"MLFLOW_TRACKING_URI": server}
     both = [clone.start(*COMMAND, "sync", env=env) for clone in (copy, other)]

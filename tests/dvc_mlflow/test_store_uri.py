@@ -80,6 +80,8 @@ def test_a_server_keeps_the_artifacts_and_has_the_ui(uri):
     uri("https://host:1/")
     assert store.is_remote(store.uri()) and store.is_remote("http://host")
     assert not store.is_remote("postgresql://host") and not store.is_remote("sqlite:///http://")
+    assert store.is_local("sqlite:////a/b") and store.is_local("/a") and store.is_local("file:///a")
+    assert not store.is_local("postgresql://host") and not store.is_local("http://host")
     assert store.location() is None
     view = "viewStateShareKey=stages&workflowType=machine_learning"
     assert store.overview("3", "http://ours") == f"https://host:1/#/experiments/3/runs?{view}"
