@@ -78,7 +78,7 @@ def load_variants(study: Study) -> list[Variant]:
         StageError: A cell is missing or damaged, or a file is not a cell of the study. Names them.
     """
     seeds: dict[tuple[str, ModelName], list[str]] = {
-        (recipe, model): list(map(str, study.seeds))
+        (recipe, model): list(map(str, study.seeds_of(recipe)))
         for recipe in study.every_recipe
         for model in MODEL_NAMES
     }
@@ -163,7 +163,7 @@ def over_seeds(values: Sequence[float]) -> OverSeeds:
 
 @dataclass(frozen=True)
 class Difference:
-    """The accuracy of one variant minus that of another: the same seeds, the same images."""
+    """The accuracy of one variant minus that of another: the seeds of both, the same images."""
 
     seeds: OverSeeds
     images_low: float  # 95 % interval of the mean, over images
@@ -172,11 +172,12 @@ class Difference:
 
 
 def difference(first: Variant, second: Variant) -> Difference:
-    pairs = list(zip(first.correct, second.correct, strict=True))
+    others = {cell.seed: cell.correct for cell in second.cells}
+    pairs = [(cell.correct, others[cell.seed]) for cell in first.cells if cell.seed in others]
     found = [scoring.paired_difference(a, b) for a, b in pairs]
     # Over all seeds together: of whole numbers, NumPy's sums are exact
-    by_image = first.correct.sum(0) - second.correct.sum(0)
-    low, high = bootstrap_interval(by_image.astype(float))
+    by_image = np.sum([a.astype(float) - b for a, b in pairs], 0)
+    low, high = bootstrap_interval(by_image)
     return Difference(
         seeds=over_seeds([one.accuracy for one in found]),
         images_low=low / len(pairs),

@@ -25,6 +25,7 @@ from study.settings import FOLDER
 FINDINGS = FOLDER / "findings"
 OF_OPTIMIZERS = ("learning_rate", "weight_decay")
 PARTS = 3  # groups that the values of a range are put into
+LEAST = 4  # trials in each group of values that is compared with the others
 SHOWN = 5  # configurations of the last rung in the report
 JUDGED = 2  # rungs whose trials show which settings matter. The last has too few
 
@@ -53,7 +54,7 @@ def settings_of(rows: Sequence[Row]) -> dict[str, Setting]:
     """The settings by their name, the most important first.
 
     A setting of the teachers is judged among the configurations that have teachers, a rate among
-    those with the same optimizer.
+    those with the same optimizer. A setting with a group of fewer than LEAST is left out.
 
     Args:
         rows: The best first.
@@ -68,7 +69,7 @@ def settings_of(rows: Sequence[Row]) -> dict[str, Setting]:
         for title, chosen in parts.items():
             groups = grouped(chosen, name)
             of_groups = {key: [ranks[row["trial"]] for row in one] for key, one in groups.items()}
-            if len(of_groups) < 2:
+            if len(of_groups) < 2 or min(map(len, of_groups.values())) < LEAST:
                 continue
             statistic, p = kruskal(*of_groups.values())
             best = min(of_groups, key=lambda key: float(np.median(of_groups[key])))
@@ -154,20 +155,22 @@ def configuration_table(first: str, rows: Sequence[tuple[str, Row]]) -> str:
     lines = [
         [
             title,
-            *("" if row[key] is None else str(row[key]) for key in ("trial", *Space.model_fields)),
+            str(row["trial"]),
             str(row["epochs"]),
             percent(row["accuracy"]),
             f"{row['loss']:.4f}",
+            *("" if row[key] is None else str(row[key]) for key in Space.model_fields),
         ]
         for title, row in rows
     ]
-    names = [first, "trial", *Space.model_fields, "epochs", "accuracy %", "loss"]
+    names = [first, "trial", "epochs", "accuracy %", "loss", *Space.model_fields]
     header = " | ".join(names).replace("_", " ")
     return table(header, "l" + "r" * (len(names) - 1), lines)
 
 
 def markdown(found: Search, tables: Tables, shares: Shares) -> str:
-    designs = " and ".join(f"{len(rungs[0])} of {TITLES[name]}" for name, rungs in tables.items())
+    models: dict[ModelName, str] = {"lenet5": "LeNet-5", "mlp": "the MLP"}
+    designs = " and ".join(f"{len(rungs[0])} of {models[name]}" for name, rungs in tables.items())
     chosen = [
         (f"{recipe}, {TITLES[name]}", row)
         for name, rungs in tables.items()
@@ -178,10 +181,10 @@ def markdown(found: Search, tables: Tables, shares: Shares) -> str:
 # The search
 
 Configurations: {designs}, drawn before the first training. They are scored on
-{found.validation_size:,} images of the training set that no trial is trained on. The test images
-are not used. The best of a rung are trained again from the start, for longer, in the next one.
-Equally many go on from each quarter of the distortions, because how much of them is best depends on
-the length of a training.
+{found.validation_size:,} images of the training set that no trial is trained on. Nothing is scored
+on the test images. The best of a rung are trained again from the start, for longer, in the next
+one. Equally many go on from each quarter of the distortions, because how much of them is best
+depends on the length of a training.
 
 ![How far each setting orders the configurations, and the error after each rung](search.png)
 
@@ -199,8 +202,9 @@ weights.
 
 *Share* is the part of the variance of the ranks that lies between groups of values, less what
 chance would give. *p* is of the test of Kruskal and Wallis. Nothing is corrected for the number of
-settings. The second rung trains longer. In it are the best of the first, so a setting that decided
-the first rung varies less in the second.
+settings. Where a group of values has fewer than {LEAST} trials, nothing is said. The second rung
+trains longer. In it are the best of the first, so a setting that decided the first rung varies less
+in the second.
 
 ## What it chose
 

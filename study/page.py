@@ -19,7 +19,8 @@ STORY = """\
 Diamond: the published figure.</p>
 <div id="story" class="story"></div>
 <p><a href="../../reports/report.html">The page of the pipeline</a>: draw a digit, learning curves,
-mistakes.</p>"""
+mistakes. <a href="../findings/search.html">The page of the search</a>: how fast and record were
+chosen.</p>"""
 PICTURES = {"story": STORY, "missed": '<div id="missed" class="digits"></div>'}
 
 
@@ -27,6 +28,7 @@ def _errors(variant: Variant) -> dict[str, Any]:
     """In per cent of the test images."""
     published = variant.recipe == "published"
     return {
+        "seeds": [cell.seed for cell in variant.cells],
         "errors": [100 - 100 * cell.scores["test_accuracy"] for cell in variant.cells],
         "mean": 100 - 100 * variant.accuracy.mean,
         "published": 100 - 100 * scoring.PUBLISHED[variant.model][1] if published else None,
@@ -56,7 +58,6 @@ def html(
     groups = {"Recipes": study.recipes, "Recipe record without one ingredient": study.ablations}
     data = {
         "titles": {name: TITLES[name] for name in MODEL_NAMES},
-        "seeds": study.seeds,
         "scale": [low, high],
         "ticks": figures.error_ticks(low, high),
         "groups": [

@@ -233,11 +233,14 @@ def markdown(
     whole = [variant for variant in variants if variant.recipe in study.recipes]
     published = [variant for variant in variants if variant.recipe == "published"]
     lessened = [variant for variant in variants if variant.recipe in study.ablations]
+    fewer = ""
+    if lessened and len(study.ablation_seeds) < len(study.seeds):
+        fewer = f" ({len(study.ablation_seeds)} of them for an ablation)"
     return f"""\
 # The study
 
 By `make study`: {len(study.every_recipe)} recipes, two models, {len(study.seeds)}
-seeds. Each network is scored once on the 10,000 test images.
+seeds{fewer}. Each network is scored once on the 10,000 test images.
 
 ![Test error of every recipe, model and seed](story.png)
 

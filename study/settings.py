@@ -26,12 +26,16 @@ class Study(Section):
     seeds: Annotated[list[Seed], Field(min_length=1)]
     recipes: Annotated[list[str], Field(min_length=1)]
     ablations: list[str]
+    ablation_seeds: Annotated[list[Seed], Field(min_length=1)]
     differences: list[Annotated[list[str], Field(min_length=2, max_length=2)]]
     validation_size: Annotated[int, Field(ge=CLASSES, le=TRAIN_SIZE - CLASSES)]
 
     @property
     def every_recipe(self) -> list[str]:
         return [*self.recipes, *self.ablations]
+
+    def seeds_of(self, recipe: str) -> list[Seed]:
+        return self.ablation_seeds if recipe in self.ablations else self.seeds
 
 
 def cell_path(recipe: str, model: str, seed: int | str) -> Path:
@@ -54,6 +58,7 @@ def load() -> Study:
                 raise strict.unknown_name(PATH, key, recipe, known)
     lists: dict[str, Sequence[int | str]] = {
         "seeds": study.seeds,
+        "ablation_seeds": study.ablation_seeds,
         "recipes": study.recipes,
         "recipes and ablations": study.every_recipe,
     }
@@ -61,6 +66,11 @@ def load() -> Study:
         doubles = [str(value) for value, count in Counter(values).items() if count > 1]
         if doubles:
             raise InputError(f"{PATH}: {key} has {', '.join(doubles)} more than once")
+    if strangers := [seed for seed in study.ablation_seeds if seed not in study.seeds]:
+        raise InputError(
+            f"{PATH}: ablation_seeds has {strangers[0]}, expected some of `seeds`, so that an "
+            "ablation can be compared"
+        )
     for recipe in (recipe for pair in study.differences for recipe in pair):
         if recipe not in study.every_recipe:
             raise strict.unknown_name(PATH, "differences", recipe, study.every_recipe)

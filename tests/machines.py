@@ -23,6 +23,7 @@ STUDY = """\
 seeds: [0]
 recipes: [documented]
 ablations: []
+ablation_seeds: [0]
 differences: []
 validation_size: 100
 """

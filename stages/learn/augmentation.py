@@ -80,7 +80,7 @@ def distort(images: Tensor, settings: Augmentation, generator: torch.Generator) 
     # 2^-20 pixels times 2^-9 times 2^-9, and at most 64 pixels times 6 times 6: less than 53 bits
     moves = exact.on_grid(moves.clamp(-64, 64), 2.0**-20).view(-1, 2, side, side).to(device)
     field = (moves @ weights.T).mT.contiguous() @ weights.T  # (B, 2, 32, 32), in 1/36 pixels
-    pixels = (field * (1 / 36)).float()
+    pixels = field.mul_(1 / 36).float()
     pixel = torch.arange(INPUT_SIDE, device=device)
     columns = (pixels[:, 0] + pixel).flatten(1)
     lines = (pixels[:, 1] + pixel.unsqueeze(1)).flatten(1)
@@ -88,16 +88,20 @@ def distort(images: Tensor, settings: Augmentation, generator: torch.Generator) 
 
 
 def _sample(images: Tensor, x: Tensor, y: Tensor) -> Tensor:
-    """Bilinear values of images (B, 1, 32, 32) at columns and rows (B, 1024), 0 outside."""
-    x = x.clamp(-1, INPUT_SIDE) + 1
-    y = y.clamp(-1, INPUT_SIDE) + 1
+    """Bilinear values of images (B, 1, 32, 32) at columns and rows (B, 1024), 0 outside.
+
+    ``x`` and ``y`` are overwritten: new memory for each step costs more time than the arithmetic.
+    """
+    x.clamp_(-1, INPUT_SIDE).add_(1)
+    y.clamp_(-1, INPUT_SIDE).add_(1)
     left, top = x.floor(), y.floor()
+    across, down = x.sub_(left), y.sub_(top)
     side = INPUT_SIDE + 3  # a border of zeros, wide enough for the right neighbour of the last
-    padded = F.pad(images, (1, 2, 1, 2)).flatten(1)
-    index = (top * side + left).long()
-    corners = [padded.gather(1, index + offset).float() for offset in (0, 1, side, side + 1)]
-    across, down = x - left, y - top
-    above = (corners[1] - corners[0]).mul_(across).add_(corners[0])
-    below = (corners[3] - corners[2]).mul_(across).add_(corners[2])
-    value = (below - above).mul_(down).add_(above).round_()
+    padded = F.pad(images, (1, 2, 1, 2)).flatten(1).float()
+    index = top.mul_(side).add_(left).long()
+    first, right, below, last = (
+        padded[:, offset:].gather(1, index) for offset in (0, 1, side, side + 1)
+    )
+    above = right.sub_(first).mul_(across).add_(first)
+    value = last.sub_(below).mul_(across).add_(below).sub_(above).mul_(down).add_(above).round_()
     return value.view(len(images), 1, INPUT_SIDE, INPUT_SIDE)

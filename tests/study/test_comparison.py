@@ -32,7 +32,8 @@ def made(correct, seed="0") -> Cell:
 
 
 def variant(*corrects, model="lenet5") -> Variant:
-    return Variant("any", model, [made(correct) for correct in corrects], made(corrects[0]))
+    cells = [made(correct, str(seed)) for seed, correct in enumerate(corrects)]
+    return Variant("any", model, cells, made(corrects[0]))
 
 
 def test_intervals_over_seeds_are_students():
@@ -76,6 +77,10 @@ def test_a_difference_is_paired_over_images_and_over_seeds():
     same = comparison.difference(variant(*first), variant(*first))
     assert same.seeds.mean == same.images_low == same.images_high == 0
     assert set(same.p_values) == {1.0}
+    # Only the seeds of both count
+    fewer = comparison.difference(variant(*first[:3]), variant(*second[:3]))
+    assert comparison.difference(variant(*first), variant(*second[:3])) == fewer
+    assert comparison.difference(variant(*first[:3]), variant(*second)) == fewer
 
 
 def test_the_temperature_undoes_a_known_one_and_is_a_logistic_regressions():
@@ -136,8 +141,8 @@ def test_the_committed_study_was_made_by_this_code_with_these_settings(clone):
     ]
     assert not wrong, f"{wrong}: run `make study`, and commit its results"
     study = YAML(typ="safe").load(clone.path / settings.PATH)
-    seeds = len(study["seeds"])
-    cells = 2 * (len(study["recipes"]) * (seeds + 1) + len(study["ablations"]) * seeds)
+    cells = 2 * len(study["recipes"]) * (len(study["seeds"]) + 1)
+    cells += 2 * len(study["ablations"]) * len(study["ablation_seeds"])
     rungs = YAML(typ="safe").load(clone.path / "study/dvc.yaml")["stages"]["rung"]["foreach"]
     assert len(status) == cells + len(rungs) + 1  # the report
 
@@ -178,6 +183,7 @@ def make_small_study(clone: Clone) -> None:
         "seeds": [0],
         "recipes": ["published", "documented"],
         "ablations": ["record_in_20_epochs"],
+        "ablation_seeds": [0],
         "differences": [["documented", "published"], ["documented", "record_in_20_epochs"]],
         "validation_size": 100,
     }

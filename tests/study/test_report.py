@@ -179,6 +179,7 @@ def study(monkeypatch):
         "seeds": [0, 1, 2],
         "recipes": ["published", "record"],
         "ablations": ["record_without_decay"],
+        "ablation_seeds": [0, 1, 2],
         "differences": [["record", "published"], ["record", "record_without_decay"]],
     }
     return settings.load().model_copy(update=small)
@@ -345,6 +346,9 @@ def test_the_page_has_each_table_in_its_section_with_its_rows(study):
     missed = [{"index": at, "no_majority": int(at < 1)} for at in range(3)]
     text = report.markdown(study, VARIANTS, "record", missed, seed=8)
     assert text.startswith("# The study\n\nBy `make study`: 3 recipes, two models, 3\nseeds. ")
+    fewer = study.model_copy(update={"ablation_seeds": [0, 2]})
+    said = report.markdown(fewer, VARIANTS, "record", missed, seed=8)
+    assert "3\nseeds (2 of them for an ablation). " in said
     sections = {part.split("\n")[0]: part for part in text.split("\n## ")[1:]}
     assert list(sections) == [
         *("Results", "Is the published result reproduced?", "Differences"),
@@ -430,6 +434,7 @@ def folder(tmp_path, monkeypatch) -> Path:
         "seeds": list(SEEDS),
         "recipes": ["published", "record"],
         "ablations": ["record_without_decay"],
+        "ablation_seeds": list(SEEDS),
         "differences": [["record", "published"], ["record", "record_without_decay"]],
     }
     settings.FOLDER.mkdir()

@@ -125,6 +125,15 @@ def test_fast_has_no_teachers_and_record_is_the_best_of_the_last_rung(found):
         assert chosen["record"]["mlp"] == design.recipe(found, rows[5], found.epochs.record.mlp)
 
 
+def test_fast_is_what_the_committed_tables_choose(found):
+    tables = {
+        name: [design.read_table(name, rung + 1) for rung in range(len(found.rungs(name)))]
+        for name in params.MODEL_NAMES
+    }
+    chosen = findings.recipes(found, tables)["fast"]
+    assert params.load_recipes()["fast"] == params.Recipes(**chosen)
+
+
 def test_a_setting_that_orders_the_rows_has_the_largest_share_and_noise_has_none(found):
     drawn = [row for row in design.design(found.space, 200, 3) if row["optimizer"] == "adamw"]
     rows = sorted(drawn, key=lambda row: row["learning_rate"])

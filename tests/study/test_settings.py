@@ -41,7 +41,8 @@ def write(tmp_path, monkeypatch):
             "seeds: [0, 1,",
             "seed: [0, 1,",
             "seeds is missing\nerror: study/params.yaml: seed is not a setting, expected here: "
-            "seeds, recipes, ablations, differences, validation_size; did you mean seeds?",
+            "seeds, recipes, ablations, ablation_seeds, differences, validation_size"
+            "; did you mean seeds?",
         ),
         ("seeds: [0, 1,", "seeds: [0, 1, 1,", "seeds has 1 more than once"),
         ("seeds: [0, 1, 2, 3, 4]", "seeds: []", "seeds is [], expected at least 1 item"),
@@ -108,14 +109,20 @@ def write(tmp_path, monkeypatch):
         (
             "validation_size: 10000",
             "recipe: record\nvalidation_size: 10000",
-            "recipe is not a setting, expected here: seeds, recipes, ablations, differences, valid",
+            "recipe is not a setting, expected here: seeds, recipes, ablations, ablation_seeds, ",
         ),
         (
             "validation_size: 10000",
             "seeds: [7]\nvalidation_size: 10000",
-            'line 23: found duplicate key "seeds"',
+            'line 24: found duplicate key "seeds"',
         ),
         ("seeds: [0, 1, 2, 3, 4]", "seeds: [0, 1", "line "),
+        ("ablation_seeds: [0,", "ablation_seeds: [0, 0,", "ablation_seeds has 0 more than once"),
+        (
+            "ablation_seeds: [0,",
+            "ablation_seeds: [7,",
+            "ablation_seeds has 7, expected some of `seeds`, so that an ablation can be compared",
+        ),
     ],
 )
 def test_a_mistake_is_named_with_the_value_and_the_allowed_ones(write, old, new, line):
@@ -139,7 +146,7 @@ ENDS = {
 @pytest.mark.parametrize("key", ENDS)
 def test_each_number_has_its_ends_and_is_refused_beyond_them(write, key):
     def load_with(value: int) -> None:
-        content = YAML(typ="safe").load(GOOD)
+        content = YAML(typ="safe").load(GOOD) | {"ablation_seeds": [4]}
         name, *index = key.split(".")
         if index:
             content[name][int(index[0])] = value
@@ -166,9 +173,10 @@ def test_a_difference_is_between_two_recipes(write):
 
 def test_an_ablation_and_a_difference_may_be_left_out_and_a_recipe_may_not(write):
     text = GOOD[: GOOD.index("ablations:")]
-    write(text + "ablations: []\ndifferences: []\nvalidation_size: 10\n")
+    none = "ablations: []\nablation_seeds: [0]\ndifferences: []\n"
+    write(f"{text}{none}validation_size: 10\n")
     assert settings.load().every_recipe == settings.load().recipes
-    write(text.replace("[published,", "[published] #") + "ablations: []\ndifferences: []\n")
+    write(text.replace("[published,", "[published] #") + none)
     with pytest.raises(InputError, match=r"^study/params\.yaml: validation_size is missing$"):
         settings.load()
 

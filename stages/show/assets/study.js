@@ -7,8 +7,8 @@ const row = (label, ...marks) => story.append(make("div", {}, ...label), make("d
 for (const { title, recipes } of data.groups) {
   story.append(make("h2", {}, title));
   for (const { recipe, models } of recipes) {
-    const marks = Object.entries(models).flatMap(([model, { errors, published }]) => [
-      ...errors.map((error, at) => mark(model, error, `${data.titles[model]}, seed ${data.seeds[at]}`)),
+    const marks = Object.entries(models).flatMap(([model, { errors, published, seeds }]) => [
+      ...errors.map((error, at) => mark(model, error, `${data.titles[model]}, seed ${seeds[at]}`)),
       ...(published ? [mark("published", published, `${data.titles[model]}, published`)] : [])]);
     const means = Object.entries(models).map(([model, { mean }]) => make("b", { class: model }, mean.toFixed(2)));
     row([`${recipe} `, ...means], ...marks);
