@@ -166,7 +166,7 @@ def test_a_stage_of_a_matrix_has_its_item_among_its_settings_and_not_in_their_na
     cell = locked_of(STUDY)["cell@fast-mlp-1"]
     item = {key: cell.params[key] for key in ("recipe", "model", "seed")}
     assert item == {"recipe": "fast", "model": "mlp", "seed": 1}
-    assert cell.params["epochs"] == 5 and cell.params["augmentation.shift"] == 1.0
+    assert cell.params["epochs"] == 5 and cell.params["augmentation.shift"] == 1.16
     assert not [key for key in cell.params if "fast" in key or "mlp" in key]
     assert cell.chosen == ("fast", "mlp")
     assert cell.desc == "Train a cell"

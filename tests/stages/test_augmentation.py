@@ -52,10 +52,10 @@ def test_a_pixel_comes_from_where_the_coordinates_say_and_from_outside_comes_bla
     expected = torch.zeros_like(moved)
     expected[:, :, 2:, :-3] = images[:, :, :-2, 3:].float()
     assert torch.equal(moved, expected)
-    halfway = augmentation._sample(images, x.expand(200, -1) + 0.5, y.expand(200, -1))
+    halfway = augmentation._sample(images, x.expand(200, -1) + 0.5, y.repeat(200, 1))
     expected = (images.float() + torch.nn.functional.pad(images, (0, 1))[..., 1:].float()) / 2
     assert torch.equal(halfway, expected.round())  # a pixel is a whole number
-    far = augmentation._sample(images, x.expand(200, -1) + 1e9, y.expand(200, -1))
+    far = augmentation._sample(images, x.expand(200, -1) + 1e9, y.repeat(200, 1))
     assert not far.any()
 
 
@@ -184,7 +184,7 @@ def test_each_pixel_is_the_bilinear_sample_that_scipy_takes_also_across_the_bord
     noise = torch.randint(0, 256, (3, 1, 32, 32), dtype=torch.uint8, generator=generator)
     anywhere = 39 * torch.rand(20, 2, 1024, generator=generator) - 4
     for x, y in [*anywhere, *(2 * anywhere).round() / 2]:
-        found = augmentation._sample(noise, x.expand(3, -1), y.expand(3, -1))
+        found = augmentation._sample(noise, x.repeat(3, 1), y.repeat(3, 1))
         where = [y.double().numpy(), x.double().numpy()]
         for image, moved in zip(noise[:, 0].double().numpy(), found, strict=True):
             expected = map_coordinates(image, where, order=1, mode="grid-constant", cval=0)
