@@ -211,7 +211,7 @@ in the second.
 {configuration_table("recipe", chosen)}
 
 `fast` is the best without teachers of the second rung, or of the first if none is in the second.
-`record` is the best of the last rung. The epochs and scores are those of the rung.
+The best of the last rung is a candidate for `record`. The epochs and scores are those of the rung.
 
 ## The best of the last rung
 

@@ -19,8 +19,8 @@ STORY = """\
 Diamond: the published figure.</p>
 <div id="story" class="story"></div>
 <p><a href="../../reports/report.html">The page of the pipeline</a>: draw a digit, learning curves,
-mistakes. <a href="../findings/search.html">The page of the search</a>: how fast and record were
-chosen.</p>"""
+mistakes. <a href="../findings/search.html">The page of the search</a>: which settings matter, and
+what was chosen.</p>"""
 PICTURES = {"story": STORY, "missed": '<div id="missed" class="digits"></div>'}
 
 

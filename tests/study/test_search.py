@@ -239,7 +239,7 @@ def test_a_killed_search_leaves_no_worker_behind(folder, monkeypatch):
         (
             "{trials: 40,",
             "{trials: 400,",
-            "lenet5 has rungs of [200, 400, 8] trials, expected no rung",
+            "lenet5 has rungs of [200, 400, 8, 4] trials, expected no rung",
         ),
     ],
 )
