@@ -238,6 +238,7 @@ def is_installed(clone: Clone) -> bool:
     return subprocess.run(command, capture_output=True).returncode == 0
 
 
+@pytest.mark.weekly
 @pytest.mark.slow
 def test_make_install_takes_back_pip_s_settings_of_another_place(clone, tmp_path):
     shrink(clone)
