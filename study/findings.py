@@ -113,6 +113,18 @@ def recipes(found: Search, tables: Tables) -> dict[str, dict[ModelName, Recipe]]
     return chosen
 
 
+def load_tables(found: Search) -> Tables:
+    """The tables of all rungs.
+
+    Raises:
+        StageError: One is missing.
+    """
+    return {
+        name: [design.read_table(name, rung) for rung in range(1, len(found.rungs(name)) + 1)]
+        for name in MODEL_NAMES
+    }
+
+
 # --- the report ---
 
 
@@ -274,17 +286,14 @@ def html(report: str, picture: bytes) -> str:
     source = f"data:image/png;base64,{base64.b64encode(picture).decode()}"
     body = page.markdown(report).replace('src="search.png"', f'src="{source}"')
     body += '<p><a href="../report/study.html">The page of the study</a></p>'
-    return page.assemble("The search", body, {}, ["charts.js"])
+    return page.assemble("The search", body, {}, [])
 
 
 @main_function
 def main() -> None:
     found = design.load()
     with dvc_mlflow.run("findings"):
-        tables: Tables = {
-            name: [design.read_table(name, number + 1) for number in range(len(found.rungs(name)))]
-            for name in MODEL_NAMES
-        }
+        tables = load_tables(found)
         shares = {
             name: [settings_of(rows) for rows in rungs[:JUDGED]] for name, rungs in tables.items()
         }

@@ -12,6 +12,7 @@ import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 from filelock import FileLock
@@ -155,6 +156,12 @@ def mlflow_server(backend: str, folder: Path) -> Iterator[tuple[str, subprocess.
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
+
+
+def weekly(*cases: Any) -> list[Any]:
+    """Cases of a parametrized test that run once a week. A tuple holds several arguments."""
+    cases_of_many = (case if isinstance(case, tuple) else (case,) for case in cases)
+    return [pytest.param(*case, marks=pytest.mark.weekly) for case in cases_of_many]
 
 
 def lenet5_first(ran: list[str]) -> list[str]:

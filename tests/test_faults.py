@@ -16,7 +16,7 @@ import psutil
 import pytest
 from test_pipeline import STAGES
 
-from conftest import ROOT, Clone, flip_bit, make_clone, missing, wait_for
+from conftest import ROOT, Clone, flip_bit, make_clone, missing, wait_for, weekly
 from dvc_mlflow import alone
 from dvc_mlflow.files import md5
 from stages.base import files
@@ -157,9 +157,7 @@ def test_a_torn_rwlock_stops_every_dvc_command_and_make_repro_removes_it(copy, c
     assert "up to date" in said
 
 
-@pytest.mark.parametrize(
-    "share", [0.0, 0.6, *(pytest.param(share, marks=pytest.mark.weekly) for share in (0.3, 0.95))]
-)
+@pytest.mark.parametrize("share", [0.0, 0.6, *weekly(0.3, 0.95)])
 @pytest.mark.parametrize("kept", [True, False])
 def test_a_torn_dvc_lock_is_taken_back(copy, share, kept):
     copy.commit("small")

@@ -11,7 +11,7 @@ import time
 
 import pytest
 
-from conftest import Clone
+from conftest import Clone, weekly
 
 COUNT = {
     signal.SIGKILL: int(os.environ.get("KILLS", "30")),
@@ -48,9 +48,9 @@ def stopped(clone: Clone, sent: signal.Signals, moment: float) -> bool:
     ("sent", "part", "parts"),
     [
         (signal.SIGKILL, 0, 6),
-        *(pytest.param(signal.SIGKILL, part, 6, marks=pytest.mark.weekly) for part in range(1, 6)),
+        *weekly(*((signal.SIGKILL, part, 6) for part in range(1, 6))),
         (signal.SIGINT, 0, 2),
-        pytest.param(signal.SIGINT, 1, 2, marks=pytest.mark.weekly),
+        *weekly((signal.SIGINT, 1, 2)),
     ],
 )
 def test_killed_at_any_moment_the_next_dvc_repro_comes_to_the_same_bytes(copy, sent, part, parts):

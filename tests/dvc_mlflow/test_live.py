@@ -20,7 +20,16 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
-from conftest import Clone, free_port, lenet5_first, make_clone, missing, mlflow_server, wait_for
+from conftest import (
+    Clone,
+    free_port,
+    lenet5_first,
+    make_clone,
+    missing,
+    mlflow_server,
+    wait_for,
+    weekly,
+)
 from dvc_mlflow.files import md5
 from stages.base import files
 from stages.mnist import idx
@@ -176,13 +185,7 @@ def dying(copy: Clone) -> Iterator[str]:
 @pytest.mark.alone
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "server",
-    [
-        *(pytest.param(server, marks=pytest.mark.weekly) for server in (refusing, failing)),
-        hanging,
-        dying,
-    ],
-    ids=lambda f: f.__name__,
+    "server", [*weekly(refusing, failing), hanging, dying], ids=lambda f: f.__name__
 )
 def test_a_bad_server_costs_a_warning_and_sync_makes_up_for_it(copy, server):
     with contextlib.ExitStack() as stack:

@@ -14,7 +14,7 @@ from mlflow import MlflowClient
 from mlflow.entities import ViewType
 from test_live import STAGES, client_of, find, forget_study, runs_of, stages_of, sync
 
-from conftest import Clone, free_port, mlflow_server, wait_for
+from conftest import Clone, free_port, mlflow_server, wait_for, weekly
 from dvc_mlflow import store
 from stages.base import files
 
@@ -277,14 +277,7 @@ def test_a_store_that_cannot_be_made_is_told_at_once(copy, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "link",
-    [
-        "symlink",
-        *(pytest.param(kind, marks=pytest.mark.weekly) for kind in ("hardlink", "shared symlink")),
-        "reflink",
-    ],
-)
+@pytest.mark.parametrize("link", ["symlink", *weekly("hardlink", "shared symlink"), "reflink"])
 def test_results_that_are_links_into_the_cache_are_logged_as_files(copy, link):
     if link == "shared symlink":
         folder = copy.path.parent / "shared cache"
@@ -337,9 +330,7 @@ def other(copy) -> Clone:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "time", [0, *(pytest.param(again, marks=pytest.mark.weekly) for again in (1, 2))]
-)
+@pytest.mark.parametrize("time", [0, *weekly(1, 2)])
 def test_two_clones_that_sync_together_write_everything_once(copy, other, server, time):
     env = {"MLFLOW_TRACKING_URI": server}
     both = [clone.start(*COMMAND, "sync", env=env) for clone in (copy, other)]

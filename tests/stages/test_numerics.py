@@ -7,7 +7,7 @@ import sys
 import pytest
 import torch
 
-from conftest import ROOT, crashed, qemu
+from conftest import ROOT, crashed, qemu, weekly
 from dvc_mlflow.errors import InputError
 from stages.base import numerics
 
@@ -106,9 +106,7 @@ def test_no_kernel_of_a_library_changes_a_bit():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "processor", ["Nehalem", pytest.param("Haswell", marks=pytest.mark.weekly)]
-)
+@pytest.mark.parametrize("processor", ["Nehalem", *weekly("Haswell")])
 def test_every_ingredient_of_a_recipe_computes_the_same_bits_on_another_processor(processor):
     assert fingerprints(*qemu(processor), threads=1) == fingerprints()
 

@@ -192,11 +192,13 @@ def test_a_mistake_in_params_yaml_is_named_with_the_value_and_the_allowed_ones(
             "shift, scale, shear, elastic",
         ),
         (
-            "      shear: 0.103\n",
-            "      sheer: 0.103\n",
-            "fast.lenet5.augmentation.shear is missing\nerror: recipes.yaml: "
-            "fast.lenet5.augmentation.sheer is not a setting, expected here: rotation, shift, "
-            "scale, shear, elastic; did you mean shear?",
+            "      shear: 0.1\n",
+            "      sheer: 0.1\n",
+            "record.lenet5.augmentation.shear is missing\nerror: recipes.yaml: "
+            "record.lenet5.augmentation.sheer is not a setting, expected here: rotation, shift, "
+            "scale, shear, elastic; did you mean shear?\nerror: recipes.yaml: "
+            "record.mlp.augmentation.shear is missing\nerror: recipes.yaml: "
+            "record.mlp.augmentation.sheer is not a setting",
         ),
         (
             "  mlp: *published_mlp",

@@ -126,11 +126,7 @@ def test_fast_has_no_teachers_and_record_is_the_best_of_the_last_rung(found):
 
 
 def test_fast_is_what_the_committed_tables_choose(found):
-    tables = {
-        name: [design.read_table(name, rung + 1) for rung in range(len(found.rungs(name)))]
-        for name in params.MODEL_NAMES
-    }
-    chosen = findings.recipes(found, tables)["fast"]
+    chosen = findings.recipes(found, findings.load_tables(found))["fast"]
     assert params.load_recipes()["fast"] == params.Recipes(**chosen)
 
 
