@@ -32,13 +32,15 @@ def agree(locked: Locked) -> bool:
 
 def last(locked: Locked) -> list[Result]:
     """The stages whose outs no other stage reads."""
-    read = [Path(path) for result in locked.values() for path in result.deps]
+    read = {Path(path) for result in locked.values() for path in result.deps}
+    touched = read.union(*(path.parents for path in read))  # a folder, some of which is read
     return [
         result
         for result in locked.values()
-        if not any(Path(out) in (dep, *dep.parents) or dep in Path(out).parents
-                   for out in result.outs for dep in read)
-    ]  # fmt: skip
+        if not any(
+            path in touched or not read.isdisjoint(path.parents) for path in map(Path, result.outs)
+        )
+    ]
 
 
 def evaluations(locked: Locked) -> list[Result]:
