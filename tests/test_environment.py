@@ -87,6 +87,7 @@ def test_a_command_that_fails_says_why_itself(tmp_path):
         output_of(["git", "rev-parse", "HEAD"], tmp_path)
 
 
+@pytest.mark.weekly
 @pytest.mark.slow
 def test_a_zip_file_of_the_project_runs_and_is_told_apart_from_a_clone(clone, small_run):
     clone.make_small()
@@ -257,6 +258,7 @@ def test_make_install_takes_back_pip_s_settings_of_another_place(clone, tmp_path
     assert "error: pip's setting above puts packages elsewhere" in refused.stderr
 
 
+@pytest.mark.weekly
 @pytest.mark.slow
 def test_make_install_begins_a_half_made_environment_anew(clone):
     shrink(clone)

@@ -28,7 +28,6 @@ from conftest import (
     missing,
     mlflow_server,
     wait_for,
-    weekly,
 )
 from dvc_mlflow.files import md5
 from stages.base import files
@@ -41,17 +40,6 @@ TRAIN = ("python", "-m", "stages.train", "lenet5")
 @pytest.fixture(autouse=True)
 def with_runs(monkeypatch):
     monkeypatch.setenv("MIRROR", "on")
-
-
-@pytest.fixture
-def copy(copy) -> Clone:
-    """Without the study: its 120 cells have results, too, and writing their runs takes a while."""
-    forget_study(copy)
-    return copy
-
-
-def forget_study(clone: Clone) -> None:
-    (clone.path / "study/dvc.lock").unlink()
 
 
 def client_of(clone: Clone, name: str = "mlflow.db") -> MlflowClient:
@@ -183,10 +171,9 @@ def dying(copy: Clone) -> Iterator[str]:
 
 
 @pytest.mark.alone
+@pytest.mark.weekly
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "server", [*weekly(refusing, failing), hanging, dying], ids=lambda f: f.__name__
-)
+@pytest.mark.parametrize("server", [refusing, hanging, failing, dying], ids=lambda f: f.__name__)
 def test_a_bad_server_costs_a_warning_and_sync_makes_up_for_it(copy, server):
     with contextlib.ExitStack() as stack:
         uri = f"sqlite:///{copy.path}/clean.db"
@@ -413,7 +400,6 @@ def test_the_pipeline_sync_and_find_work_against_a_server_with_postgresql(
 ):
     clone = make_clone(tmp_path / "a clone")
     clone.make_small()
-    forget_study(clone)
     server_folder = tmp_path / "server"
     server_folder.mkdir()
     with mlflow_server(postgresql, server_folder) as (uri, _):

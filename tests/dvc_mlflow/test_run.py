@@ -120,17 +120,8 @@ def test_the_logged_model_takes_raw_images_and_is_free_of_pickle(
     assert "torch==2.13.0" in requirements.read_text(encoding="utf-8")
 
 
-@pytest.fixture
-def without_study(small_run):
-    """Its 120 cells have results, too, and writing their runs takes a while."""
-    lock = small_run.path / "study/dvc.lock"
-    lock.rename(small_run.path.with_name("study.lock"))
-    yield
-    small_run.path.with_name("study.lock").rename(lock)
-
-
 def test_sync_writes_the_missing_runs_from_the_results_and_then_nothing(
-    small_run, client, runs, tmp_path, without_study
+    small_run, client, runs, tmp_path
 ):
     fresh = {"MLFLOW_TRACKING_URI": f"sqlite:///{tmp_path}/other.db"}
     sync = ("python", "-m", "dvc_mlflow", "sync")

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 from mlflow.entities import ViewType
-from test_live import STAGES, client_of, find, forget_study, runs_of, stages_of, sync
+from test_live import STAGES, client_of, find, runs_of, stages_of, sync
 
 from conftest import Clone, free_port, mlflow_server, wait_for, weekly
 from dvc_mlflow import store
@@ -25,12 +25,6 @@ SECRETS = ("p@ss#w/0rd".replace("/", "?"), "p%40ss", "s3cret")
 @pytest.fixture(autouse=True)
 def with_runs(monkeypatch):
     monkeypatch.setenv("MIRROR", "on")
-
-
-@pytest.fixture
-def copy(copy) -> Clone:
-    forget_study(copy)
-    return copy
 
 
 @pytest.fixture
@@ -194,6 +188,7 @@ def test_deleted_runs_are_restored_and_lost_artifacts_written_again(copy):
     assert_whole(client)
 
 
+@pytest.mark.weekly
 @pytest.mark.slow
 def test_a_lost_champion_is_restored_and_its_lack_explained(copy):
     find_it = ("find", "models:/mnist@champion")
@@ -340,6 +335,7 @@ def test_two_clones_that_sync_together_write_everything_once(copy, other, server
     assert_whole(MlflowClient(server))
 
 
+@pytest.mark.weekly
 @pytest.mark.slow
 def test_a_sync_beside_a_stage_that_connects_the_pipeline_connects_it_once(copy, other, server):
     env = {"MLFLOW_TRACKING_URI": server}
@@ -383,6 +379,7 @@ def test_the_claim_of_another_machine_ends_when_it_falls_silent_and_its_runs_sta
 # --- names of commits ---
 
 
+@pytest.mark.weekly
 @pytest.mark.slow
 def test_whatever_git_and_dvc_call_a_commit_is_found(copy, tmp_path):
     copy.commit("the small results")
