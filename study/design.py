@@ -76,9 +76,24 @@ class Teacher(Section):
     batch_size: Annotated[int, Field(ge=1)]
 
 
+class Incumbent(Section):
+    """A configuration without teachers that is not drawn."""
+
+    optimizer: Literal["adamw", "sgd"]
+    learning_rate: Annotated[float, Field(gt=0)]
+    weight_decay: Annotated[float, Field(ge=0)]
+    batch_size: Annotated[int, Field(ge=1)]
+    schedule: Literal["one_cycle", "constant"]
+    distortion: Annotated[float, Field(ge=0)]
+    averaging: Annotated[float, Field(ge=0, lt=1)]
+
+
 class Rung(Section):
+    """One rung: the best ``trials`` of the one before, and the incumbent, if there is one."""
+
     trials: Annotated[int, Field(ge=1)]
     epochs: Annotated[int, Field(ge=1)]
+    incumbent: Incumbent | None = None
 
 
 class OfModels(Section):
@@ -158,6 +173,12 @@ def design(space: Space, count: int, seed: int) -> list[Row]:
             row |= dict.fromkeys(("teacher_epochs", "teacher_weight", "temperature"))
         rows.append(row)
     return rows
+
+
+def incumbent(search: Search, name: ModelName, settings: Incumbent) -> Row:
+    """The row of a configuration that is not drawn. Its number follows the last one drawn."""
+    others = dict.fromkeys(Space.model_fields)
+    return {"trial": search.rungs(name)[0].trials} | others | {"teachers": 0} | dict(settings)
 
 
 def recipe(search: Search, row: Mapping[str, Any], epochs: int) -> Recipe:

@@ -28,6 +28,7 @@ PARTS = 3  # groups that the values of a range are put into
 LEAST = 4  # trials in each group of values that is compared with the others
 SHOWN = 5  # configurations of the last rung in the report
 JUDGED = 2  # rungs whose trials show which settings matter. The last has too few
+NAMES: dict[ModelName, str] = {"lenet5": "LeNet-5", "mlp": "the MLP"}  # within a sentence
 
 Tables = Mapping[ModelName, Sequence[Sequence[Row]]]  # the rungs of each model, from the first
 
@@ -181,14 +182,18 @@ def configuration_table(first: str, rows: Sequence[tuple[str, Row]]) -> str:
 
 
 def markdown(found: Search, tables: Tables, shares: Shares) -> str:
-    models: dict[ModelName, str] = {"lenet5": "LeNet-5", "mlp": "the MLP"}
-    designs = " and ".join(f"{len(rungs[0])} of {models[name]}" for name, rungs in tables.items())
+    designs = " and ".join(f"{len(rungs[0])} of {NAMES[name]}" for name, rungs in tables.items())
     chosen = [
         (f"{recipe}, {TITLES[name]}", row)
         for name, rungs in tables.items()
         for recipe, row in winners(rungs).items()
     ]
     last = [(TITLES[name], row) for name, rungs in tables.items() for row in rungs[-1][:SHOWN]]
+    by_hand = [
+        f"trial {found.rungs(name)[0].trials} of {NAMES[name]}"
+        for name in tables
+        if found.rungs(name)[-1].incumbent
+    ]
     return f"""\
 # The search
 
@@ -223,9 +228,11 @@ in the second.
 {configuration_table("recipe", chosen)}
 
 `fast` is the best without teachers of the second rung, or of the first if none is in the second.
-The best of the last rung is a candidate for `record`. The epochs and scores are those of the rung.
+`record` is the best of the last rung. The epochs and scores are those of the rung.
 
 ## The best of the last rung
+
+Not drawn, but found by hand before this search: {" and ".join(by_hand) or "none"}.
 
 {configuration_table("model", last)}
 """
@@ -258,8 +265,9 @@ def figure(tables: Tables, shares: Shares) -> Figure:
                 for row in (row for row in rows if row["accuracy"]):
                     point = (row["epochs"], 100 - 100 * row["accuracy"])
                     lines.setdefault(row["trial"], []).append(point)
-            for points in lines.values():
-                survived = len(points) == len(rungs)
+            last = {row["trial"] for row in rungs[-1]}
+            for trial, points in lines.items():
+                survived = trial in last
                 errors.plot(
                     *zip(*points, strict=True),
                     color=color if survived else "#999999",
@@ -277,7 +285,7 @@ def figure(tables: Tables, shares: Shares) -> Figure:
             errors.set_yticks(shown, [f"{tick:g}" for tick in shown])
             errors.set_xlabel("epochs of the rung")
             errors.set_ylabel("wrong validation images (%)")
-            errors.set_title(f"{TITLES[name]}: trials; in colour: in all rungs", fontsize=11)
+            errors.set_title(f"{TITLES[name]}: trials; in colour: in the last rung", fontsize=11)
         return drawn
 
 

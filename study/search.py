@@ -8,7 +8,8 @@ them again for longer, and so on. All configurations are drawn before the first 
 begins when the one before has ended. So the tables do not depend on the number of workers.
 
 How much distortion is best depends on the length of a training. So equally many configurations go
-on from each quarter of the strengths of distortion, and only the last rung compares them all.
+on from each quarter of the strengths of distortion, and only the last rung compares them all. There
+the recipe that was found by hand joins them, so the tables also show whether the search beats it.
 
 A finished trial is kept until its rung is written, so an interrupted rung loses only the trials
 that were running, and of those the last epoch.
@@ -161,12 +162,14 @@ def workers() -> int:
 
 
 def run_rung(name: ModelName, search: Search, rung: Rung, before: Sequence[Row]) -> list[Row]:
-    """Train ``rung.trials`` configurations of the table before.
+    """Train ``rung.trials`` configurations of the table before, and the incumbent if there is one.
 
     Returns:
         Their rows, the best first.
     """
     chosen = survivors(before, rung.trials)
+    if rung.incumbent:
+        chosen.append(design.incumbent(search, name, rung.incumbent))
     recipes = [design.recipe(search, row, rung.epochs) for row in chosen]
     largest: dict[PlainRecipe, Distillation] = {}
     for one in recipes:

@@ -125,9 +125,27 @@ def test_fast_has_no_teachers_and_record_is_the_best_of_the_last_rung(found):
         assert chosen["record"]["mlp"] == design.recipe(found, rows[5], found.epochs.record.mlp)
 
 
-def test_fast_is_what_the_committed_tables_choose(found):
-    chosen = findings.recipes(found, findings.load_tables(found))["fast"]
-    assert params.load_recipes()["fast"] == params.Recipes(**chosen)
+def test_fast_and_record_are_what_the_committed_tables_choose(found):
+    chosen = findings.recipes(found, findings.load_tables(found))
+    for name in "fast", "record":
+        assert params.load_recipes()[name] == params.Recipes(**chosen[name])
+
+
+def test_the_last_rungs_have_the_survivors_of_the_one_before_and_the_incumbent(found):
+    for name, rungs in findings.load_tables(found).items():
+        settings = found.rungs(name)[-1]
+        joined = design.incumbent(found, name, settings.incumbent)
+        expected = [*search.survivors(rungs[-2], settings.trials), joined]
+        scores = ("epochs", "accuracy", "loss", "weights", "rank_sum")
+        without = [
+            {key: value for key, value in row.items() if key not in scores}
+            for row in (*rungs[-1], *expected)
+        ]
+        rows, expected = without[: len(rungs[-1])], without[len(rungs[-1]) :]
+        assert sorted(rows, key=lambda row: row["trial"]) == sorted(
+            expected, key=lambda row: row["trial"]
+        )
+        assert joined["trial"] not in [row["trial"] for rung in rungs[:-1] for row in rung]
 
 
 def test_a_setting_that_orders_the_rows_has_the_largest_share_and_noise_has_none(found):
@@ -163,7 +181,9 @@ def short(found, workers, monkeypatch):
         row["teacher_epochs"] = row["teacher_epochs"] and 1
     rows[4] |= {"optimizer": "sgd", "learning_rate": 1e30}
     first = search.run_rung("mlp", brief, Rung(trials=9, epochs=1), rows)
-    return first, search.run_rung("mlp", brief, Rung(trials=3, epochs=2), first)
+    by_hand = {key: rows[0][key] for key in design.Incumbent.model_fields}
+    last = Rung(trials=3, epochs=2, incumbent=by_hand)
+    return first, search.run_rung("mlp", brief, last, first)
 
 
 @pytest.mark.slow
@@ -174,9 +194,10 @@ def test_one_worker_and_two_come_to_the_same_tables(found, folder, monkeypatch, 
     assert short(found, 2, monkeypatch) == tables
     first, second = tables
     assert first[-1]["trial"] == 4 and first[-1]["accuracy"] is first[-1]["loss"] is None
-    assert [row["trial"] for row in second] != [4] and len(second) == 3
-    assert {row["trial"] for row in second} == {row["trial"] for row in search.survivors(first, 3)}
-    assert len({row["weights"] for row in [*first[:-1], *second]}) == 8 + 3
+    joined = found.rungs("mlp")[0].trials
+    best = {row["trial"] for row in search.survivors(first, 3)}
+    assert {row["trial"] for row in second} == best | {joined} and len(second) == 4
+    assert len({row["weights"] for row in [*first[:-1], *second]}) == 8 + 4
     capfd.readouterr()
     assert short(found, 2, monkeypatch) == tables  # finished trials are not trained again
     assert ": epoch" not in capfd.readouterr().out
@@ -191,6 +212,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.weekly
 @pytest.mark.slow
 def test_a_killed_search_leaves_no_worker_behind(folder, monkeypatch):
     shutil.copytree(ROOT / "study", folder / "study")
@@ -255,7 +277,7 @@ def test_a_mistake_in_the_settings_is_one_line(found, tmp_path, monkeypatch, old
     [
         ([], "usage: python -m study.search MODEL RUNG"),
         (["resnet", "1"], "model is resnet, expected one of: lenet5, mlp"),
-        (["mlp", "9"], "rung is 9, expected a number from 1 to 3"),
+        (["mlp", "9"], "rung is 9, expected a number from 1 to 4"),
         (["mlp", "1", "2"], "usage: "),
     ],
 )
