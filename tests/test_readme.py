@@ -194,9 +194,9 @@ def incumbent_and_others() -> list[str]:
         for model in MODEL_NAMES:
             rows = the_csv(f"study/search/{model}-{len(SEARCH.rungs(model))}.csv")
             by_hand = str(SEARCH.rungs(model)[0].trials)
-            best = next(row for row in rows if (row["trial"] != by_hand) == others)
-            assert others or best is rows[0], "`record` is not the best"
-            found.append(f"{100 * float(best['accuracy']):.2f}")
+            assert rows[0]["trial"] == by_hand, "`record` is not the best"
+            accuracies = [float(row["accuracy"]) for row in rows[others:]]
+            found.append(f"{100 * max(accuracies):.2f}")
     return found
 
 
