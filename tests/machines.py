@@ -73,6 +73,7 @@ def make_study(path: Path) -> Clone:
     (path / "study/params.yaml").write_text(STUDY, encoding="utf-8")
     for name in (path / "study/cells").glob("*.json"):
         name.unlink()
+    (path / "study/dvc.lock").unlink()
     clone.run("dvc", "repro", "prepare")
     clone.commit("a small study")
     return clone

@@ -49,8 +49,7 @@ def stopped(clone: Clone, sent: signal.Signals, moment: float) -> bool:
     [
         (signal.SIGKILL, 0, 6),
         *weekly(*((signal.SIGKILL, part, 6) for part in range(1, 6))),
-        (signal.SIGINT, 0, 2),
-        *weekly((signal.SIGINT, 1, 2)),
+        *weekly((signal.SIGINT, 0, 2), (signal.SIGINT, 1, 2)),
     ],
 )
 def test_killed_at_any_moment_the_next_dvc_repro_comes_to_the_same_bytes(copy, sent, part, parts):
