@@ -69,20 +69,18 @@ class Space(Section):
     temperature: Range
 
 
-class Teacher(Section):
+class Updates(Section):
+    """How the weights of a network are updated."""
+
     optimizer: Literal["adamw", "sgd"]
     learning_rate: Annotated[float, Field(gt=0)]
     weight_decay: Annotated[float, Field(ge=0)]
     batch_size: Annotated[int, Field(ge=1)]
 
 
-class Incumbent(Section):
+class Incumbent(Updates):
     """A configuration without teachers that is not drawn."""
 
-    optimizer: Literal["adamw", "sgd"]
-    learning_rate: Annotated[float, Field(gt=0)]
-    weight_decay: Annotated[float, Field(ge=0)]
-    batch_size: Annotated[int, Field(ge=1)]
     schedule: Literal["one_cycle", "constant"]
     distortion: Annotated[float, Field(ge=0)]
     averaging: Annotated[float, Field(ge=0, lt=1)]
@@ -115,7 +113,7 @@ class Search(Section):
     validation_size: Annotated[int, Field(ge=CLASSES, le=TRAIN_SIZE - CLASSES)]
     space: Space
     distortions: Augmentation
-    teacher: Teacher
+    teacher: Updates
     lenet5: Annotated[list[Rung], Field(min_length=1)]
     mlp: Annotated[list[Rung], Field(min_length=1)]
     epochs: Epochs

@@ -190,9 +190,9 @@ def markdown(found: Search, tables: Tables, shares: Shares) -> str:
     ]
     last = [(TITLES[name], row) for name, rungs in tables.items() for row in rungs[-1][:SHOWN]]
     by_hand = [
-        f"trial {found.rungs(name)[0].trials} of {NAMES[name]}"
+        f"trial {design.incumbent(found, name, settings)['trial']} of {NAMES[name]}"
         for name in tables
-        if found.rungs(name)[-1].incumbent
+        if (settings := found.rungs(name)[-1].incumbent)
     ]
     return f"""\
 # The search
@@ -267,14 +267,14 @@ def figure(tables: Tables, shares: Shares) -> Figure:
                     lines.setdefault(row["trial"], []).append(point)
             last = {row["trial"] for row in rungs[-1]}
             for trial, points in lines.items():
-                survived = trial in last
+                stayed = trial in last
                 errors.plot(
                     *zip(*points, strict=True),
-                    color=color if survived else "#999999",
-                    alpha=0.9 if survived else 0.3,
+                    color=color if stayed else "#999999",
+                    alpha=0.9 if stayed else 0.3,
                     marker=figures.MARKERS[name],
                     markersize=4,
-                    zorder=3 if survived else 2,
+                    zorder=3 if stayed else 2,
                 )
             errors.set_xscale("log")
             errors.set_yscale("log")

@@ -48,8 +48,10 @@ def stopped(clone: Clone, sent: signal.Signals, moment: float) -> bool:
     ("sent", "part", "parts"),
     [
         (signal.SIGKILL, 0, 6),
-        *weekly(*((signal.SIGKILL, part, 6) for part in range(1, 6))),
-        *weekly((signal.SIGINT, 0, 2), (signal.SIGINT, 1, 2)),
+        *weekly(
+            *((signal.SIGKILL, part, 6) for part in range(1, 6)),
+            *((signal.SIGINT, part, 2) for part in range(2)),
+        ),
     ],
 )
 def test_killed_at_any_moment_the_next_dvc_repro_comes_to_the_same_bytes(copy, sent, part, parts):

@@ -369,7 +369,7 @@ def prose(text: str) -> str:
     return " ".join(re.sub(r"<[^>]*>", "", " ".join(lines)).split())
 
 
-WORDS = {4: "four", 5: "five", 7: "seven", 10: "ten", 15: "fifteen"}
+WORDS = {4: "four", 5: "five", 7: "seven", 15: "fifteen"}
 SEARCH = strict.check(design.Search, design.PATH, strict.read(ROOT / design.PATH))
 SEEDS = WORDS[len(STUDY["seeds"])]
 
