@@ -6,8 +6,9 @@ a damaged object like any other.
 """
 
 import json
+import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -114,6 +115,17 @@ def cure(stage: str, path: str) -> str:
     return f"rm -r {path} && dvc checkout {path}"
 
 
+def _never_run(pipelines: Sequence[Path]) -> bool:
+    """Whether none of these dvc.yaml files has a dvc.lock, here or in git."""
+    locks = [str(file.with_name(projects.LOCK)) for file in pipelines]
+    if any(map(os.path.exists, locks)):
+        return False
+    try:
+        return not git.git("ls-files", "--", *locks)
+    except StageError:  # in a copy without history, or without git
+        return True
+
+
 def _damaged(store: Any, name: str) -> Iterator[str]:
     """The paths in ``store`` of the damaged objects of an out."""
     from dvc_data.hashfile.hash import file_md5
@@ -138,7 +150,9 @@ def damage(remove: bool = False) -> None:
         StageError: Something is damaged. One line for each file or object.
     """
     found = []
-    for folder in projects.find():
+    for folder, pipelines in projects.find().items():
+        if _never_run(pipelines):
+            continue
         outs = locked(project=folder)
         found += in_stores(outs, folder) + ([] if remove else in_folder(outs))
     if remove:

@@ -2,6 +2,7 @@
 
 import json
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import chdir
 from pathlib import Path
 
 import pytest
@@ -58,6 +59,19 @@ def test_a_lock_that_cannot_be_read_is_one_line(content):
         Path("dvc.lock").write_text(content, encoding="utf-8")
     with pytest.raises(StageError, match=r"^dvc\.lock cannot be read \(.*\): `git checkout dvc"):
         damage.locked(Path())
+
+
+def test_a_project_of_which_nothing_was_run_has_no_damage_and_a_lost_lock_is_one(folder):
+    project = make_project(folder / "project")
+    for lock in ("dvc.lock", "study/dvc.lock"):
+        (project.path / lock).unlink()
+    with chdir(project.path):
+        with pytest.raises(
+            StageError, match=r"^dvc\.lock cannot be read \(.*\): `git checkout dvc"
+        ):
+            damage.damage()
+        project.git("rm", "--quiet", "--cached", "dvc.lock", "study/dvc.lock")
+        damage.damage()
 
 
 # --- verify ---
