@@ -47,9 +47,9 @@ def stopped(clone: Clone, sent: signal.Signals, moment: float) -> bool:
 @pytest.mark.parametrize(
     ("sent", "part", "parts"),
     [
-        (signal.SIGKILL, 0, 6),
+        (signal.SIGKILL, 0, 10),
         *weekly(
-            *((signal.SIGKILL, part, 6) for part in range(1, 6)),
+            *((signal.SIGKILL, part, 10) for part in range(1, 10)),
             *((signal.SIGINT, part, 2) for part in range(2)),
         ),
     ],

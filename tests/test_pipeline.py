@@ -5,14 +5,15 @@ import json
 import re
 import subprocess
 from contextlib import nullcontext
-from pathlib import Path
+from dataclasses import dataclass
 from types import SimpleNamespace
 
 import pytest
 from ruamel.yaml import YAML
 
 import dvc_mlflow
-from conftest import ROOT, Clone
+from conftest import ROOT, Clone, make_clone
+from dvc_mlflow.files import sha256
 from stages import evaluate, plot, prepare, train
 from stages.base import files, params
 from stages.base.params import MODEL_NAMES
@@ -50,17 +51,41 @@ class Recorder:
         return self._child(self._value[key], key)
 
 
-@pytest.mark.parametrize("stage", STAGES)
-def test_params_are_exactly_the_settings_that_the_stage_reads(stage, copy, monkeypatch):
-    monkeypatch.chdir(copy.path)
-    read: set[str] = set()
-    settings = params.load()
-    monkeypatch.setattr(params, "load", lambda: Recorder(settings, "", read))
-    untracked = nullcontext(SimpleNamespace(log_epoch=lambda row: None))
-    monkeypatch.setattr(dvc_mlflow, "run", lambda stage: untracked)
-    monkeypatch.setattr("sys.argv", ["stage", *PIPELINE["stages"][stage]["cmd"].split()[3:]])
-    MAINS[stage].main()
+@dataclass
+class Ran:
+    """A clone in which this process has run all stages, without DVC and MLflow.
 
+    Attributes:
+        read: The settings that each stage has read.
+    """
+
+    clone: Clone
+    settings: params.Params
+    read: dict[str, set[str]]
+
+
+@pytest.fixture(scope="module")
+def ran(raw, tmp_path_factory) -> Ran:
+    """Shared: tests leave it as they found it."""
+    clone = make_clone(tmp_path_factory.mktemp("ran") / "a clone")
+    clone.make_small()
+    untracked = nullcontext(SimpleNamespace(log_epoch=lambda row: None))
+    read: dict[str, set[str]] = {stage: set() for stage in STAGES}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(clone.path)
+        patch.setattr(dvc_mlflow, "run", lambda stage: untracked)
+        settings = params.load()
+        for stage in STAGES:
+            recorder = Recorder(settings, "", read[stage])
+            patch.setattr(params, "load", lambda recorder=recorder: recorder)
+            patch.setattr("sys.argv", ["stage", *PIPELINE["stages"][stage]["cmd"].split()[3:]])
+            MAINS[stage].main()
+    return Ran(clone, settings, read)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_params_are_exactly_the_settings_that_the_stage_reads(stage, ran):
+    read, settings = ran.read[stage], ran.settings
     entries = PIPELINE["stages"][stage]["params"]
     declared = {entry for entry in entries if isinstance(entry, str)}
     for entry in (entry for entry in entries if isinstance(entry, dict)):
@@ -68,7 +93,7 @@ def test_params_are_exactly_the_settings_that_the_stage_reads(stage, copy, monke
         assert file == params.RECIPES_PATH.as_posix()
         declared |= {f"recipes.{name.replace('${recipe}', settings.recipe)}" for name in recipes}
     assert (read >= OF_THE_TIME) == stage.startswith("train_")
-    read -= OF_THE_TIME
+    read = read - OF_THE_TIME
     covering = {key: [d for d in declared if f"{key}.".startswith(f"{d}.")] for key in read}
     assert not [key for key, found in covering.items() if not found], "read, not declared"
     mirrors = {"registry"} if stage == "evaluate" else set()  # the hooks read it
@@ -86,12 +111,8 @@ def edit_recipe(clone: Clone, recipe: str, model: str, old: str, new: str) -> No
     path.write_text(text[:found] + new + text[found + len(old) :], encoding="utf-8")
 
 
+@pytest.mark.slow
 def test_only_what_a_change_touches_is_run_again(copy):
-    assert copy.repro() == []
-
-    copy.edit("stages/show/figures.py", "MISTAKES_SHOWN = 15", "MISTAKES_SHOWN = 10")
-    assert copy.repro() == ["plot"]
-
     copy.edit("requirements/figures.txt", "matplotlib==", "matplotlib ==")
     assert copy.repro() == ["plot"]
 
@@ -105,28 +126,42 @@ def test_only_what_a_change_touches_is_run_again(copy):
     assert copy.repro() == ["train_lenet5", "train_mlp", "evaluate"]
 
 
+@pytest.mark.slow
 def test_a_recipe_that_is_not_selected_can_be_edited_freely(copy):
     edit_recipe(copy, "published", "mlp", "momentum: 0.9", "momentum: 0.5")
     assert copy.repro() == []
 
 
-def test_the_last_epochs_scores_are_the_reports(small_run):
+def test_the_last_epochs_scores_are_the_reports(ran):
     """Two stages score the same weights; test_evaluate.py has what follows from the answers."""
-    metrics = json.loads((small_run.path / files.METRICS).read_text(encoding="utf-8"))
+    folder = ran.clone.path
+    metrics = json.loads((folder / files.METRICS).read_text(encoding="utf-8"))
     for name in MODEL_NAMES:
-        history = files.read_csv(small_run.path / files.history_path(name))
+        history = files.read_csv(folder / files.history_path(name))
         assert history["test_loss"][-1] == metrics[name]["loss"]
         assert history["test_accuracy"][-1] == metrics[name]["accuracy"]
-        predictions = files.read_csv(small_run.path / files.predictions_path(name))
+        predictions = files.read_csv(folder / files.predictions_path(name))
         pairs = list(zip(predictions["actual"], predictions["predicted"], strict=True))
         assert len(pairs) == 10_000
         assert sum(a == p for a, p in pairs) / 10_000 == metrics[name]["accuracy"]
 
 
+def test_the_fingerprints_are_those_of_the_files(ran):
+    folder = ran.clone.path
+    for model in MODEL_NAMES:
+        text = (folder / files.training_path(model)).read_text(encoding="utf-8")
+        weights = files.read_fingerprints(json.loads(text)["weights"])
+        assert list(weights) == ["initial", "first batch", "epoch 1", "epoch 2"]
+        assert len(set(weights.values())) == 4
+        content = (folder / files.model_path(model)).read_bytes()
+        assert weights["epoch 2"] == sha256(content)
+
+
+@pytest.mark.slow
 def test_dvcs_own_commands_show_every_metric_and_panel_from_files_in_git(copy, tmp_path):
     copy.commit("one result")
-    copy.edit("recipes.yaml", "momentum: 0.9", "momentum: 0.8", count=-1)
-    copy.repro()
+    copy.edit("stages/show/figures.py", "MISTAKES_SHOWN = 15", "MISTAKES_SHOWN = 10")
+    assert copy.repro() == ["plot"]
     copy.commit("another")
     # Without a cache or a remote, as whoever clones this has it
     subprocess.run(["git", "clone", "--quiet", copy.path, tmp_path / "cloned"], check=True)
@@ -173,18 +208,20 @@ def test_the_page_of_dvcs_plots_holds_the_scripts_that_it_names_unchanged():
         (["python", "-m", "stages.train"], "model is not named, expected one of: lenet5, mlp"),
     ],
 )
-def test_a_mistake_costs_one_line_and_exit_code_2_and_removes_nothing(copy, command, line):
-    before = copy.outs()
-    copy.edit("recipes.yaml", "learning_rate: 0.01", "learning_rate: -1", count=-1)
-    result = copy.run(*command, check=False)
+def test_a_mistake_costs_one_line_and_exit_code_2_and_removes_nothing(ran, command, line):
+    clone, before = ran.clone, ran.clone.outs()
+    clone.edit("recipes.yaml", "learning_rate: 0.01", "learning_rate: -1", count=-1)
+    result = clone.run(*command, check=False)
+    clone.edit("recipes.yaml", "learning_rate: -1", "learning_rate: 0.01", count=-1)
     assert result.returncode == 2
     errors = [text for text in result.stderr.splitlines() if not text.startswith("make")]
     assert line in errors[0]
     # All four recipes have the mistake; each has its line, and there is nothing else
     assert all(text.startswith("error: ") for text in errors)
-    assert copy.outs() == before
+    assert clone.outs() == before
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_not_finite_leaves_no_model_behind(copy):
     copy.edit("recipes.yaml", "learning_rate: 0.01", "learning_rate: 1e20", count=-1)
     result = copy.run("dvc", "repro", "train_mlp", check=False)
@@ -195,8 +232,10 @@ def test_a_loss_that_is_not_finite_leaves_no_model_behind(copy):
     assert not list((copy.path / "models").glob(".*tmp"))
 
 
-def test_a_missing_model_is_named_with_the_command_that_makes_it(copy):
-    Path(copy.path / files.model_path("mlp")).unlink()
-    result = copy.run("python", "-m", "stages.evaluate", check=False)
+def test_a_missing_model_is_named_with_the_command_that_makes_it(ran, tmp_path):
+    model = ran.clone.path / files.model_path("mlp")
+    kept = model.rename(tmp_path / "model")
+    result = ran.clone.run("python", "-m", "stages.evaluate", check=False)
+    kept.rename(model)
     assert result.returncode == 2
     assert "models/mlp.safetensors is missing: `dvc repro train_mlp`" in result.stderr

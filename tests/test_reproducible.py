@@ -1,6 +1,5 @@
 """The same bytes on every machine: other paths, languages, cores and processors."""
 
-import json
 import os
 import re
 import shutil
@@ -14,10 +13,9 @@ from ruamel.yaml import YAML
 from test_pipeline import PIPELINE, STAGES
 
 from conftest import Clone, crashed, flip_bit, make_clone, qemu
-from dvc_mlflow.files import sha256
-from stages.base import files
 
 
+@pytest.mark.slow
 def test_no_out_holds_a_path_a_host_a_run_or_a_moment(small_run):
     client = MlflowClient(f"sqlite:///{small_run.path / 'mlflow.db'}")
     found = client.search_runs([e.experiment_id for e in client.search_experiments()])
@@ -159,15 +157,3 @@ def test_verify_says_where_a_difference_begins(copy, file, old, new, origin):
     assert result.returncode == 1
     assert origin in result.stdout
     assert "DIFFERS" in result.stdout
-
-
-def test_the_fingerprints_are_those_of_the_files(small_run):
-    metrics = json.loads((small_run.path / files.METRICS).read_text(encoding="utf-8"))
-    assert metrics
-    for model in ("lenet5", "mlp"):
-        text = (small_run.path / files.training_path(model)).read_text(encoding="utf-8")
-        weights = files.read_fingerprints(json.loads(text)["weights"])
-        assert list(weights) == ["initial", "first batch", "epoch 1", "epoch 2"]
-        assert len(set(weights.values())) == 4
-        content = (small_run.path / files.model_path(model)).read_bytes()
-        assert weights["epoch 2"] == sha256(content)

@@ -39,6 +39,7 @@ def assert_shared(copy: Clone, tmp_path: Path, *remote: str) -> None:
     assert other.run(*look).stderr == ""
 
 
+@pytest.mark.slow
 def test_a_folder_as_remote_gives_a_clone_all_that_dvc_repro_needs(copy, tmp_path):
     assert_shared(copy, tmp_path, str(tmp_path / "store"))
 

@@ -404,9 +404,10 @@ def test_status_of_a_project_in_which_nothing_has_run_is_good(fresh, capsys):
 
 
 def test_a_project_without_settings_has_the_name_of_its_folder_also_while_a_commit_is_written(
-    fresh, synced
+    fresh, synced, monkeypatch
 ):
     project, client = fresh
+    monkeypatch.setattr(claims, "SILENCE", 3.0)
     (project.path / "pyproject.toml").unlink()
     forget_the_folder()
     elsewhere = {"process": "another machine 1 0", "beat": "0"}

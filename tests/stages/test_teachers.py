@@ -54,9 +54,9 @@ def test_the_loss_of_a_student_has_the_gradient_of_hintons():
     assert torch.allclose(x.grad.double(), theirs.grad, rtol=1e-5, atol=1e-8)
 
 
-def test_the_answers_are_the_mean_of_the_softened_probabilities(resized):
+def test_the_answers_are_the_mean_of_the_softened_probabilities(small):
     networks = [begun(SGD, 9, "lenet5", seed).network.eval() for seed in (1, 2)]
-    images = models.normalize(models.examples(resized["test"]).images[:20])
+    images = models.normalize(models.examples(small["test"]).images[:20])
     with torch.no_grad():
         each = [softmax(network(images).double() / 2.5, 1) for network in networks]
     found = teachers.answers(networks, images, 2.5)
@@ -65,12 +65,12 @@ def test_the_answers_are_the_mean_of_the_softened_probabilities(resized):
 
 
 @pytest.mark.parametrize("decay", [0.5, 0.97])
-def test_the_average_of_the_weights_is_the_recurrence_of_its_docstring(resized, decay):
+def test_the_average_of_the_weights_is_the_recurrence_of_its_docstring(small, decay):
     recipe = SGD.model_copy(update={"averaging": decay, "epochs": 1})
-    state = begun(recipe, len(resized["train"]))
+    state = begun(recipe, len(small["train"]))
     seen = [copy.deepcopy(state.network)]
     state.optimizer.register_step_post_hook(lambda *_: seen.append(copy.deepcopy(state.network)))
-    list(training.epochs(state, {"train": resized["train"]}, recipe))
+    list(training.epochs(state, {"train": small["train"]}, recipe))
     steps = [
         np.concatenate([weight.detach().double().numpy().ravel() for weight in one.parameters()])
         for one in seen
@@ -80,20 +80,20 @@ def test_the_average_of_the_weights_is_the_recurrence_of_its_docstring(resized, 
         kept = min(decay, (step - 1) / (step + 9))
         expected = kept * expected + (1 - kept) * weights
     found = [weight.detach().numpy().ravel() for weight in state.result.parameters()]
-    assert len(steps) == 1 + -(-len(resized["train"]) // 32)
+    assert len(steps) == 1 + -(-len(small["train"]) // 32)
     assert np.allclose(np.concatenate(found), expected, atol=1e-6)
     assert average.FORGET == 9
 
 
-def test_the_averaged_network_is_the_one_that_is_scored_and_kept(resized):
+def test_the_averaged_network_is_the_one_that_is_scored_and_kept(small):
     recipe = SGD.model_copy(update={"averaging": 0.9})
-    plain, averaged = trained(resized, SGD), trained(resized, recipe)
+    plain, averaged = trained(small, SGD), trained(small, recipe)
     assert plain.result is plain.network
     assert models.fingerprint(averaged.network) == models.fingerprint(plain.network)
     assert averaged.weights[-1] == ("epoch 2", models.fingerprint(averaged.result))
     assert averaged.weights[-1] != plain.weights[-1]
-    outputs = models.outputs(averaged.result, models.examples(resized["test"]).images)
-    accuracy = models.accuracy(outputs, torch.from_numpy(resized["test"].labels.copy()))
+    outputs = models.outputs(averaged.result, models.examples(small["test"]).images)
+    accuracy = models.accuracy(outputs, torch.from_numpy(small["test"].labels.copy()))
     assert averaged.history[-1]["test_accuracy"] == pytest.approx(accuracy)
 
 
@@ -104,23 +104,23 @@ def student(splits, recipe, seed=3):
     return training.state
 
 
-def test_teachers_that_do_not_count_change_no_bit_of_the_student(resized):
+def test_teachers_that_do_not_count_change_no_bit_of_the_student(small):
     plain = Recipe(**dict(ADAMW) | {"dropout": 0.3})
     silent = TAUGHT.model_copy(update={"weight": 0.0})
     alone_, beside = (
-        student(resized, plain.model_copy(update={"distillation": one})) for one in (None, silent)
+        student(small, plain.model_copy(update={"distillation": one})) for one in (None, silent)
     )
     assert beside.weights == alone_.weights
-    heard = student(resized, plain.model_copy(update={"distillation": TAUGHT}))
+    heard = student(small, plain.model_copy(update={"distillation": TAUGHT}))
     assert heard.weights[0] == alone_.weights[0]
     assert heard.weights[1:] != alone_.weights[1:]
 
 
-def test_a_teacher_is_the_network_of_its_own_recipe_and_seed(resized):
-    found = resume.teach("a stage", resized["train"], TAUGHT, "cpu", of_student=3)
+def test_a_teacher_is_the_network_of_its_own_recipe_and_seed(small):
+    found = resume.teach("a stage", small["train"], TAUGHT, "cpu", of_student=3)
     seeds = [teachers.seed(3, number) for number in (1, 2)]
     assert len({*seeds, teachers.seed(4, 1)}) == 3
     for teacher, seed in zip(found, seeds, strict=True):
-        expected = trained({"train": resized["train"]}, ADAMW, "lenet5", seed)
+        expected = trained({"train": small["train"]}, ADAMW, "lenet5", seed)
         assert models.fingerprint(teacher) == models.fingerprint(expected.network)
         assert not teacher.training

@@ -297,7 +297,10 @@ def test_the_study_computes_only_missing_cells_and_comes_out_bit_for_bit_again(c
         (("record", "mlp", "-1"), "seed is -1, expected a number from 0 to 4294967295"),
     ],
 )
-def test_a_cell_of_no_known_recipe_model_or_seed_is_refused(small_run, arguments, line):
-    result = small_run.run("python", "-m", "study.cell", *arguments, check=False)
-    assert result.returncode == 2
-    assert result.stderr.startswith(f"error: {line}")
+def test_a_cell_of_no_known_recipe_model_or_seed_is_refused(arguments, line, monkeypatch, capsys):
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr("sys.argv", ["cell", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        cell.main()
+    assert ended.value.code == 2
+    assert capsys.readouterr().err.startswith(f"error: {line}")

@@ -277,11 +277,13 @@ def test_a_mistake_in_the_settings_is_one_line(found, tmp_path, monkeypatch, old
         (["mlp", "1", "2"], "usage: "),
     ],
 )
-def test_other_arguments_are_refused_in_one_line(arguments, line):
-    command = [sys.executable, "-m", "study.search", *arguments]
-    said = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, encoding="utf-8")
-    assert said.returncode != 0
-    assert said.stderr.startswith(f"error: {line}") and said.stderr.count("\n") == 1
+def test_other_arguments_are_refused_in_one_line(arguments, line, found, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["search", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        search.main()
+    assert ended.value.code == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"error: {line}") and said.count("\n") == 1
 
 
 def test_a_missing_table_and_a_wrong_number_of_workers_are_named(found, tmp_path, monkeypatch):
