@@ -1,7 +1,7 @@
 """The engine of the study: what the coordinator costs, and how well it uses two workers.
 
     .venv/bin/python -m benchmarks.engine [SEEDS]    the coordinator's share: 110 and 1,010 cells
-    .venv/bin/python -m benchmarks.engine fast       20 `fast` cells, on all cores (half an hour)
+    .venv/bin/python -m benchmarks.engine fast       20 `fast` cells, on all cores (ten minutes)
 
 The coordinator's share is measured in a scratch clone, with workers of Dask that train nothing:
 they answer with a committed cell. It is in seconds of the processor, with Dask's scheduler. The
