@@ -21,7 +21,7 @@ from stages.learn import checkpoint, resume, training
 from stages.learn.resume import Training
 from stages.networks import models
 
-EPOCHS = 4
+EPOCHS = 3
 RECIPES = {
     "sgd with dropout": RECIPE.model_copy(update={"epochs": EPOCHS, "batch_size": 32}),
     "record": RECIPE.model_copy(
@@ -69,7 +69,7 @@ def test_stopped_after_each_epoch_it_comes_to_the_same_bytes(name, recipe, small
         # Each continues the one before: no epoch is computed twice
         assert ("resumes after" in capsys.readouterr().out) == (epoch > 1)
     assert fit(name, small, recipe) == expected
-    assert "a stage resumes after epoch 4 of 4" in capsys.readouterr().out
+    assert "a stage resumes after epoch 3 of 3" in capsys.readouterr().out
     assert not list(alone.FOLDER.glob("*.pt"))
 
 
@@ -96,7 +96,7 @@ def test_the_checkpoint_stays_until_the_results_are_written(small, capsys):
     again.state.optimizer.register_step_pre_hook(lambda *_: pytest.fail("a step was repeated"))
     assert list(again.epochs()) == rows
     assert models.fingerprint(again.state.network) == models.fingerprint(first.state.network)
-    assert capsys.readouterr().out == "a stage resumes after epoch 4 of 4\n"
+    assert capsys.readouterr().out == "a stage resumes after epoch 3 of 3\n"
     again.finish()
     assert not list(alone.FOLDER.iterdir())
     again.finish()  # also where there is none
@@ -110,9 +110,9 @@ def test_each_epoch_is_printed_and_saved_before_its_row_is_yielded(small, capsys
     first = begun()
     for epoch, row in enumerate(first.epochs(), start=1):
         assert row["epoch"] == epoch
-        assert capsys.readouterr().out.startswith(f"epoch {epoch}/4  train loss ")
+        assert capsys.readouterr().out.startswith(f"epoch {epoch}/3  train loss ")
         assert begun().state.history == first.state.history
-        assert capsys.readouterr().out == f"a stage resumes after epoch {epoch} of 4\n"
+        assert capsys.readouterr().out == f"a stage resumes after epoch {epoch} of 3\n"
 
 
 def test_another_setting_seed_or_image_starts_again(small, capsys):
@@ -169,7 +169,7 @@ def test_with_another_number_of_threads_it_resumes_to_the_same_bytes(small, caps
     with pytest.raises(Stop):
         fit("lenet5", small, recipe, stop_after=2, threads=1)
     assert fit("lenet5", small, recipe, threads=3) == expected
-    assert "a stage resumes after epoch 2 of 4" in capsys.readouterr().out
+    assert "a stage resumes after epoch 2 of 3" in capsys.readouterr().out
 
 
 def test_a_damaged_checkpoint_is_named_and_ignored(small, capsys):

@@ -228,7 +228,7 @@ def test_a_saved_split_comes_back_and_a_damaged_one_is_named_with_its_cure(resiz
 
 def test_images_that_were_not_made_larger_are_refused(splits, tmp_path):
     save_split(tmp_path, "test", splits["test"])
-    with pytest.raises(StageError, match=r"holds images of \(10000, 28, 28\): `dvc repro prepare`"):
+    with pytest.raises(StageError, match=r"holds images of \(2000, 28, 28\): `dvc repro prepare`"):
         load_split(tmp_path, "test")
 
 
