@@ -126,6 +126,7 @@ def test_a_stage_started_by_hand_says_that_dvc_will_not_know(copy):
     assert "`cd study && dvc repro cell@documented-mlp-7`" in cell
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "script", ["stages/plot", "stages/evaluate", "stages/prepare", "study/cell"]
 )
@@ -187,6 +188,7 @@ def test_a_report_whose_reader_goes_ends_without_a_word(checkout, tmp_path):
     assert errors.read_text(encoding="utf-8") == f"{128 + signal.SIGPIPE}\n"
 
 
+@pytest.mark.slow
 def test_verify_whose_reader_goes_stops_what_it_started(checkout):
     process = subprocess.Popen(
         ["bash", "-c", "python -m dvc_mlflow verify | head -n 1"],

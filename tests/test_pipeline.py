@@ -200,22 +200,18 @@ def test_the_page_of_dvcs_plots_holds_the_scripts_that_it_names_unchanged():
 
 
 @pytest.mark.parametrize(
-    ("command", "line"),
-    [
-        (["python", "-m", "stages.train", "lenet5"], "learning_rate is -1, expected greater"),
-        (["make", "repro", "INSTALLED=params.yaml"], "learning_rate is -1, expected greater"),
-        (["python", "-m", "stages.train", "resnet"], "model is resnet, expected one of: lenet5, m"),
-        (["python", "-m", "stages.train"], "model is not named, expected one of: lenet5, mlp"),
-    ],
+    "command",
+    [("python", "-m", "stages.train", "lenet5"), ("make", "repro", "INSTALLED=params.yaml")],
+    ids=["stage", "make"],
 )
-def test_a_mistake_costs_one_line_and_exit_code_2_and_removes_nothing(ran, command, line):
+def test_a_mistake_costs_one_line_and_exit_code_2_and_removes_nothing(ran, command):
     clone, before = ran.clone, ran.clone.outs()
     clone.edit("recipes.yaml", "learning_rate: 0.01", "learning_rate: -1", count=-1)
     result = clone.run(*command, check=False)
     clone.edit("recipes.yaml", "learning_rate: -1", "learning_rate: 0.01", count=-1)
     assert result.returncode == 2
     errors = [text for text in result.stderr.splitlines() if not text.startswith("make")]
-    assert line in errors[0]
+    assert "learning_rate is -1, expected greater" in errors[0]
     # All four recipes have the mistake; each has its line, and there is nothing else
     assert all(text.startswith("error: ") for text in errors)
     assert clone.outs() == before

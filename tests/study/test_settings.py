@@ -209,7 +209,7 @@ def test_a_mistake_in_recipes_yaml_is_named_before_those_of_the_study(write):
         settings.load()
 
 
-@pytest.mark.parametrize("text", ["", "just a word", "- a\n- b", "\x00", "[" * 100_000])
+@pytest.mark.parametrize("text", ["", "just a word", "- a\n- b", "\x00", "[" * 10_000])
 def test_a_file_that_is_not_a_mapping_is_refused(write, text):
     write(text)
     with pytest.raises(InputError, match=r"^study/params\.yaml: [^\n]*$"):
