@@ -77,4 +77,4 @@ def test_killed_at_any_moment_the_next_dvc_repro_comes_to_the_same_bytes(copy, s
         assert (copy.path / "dvc.lock").read_bytes() == lock, f"stopped after {moment:.2f} s"
         assert copy.outs() == outs, f"stopped after {moment:.2f} s"
     print(f"{hits} of {len(numbers)} while it ran; DVC left {torn} torn lock files")
-    assert hits >= 0.7 * len(numbers)
+    assert hits >= len(numbers) - 1  # the last moment may be too late
