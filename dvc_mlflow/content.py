@@ -147,7 +147,9 @@ class Content:
             if packed.returncode:
                 return False
             with tarfile.open(fileobj=io.BytesIO(packed.stdout)) as archive:
-                archive.extractall(scratch, filter="data")
+                # Before 3.11.4, Python knows no filters, and refuses one as an argument
+                archive.extraction_filter = getattr(tarfile, "data_filter", None)
+                archive.extractall(scratch)
             found = Path(scratch, out)
             right = wanted is None or (found.exists() and md5(found) == wanted)
             if not right or not Path(scratch, path).exists():
