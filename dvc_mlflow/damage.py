@@ -67,6 +67,21 @@ def locked(folder: Path = projects.MAIN, project: Path = projects.MAIN) -> Outs:
         ) from None
 
 
+def projects_that_ran() -> list[Path]:
+    """The projects here of which a dvc.yaml has a dvc.lock, in this folder or in git."""
+    return [folder for folder, pipelines in projects.find().items() if _has_run(pipelines)]
+
+
+def _has_run(pipelines: Sequence[Path]) -> bool:
+    locks = [str(file.with_name(projects.LOCK)) for file in pipelines]
+    if any(map(os.path.exists, locks)):
+        return True
+    try:
+        return bool(git.git("ls-files", "--", *locks))
+    except StageError:  # in a copy without history, or without git
+        return False
+
+
 def in_folder(outs: Outs) -> list[Damage]:
     """The outs in this folder that differ from dvc.lock. A missing one is not damaged."""
     return [
@@ -115,17 +130,6 @@ def cure(stage: str, path: str) -> str:
     return f"rm -r {path} && dvc checkout {path}"
 
 
-def _never_run(pipelines: Sequence[Path]) -> bool:
-    """Whether none of these dvc.yaml files has a dvc.lock, here or in git."""
-    locks = [str(file.with_name(projects.LOCK)) for file in pipelines]
-    if any(map(os.path.exists, locks)):
-        return False
-    try:
-        return not git.git("ls-files", "--", *locks)
-    except StageError:  # in a copy without history, or without git
-        return True
-
-
 def _damaged(store: Any, name: str) -> Iterator[str]:
     """The paths in ``store`` of the damaged objects of an out."""
     from dvc_data.hashfile.hash import file_md5
@@ -150,9 +154,7 @@ def damage(remove: bool = False) -> None:
         StageError: Something is damaged. One line for each file or object.
     """
     found = []
-    for folder, pipelines in projects.find().items():
-        if _never_run(pipelines):
-            continue
+    for folder in projects_that_ran():
         outs = locked(project=folder)
         found += in_stores(outs, folder) + ([] if remove else in_folder(outs))
     if remove:

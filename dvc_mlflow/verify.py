@@ -115,7 +115,8 @@ def other_projects() -> list[damage.Damage]:
     """The damaged files in this folder of all projects but the main one."""
     return [
         found
-        for folder in [*projects.find()][1:]
+        for folder in damage.projects_that_ran()
+        if folder != projects.MAIN
         for found in damage.in_folder(damage.locked(project=folder))
     ]
 

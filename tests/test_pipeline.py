@@ -113,6 +113,11 @@ def edit_recipe(clone: Clone, recipe: str, model: str, old: str, new: str) -> No
 
 @pytest.mark.slow
 def test_only_what_a_change_touches_is_run_again(copy):
+    assert copy.repro() == []
+
+    copy.edit("stages/show/figures.py", "MISTAKES_SHOWN = 15", "MISTAKES_SHOWN = 10")
+    assert copy.repro() == ["plot"]
+
     copy.edit("requirements/figures.txt", "matplotlib==", "matplotlib ==")
     assert copy.repro() == ["plot"]
 

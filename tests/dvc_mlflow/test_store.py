@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import signal
+import sqlite3
 import subprocess
 import time
 from pathlib import Path
@@ -251,6 +252,22 @@ def test_a_store_that_can_only_be_read_is_told_and_still_read(copy):
     client.delete_registered_model("mnist")
     refused = one_line(sync(copy, env=readonly, check=False))
     assert f"{readonly['MLFLOW_TRACKING_URI']} can only be read" in refused
+
+
+@pytest.mark.slow
+def test_a_store_of_no_use_is_one_line_and_an_exit_code(copy, tmp_path):
+    newer = tmp_path / "newer.db"
+    call(copy, "links", env={"MLFLOW_TRACKING_URI": f"sqlite:///{newer}"})
+    with contextlib.closing(sqlite3.connect(newer)) as database:
+        database.execute("update alembic_version set version_num = 'ffffffffffff'")
+        database.commit()
+    client_of(copy).create_experiment("any")
+    for uri, line in [
+        ("htp://nowhere", "MLflow: UnsupportedModelRegistryStoreURIException"),
+        (f"sqlite:///{newer}", "another version of MLflow"),
+        (f"sqlite:///file:{copy.path}/mlflow.db?mode=ro&uri=true", "write a readonly database"),
+    ]:
+        assert line in one_line(sync(copy, env={"MLFLOW_TRACKING_URI": uri}, check=False))
 
 
 def test_a_store_that_cannot_be_made_is_told_at_once(clone, tmp_path):

@@ -330,7 +330,8 @@ def trained(name, splits, recipe=RECIPE, seed=0):
     return [p.detach().clone() for p in state.network.parameters()], state.history
 
 
-@pytest.mark.parametrize(("name", "ingredients"), [("lenet5", RECORD), ("mlp", {})])
+@pytest.mark.parametrize("name", params.MODEL_NAMES)
+@pytest.mark.parametrize("ingredients", [{}, RECORD])
 def test_two_runs_with_one_seed_are_bitwise_identical_and_learn(name, ingredients, resized):
     recipe = RECIPE.model_copy(update={"epochs": 4} | ingredients)
     first, history = trained(name, resized, recipe)
@@ -343,7 +344,8 @@ def test_two_runs_with_one_seed_are_bitwise_identical_and_learn(name, ingredient
     assert history[-1]["test_accuracy"] > 0.7
 
 
-@pytest.mark.parametrize(("name", "softmax"), [("lenet5", True), ("mlp", False)])
+@pytest.mark.parametrize("name", params.MODEL_NAMES)
+@pytest.mark.parametrize("softmax", [False, True])
 def test_an_exported_classifier_answers_as_the_exact_one(name, softmax, resized, splits):
     recipe = RECIPE.model_copy(update={"softmax_before_loss": softmax})
     state = begun(name, recipe)
