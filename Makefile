@@ -123,7 +123,7 @@ ui: $(INSTALLED)
 	@[ "$(MIRROR)" = off ] || $(PY) -m dvc_mlflow sync || true
 	@$(PY) -m dvc_mlflow view $(PORT)
 
-# Clones the last commit, computes everything anew and compares with dvc.lock (three minutes)
+# Clones the last commit, computes everything anew and compares with dvc.lock (two to five minutes)
 verify: $(INSTALLED)
 	@$(PY) -m dvc_mlflow verify $(if $(ATTEST),--statement $(if $(KEY),--key '$(KEY)'))
 

@@ -2,9 +2,12 @@
 
 import contextlib
 import json
+import re
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+
+from tqdm import tqdm
 
 from dvc_mlflow import claims, git, history, models, pipeline, projects, runs, store
 from dvc_mlflow.content import Content
@@ -182,16 +185,33 @@ def _write(project: Project, state: State, known: Known, content: Content, repor
     """Write everything that a project lacks."""
     locked = project.locked()
     experiment_id = store.open_store(project.folder)
-    for result in _behind(locked, known, content):
-        try:
-            _complete(experiment_id, result, state, known, content, report)
-        except Exception as error:
-            if not store.is_refusal(error):
-                raise
-            report.problems.append(f"{name_of(result)}: {store.explain(error)}")
+    behind, logged = _behind(locked, known, content), list[str]()
+    try:
+        for result in tqdm(behind, "logging", unit="run", leave=False, delay=2, disable=None):
+            try:
+                if _complete(experiment_id, result, state, known, content, report):
+                    logged.append(name_of(result))
+            except Exception as error:
+                if not store.is_refusal(error):
+                    raise
+                report.problems.append(f"{name_of(result)}: {store.explain(error)}")
+    finally:
+        _print_logged(logged)
     if pipeline.is_apart(locked, known):
         with content.laid(pipeline.wanted(project, locked)) as missing:
             pipeline.connect(experiment_id, project, locked, known, missing)
+
+
+def _print_logged(names: Sequence[str]) -> None:
+    """Print which runs were written: one line for all items of a matrix or a foreach."""
+    stages: dict[str, list[str]] = {}
+    for name in names:
+        stages.setdefault(re.sub("@[^:]*$", "", name), []).append(name)
+    for stage, items in stages.items():
+        if items[1:]:
+            print(f"logged {len(items)} runs of {stage} from their results")
+        else:
+            print(f"logged the run of {items[0]} from its results")
 
 
 def _complete(
@@ -201,8 +221,8 @@ def _complete(
     known: Known,
     content: Content,
     report: Report,
-) -> None:
-    """Give a result its finished run, with all files that can be had."""
+) -> bool:
+    """Give a result its finished run, with all files that can be had; whether it had none."""
     run = known.of(result)
     with content.laid(runs.wanted(result)) as missing:
         report.missing += [
@@ -214,24 +234,24 @@ def _complete(
             run = known.deleted(result.tags)
         if run and run.info.lifecycle_stage == "deleted":
             client().restore_run(run.info.run_id)
-            print(f"restored the deleted run of {name_of(result)}")
+            tqdm.write(f"restored the deleted run of {name_of(result)}")
         if run is not None:
             lost = known.lost_files(run)
             noted = json.loads(run.data.tags.get("missing", "[]"))
             if runs.is_complete(run) and not lost and missing and {*missing} == {*noted}:
-                return  # the remote did not have them either
+                return False  # the remote did not have them either
             runs.complete(run.info.run_id, result, missing)
             known.add(run.info.run_id)
-            print(
+            tqdm.write(
                 f"completed the run of {name_of(result)}"
                 + (f", which had lost {', '.join(lost)}" if lost else "")
             )
-            return
+            return False
         for path in result.models:
             models.drop_unfinished(result.outs[path])
         tags = {**state.tags, "backfilled": "true"}
         known.add(runs.write(experiment_id, result, tags, missing))
-        print(f"logged the run of {name_of(result)} from its results")
+        return True
 
 
 def _end_dead_runs() -> None:

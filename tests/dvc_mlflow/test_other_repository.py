@@ -456,7 +456,11 @@ def test_stages_that_run_in_other_folders_and_projects_have_their_runs(tmp_path,
         assert {run.data.tags["dirty"] for run in runs["sub"].values()} == {"false"}
         (root.path / "mlflow.db").unlink()
         said = repository.run(*COMMAND, "sync", "--rev", "HEAD").stdout
-        assert said.count("logged the run of") == 4
+        assert said.splitlines() == [
+            f"logged the run of {below}here from its results",
+            f"logged the run of {below}moved from its results",
+            f"logged 2 runs of {below}sub: grid from their results",
+        ]
         assert repository.run(*COMMAND, "sync").stdout == ""
     repository.run(*COMMAND, "mend")
     repository.run(*COMMAND, "damage")

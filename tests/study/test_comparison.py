@@ -252,8 +252,8 @@ def test_the_study_computes_only_missing_cells_and_comes_out_bit_for_bit_again(c
     before = cells_of(copy)
     (copy.path / "mlflow.db").unlink()
     said = copy.run("python", "-m", "dvc_mlflow", "sync").stdout
-    assert said.count("logged the run of study: cell@") == 4
-    assert "logged the run of study: report" in said
+    assert "logged 4 runs of study: cell from their results\n" in said
+    assert "logged the run of study: report from its results\n" in said
     assert copy.run("python", "-m", "dvc_mlflow", "sync").stdout == ""
 
     # A cell that is run again is the same, to the bit
