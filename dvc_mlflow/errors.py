@@ -86,9 +86,10 @@ class _Unbroken(io.FileIO):
 
 
 def outlive_readers() -> None:
-    """Let the process continue if nobody reads its output any more.
+    """Let the process continue if nobody reads its output any more, and write each line at once.
 
-    The results of a stage are files, and `dvc repro | head -1` has to write them.
+    The results of a stage are files, and `dvc repro | head -1` has to write them. A reader such as
+    `dvc repro | tee log` follows a training while it runs.
     """
     if sys.stdout is sys.__stdout__ and sys.stdout:
         sys.stdout = _unbroken(sys.stdout)
@@ -102,6 +103,6 @@ def _unbroken(stream: Any) -> TextIO:
         io.BufferedWriter(_Unbroken(stream.fileno(), "wb", closefd=False)),
         encoding=stream.encoding,
         errors=stream.errors,
-        line_buffering=stream.line_buffering,
+        line_buffering=True,
         write_through=stream.write_through,
     )

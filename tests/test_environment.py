@@ -2,6 +2,7 @@
 
 import os
 import re
+import select
 import shutil
 import signal
 import subprocess
@@ -175,10 +176,21 @@ def test_a_training_whose_reader_goes_finishes_all_the_same(copy, reader):
     expected = copy.outs()
     for path in (files.model_path("mlp"), files.training_path("mlp")):
         (copy.path / path).unlink()
-    said = copy.run(*reader, "python", "-u", "-m", "stages.train", "mlp")
+    said = copy.run(*reader, "python", "-m", "stages.train", "mlp")
     assert said.stdout.splitlines()[-1] == "0"
     assert "Traceback" not in said.stderr and "BrokenPipe" not in said.stderr
     assert copy.outs() == expected
+
+
+def test_a_reader_gets_each_line_of_a_stage_while_the_stage_runs():
+    says_and_waits = "outlive_readers(); print('epoch 1'); sys.stdin.read()"
+    command = f"import sys; from dvc_mlflow.errors import outlive_readers; {says_and_waits}"
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen([sys.executable, "-c", command], **pipes) as process:
+        readable, _, _ = select.select([process.stdout], [], [], 30)
+        said = process.stdout.read1() if readable else b""
+        process.stdin.close()
+    assert said == b"epoch 1\n"
 
 
 def test_a_report_whose_reader_goes_ends_without_a_word(checkout, tmp_path):
