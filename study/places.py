@@ -12,6 +12,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import warnings
 from collections.abc import Collection
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -158,6 +159,8 @@ def _dask(engine: str, address: Any, cluster: Any = None) -> Place:
             host, port = address[6:].split(":")
             socket.create_connection((host, int(port)), PATIENCE).close()
         logging.disable()  # Dask logs a lost worker with a traceback, the engine in one line
+        # Each worker compares the versions itself, and is named with the cure
+        warnings.filterwarnings("ignore", "\\s*Mismatched versions found")
         client = Client(address, timeout=OUTAGE, set_as_default=False)
     except Exception as error:
         raise StageError(

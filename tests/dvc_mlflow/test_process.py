@@ -283,6 +283,7 @@ def test_the_first_stage_starts_the_process_and_the_next_ones_are_written_by_the
     assert list((project.path / ".dvc/tmp").glob("mirror-*.sock")) == sockets
 
 
+@pytest.mark.slow
 def test_where_a_process_may_not_fork_each_stage_gets_a_process_of_its_own(
     fresh, monkeypatch, tmp_path
 ):
@@ -452,7 +453,7 @@ def test_each_command_does_what_its_name_says(fresh, call):
     project.lock("prepare")
     commit = project.commit("only data")
     assert done("sync", "--dry").count("would log the run of ") == 1 + 3
-    assert done("sync").count("logged the run of ") == 1 + 3
+    assert done("sync").count(" from their results") == 1  # the two cells
     assert done("sync", "--rev", commit) == done("sync", "--rev") == ""
     project.lock("prepare", "plot")
     assert done("sync", "--rev", commit) == ""

@@ -58,7 +58,11 @@ def folder(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("name", params.MODEL_NAMES)
-@pytest.mark.parametrize("recipe", [*RECIPES.values(), TAUGHT_RECIPE], ids=[*RECIPES, "taught"])
+@pytest.mark.parametrize(
+    "recipe",
+    [*RECIPES.values(), pytest.param(TAUGHT_RECIPE, marks=pytest.mark.slow)],
+    ids=[*RECIPES, "taught"],
+)
 def test_stopped_after_each_epoch_it_comes_to_the_same_bytes(name, recipe, small, capsys):
     expected = fit(name, small, recipe)
     assert not list(alone.FOLDER.glob("*.pt"))  # it cleans up behind itself

@@ -86,6 +86,7 @@ def test_another_number_of_spins_may_be_set():
     assert "GOMP_SPINCOUNT = '7'" in said.stderr
 
 
+@pytest.mark.slow
 def test_no_number_of_threads_or_cores_changes_a_bit():
     expected = fingerprints(threads=1)
     assert expected.count("\n") == 12
