@@ -17,6 +17,9 @@ from typing import Any
 import pytest
 from filelock import FileLock
 
+# Tests run two at a time. Before torch is imported
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import stages  # noqa: F401  (sets how long threads spin, before any test imports torch)
 from dvc_mlflow import history, store
 from dvc_mlflow.files import md5

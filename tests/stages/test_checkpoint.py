@@ -37,7 +37,7 @@ class Stop(Exception):
     pass
 
 
-def fit(name, splits, recipe, stop_after=None, seed=0, threads=2):
+def fit(name, splits, recipe, stop_after=None, seed=0, threads=1):
     """The state that a training ends with, and the epochs that it showed."""
     shown = []
     generator = numerics.configure(threads, seed)
@@ -92,11 +92,11 @@ def test_a_teacher_that_is_trained_is_not_trained_again(small, capsys):
 def test_the_checkpoint_stays_until_the_results_are_written(small, capsys):
     """All epochs are shown again to whoever writes them then, and none is trained again."""
     recipe = RECIPES["record"]
-    first = Training("a stage", "mlp", small, recipe, "cpu", numerics.configure(2, 0))
+    first = Training("a stage", "mlp", small, recipe, "cpu", numerics.configure(1, 0))
     rows = list(first.epochs())
     assert (alone.FOLDER / "a stage.pt").is_file()
     capsys.readouterr()
-    again = Training("a stage", "mlp", small, recipe, "cpu", numerics.configure(2, 0))
+    again = Training("a stage", "mlp", small, recipe, "cpu", numerics.configure(1, 0))
     again.state.optimizer.register_step_pre_hook(lambda *_: pytest.fail("a step was repeated"))
     assert list(again.epochs()) == rows
     assert models.fingerprint(again.state.network) == models.fingerprint(first.state.network)
@@ -108,7 +108,7 @@ def test_the_checkpoint_stays_until_the_results_are_written(small, capsys):
 
 def test_each_epoch_is_printed_and_saved_before_its_row_is_yielded(small, capsys):
     def begun():
-        generator = numerics.configure(2, 0)
+        generator = numerics.configure(1, 0)
         return Training("a stage", "mlp", small, RECIPES["sgd with dropout"], "cpu", generator)
 
     first = begun()
@@ -171,7 +171,7 @@ def test_with_another_number_of_threads_it_resumes_to_the_same_bytes(small, caps
     recipe = RECIPES["record"]
     expected = fit("lenet5", small, recipe)
     with pytest.raises(Stop):
-        fit("lenet5", small, recipe, stop_after=2, threads=1)
+        fit("lenet5", small, recipe, stop_after=2, threads=2)
     assert fit("lenet5", small, recipe, threads=3) == expected
     assert "a stage resumes after epoch 2 of 3" in capsys.readouterr().out
 

@@ -315,7 +315,7 @@ def test_accuracy_is_scikit_learns():
 
 
 def begun(name, recipe, size=2_000, seed=0):
-    generator = numerics.configure(threads=2, seed=seed)
+    generator = numerics.configure(threads=1, seed=seed)
     steps = training.total_steps(recipe, size)
     return training.begin(models.build(name, recipe), recipe, steps, generator)
 
