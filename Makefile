@@ -15,16 +15,17 @@ WITH_ENGINES = $(PY) -m pip install --quiet --disable-pip-version-check -c const
 export PIP_USER := 0
 unexport PIP_TARGET PIP_PREFIX PIP_ROOT PIP_PYTHON PIP_NO_DEPS PIP_DRY_RUN
 
-.PHONY: help install repro study search worker verify attest test mutants lint bench sync find serve ui
+.PHONY: help install repro study search scheduler worker verify attest test mutants lint bench sync find serve ui
 
 help:
 	@echo "make repro   run the pipeline, as far as it is not up to date, and show the comparison"
 	@echo "make study   compare the recipes over several seeds (what is committed is not run again)"
 	@echo "             on other machines: ENGINE=dask://HOST:PORT or ENGINE=slurm"
 	@echo "make search  search for recipes on validation images (what is committed is not run again)"
+	@echo "make scheduler   the one that ENGINE=dask://HOST:8786 and SCHEDULER=HOST:8786 name"
 	@echo "make worker SCHEDULER=HOST:PORT   let this machine compute cells for the study elsewhere"
 	@echo "make verify  compute the committed results anew and compare, to the bit"
-	@echo "make attest  on how many machines each out was rebuilt (ATTEST=yes make verify writes a statement)"
+	@echo "make attest  on how many kinds of machines each out was rebuilt (ATTEST=yes make verify writes a statement)"
 	@echo "make test    run the tests"
 	@echo "make mutants make mistakes in the code, one at a time, and see whether the tests notice"
 	@echo "make lint    ruff, mypy and zizmor"
@@ -81,6 +82,10 @@ search: $(INSTALLED)
 	@[ "$(MIRROR)" = off ] || $(PY) -m dvc_mlflow sync || true
 	@echo
 	@echo "Open in a browser: study/findings/search.html"
+
+scheduler: $(INSTALLED)
+	@$(WITH_ENGINES)
+	$(PY) -m dask scheduler --port $(or $(PORT),8786)
 
 # One cell at a time on each core
 worker: $(INSTALLED)

@@ -1,10 +1,11 @@
-"""``attest``: on how many machines was each out rebuilt?
+"""``attest``: on how many kinds of machines was each out rebuilt?
 
     dvc-mlflow verify --statement [--key PRIVATE_KEY]   writes a statement about this machine
     dvc-mlflow attest                                   checks all statements, and counts them
 
-A statement says that one machine computed every out anew, without any cache, and came to the bytes
-in dvc.lock. Its format is that of in-toto (Statement v1 with the predicate Link v0.3,
+A statement says that one machine computed every out of a commit anew, without any cache, and came
+to the bytes in its dvc.lock. An out that a later commit changed is no longer counted. The format is
+that of in-toto (Statement v1 with the predicate Link v0.3,
 https://github.com/in-toto/attestation). It names the processor, the libraries and the commit, but
 no host, path or user. If a key is given, `ssh-keygen` signs it. The signature shows the key.
 """
@@ -17,12 +18,12 @@ import re
 import subprocess
 import sys
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dvc_mlflow import damage, files, tables
+from dvc_mlflow import damage, files, git, history, projects, tables
 from dvc_mlflow.commands import output_of
 from dvc_mlflow.errors import StageError, one_line
 
@@ -175,9 +176,13 @@ def signer(path: Path, text: str) -> str | None:
 
 @dataclass(frozen=True)
 class Rebuild:
-    """A statement that is true."""
+    """A statement that is true.
 
-    outs: frozenset[str]
+    Attributes:
+        outs: The path and the md5 of each out.
+    """
+
+    outs: frozenset[tuple[str, str]]
     signer: str | None
     kind: str
     is_emulated: bool
@@ -189,11 +194,25 @@ class Rebuild:
         return "signed" if self.signer else "unsigned"
 
 
-def read(path: Path, locked: Mapping[str, str]) -> Rebuild:
+def outs_of(commit: str) -> dict[str, str]:
+    """The md5 of each out of the main project in a commit.
+
+    Raises:
+        StageError: The commit is not here, or has no dvc.lock.
+    """
+    return {
+        path: md5
+        for file in projects.find(commit=git.commit_of(commit))[projects.MAIN]
+        for outs in history.outs_of(commit, file.with_name(projects.LOCK)).values()
+        for path, md5 in outs.items()
+    }
+
+
+def read(path: Path, outs_of: Callable[[str], Mapping[str, str]] = outs_of) -> Rebuild:
     """Read a statement, and check its signature and its md5s.
 
     Args:
-        locked: The md5 of each out in dvc.lock.
+        outs_of: Gives the md5 of each out in a commit.
 
     Raises:
         StageError: It is wrong. Says why.
@@ -204,6 +223,7 @@ def read(path: Path, locked: Mapping[str, str]) -> Rebuild:
         if (content["_type"], content["predicateType"]) != (STATEMENT_TYPE, PREDICATE_TYPE):
             raise ValueError("is of another type")
         stated = {subject["name"]: subject["digest"]["md5"] for subject in content["subject"]}
+        commit = str(content["predicate"]["materials"][0]["digest"]["gitCommit"])
         about = content["predicate"]["environment"]
         emulated = about["emulator"] is not None
         machine = about["emulator"] or about["processor"]
@@ -213,31 +233,40 @@ def read(path: Path, locked: Mapping[str, str]) -> Rebuild:
         kind += "".join(
             f", {name} {version}" for name, version in about["libraries"].items() if name == "torch"
         )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise StageError(f"{path} is no statement ({one_line(repr(error))}): remove it") from None
     try:
         key = signer(path, text)
     except StageError as error:
         raise StageError(f"{path} is not what was signed ({error}): remove it") from None
+    try:
+        locked = outs_of(commit)
+    except StageError as error:
+        raise StageError(
+            f"{path} cannot be checked ({error}): `git fetch --unshallow`, or remove it"
+        ) from None
     wrong = [out for out, md5 in stated.items() if locked.get(out) != md5]
     if wrong:
         raise StageError(
             f"{path} does not hold: {wrong[0]} is {stated[wrong[0]]} there and "
-            f"{locked.get(wrong[0], 'missing')} in dvc.lock: remove it, or write a new one by "
-            "`dvc-mlflow verify --statement`"
+            f"{locked.get(wrong[0], 'missing')} in the dvc.lock of commit {commit[:10]}: remove it"
         )
-    return Rebuild(frozenset(stated), key, kind, emulated)
+    return Rebuild(frozenset(stated.items()), key, kind, emulated)
 
 
-def count(rebuilds: Sequence[Rebuild], outs: Sequence[str]) -> str:
-    """A table with the number of machines per out. The same kind counts once per signer."""
+def count(rebuilds: Sequence[Rebuild], locked: Mapping[str, str]) -> str:
+    """A table with the number of kinds of machines per out. Each counts once per signer.
+
+    Args:
+        locked: The md5 of each out in dvc.lock.
+    """
     groups = ("signed", "unsigned", "emulated")
 
-    def machines(out: str, group: str) -> str:
+    def machines(out: tuple[str, str], group: str) -> str:
         found = [one for one in rebuilds if one.group == group and out in one.outs]
         return str(len({(one.kind, one.signer) for one in found}))
 
-    rows = [[out, *(machines(out, group) for group in groups)] for out in outs]
+    rows = [[out[0], *(machines(out, group) for group in groups)] for out in locked.items()]
     lines = [tables.text([["out", *groups], *rows]), ""]
     for one in sorted(set(rebuilds), key=lambda one: (groups.index(one.group), one.kind)):
         lines.append(f"{one.group}: {one.kind}" + (f", by {one.signer}" if one.signer else ""))
@@ -245,7 +274,7 @@ def count(rebuilds: Sequence[Rebuild], outs: Sequence[str]) -> str:
 
 
 def report() -> None:
-    """Check all statements, and print on how many machines each out was rebuilt.
+    """Check all statements, and print on how many kinds of machines each out was rebuilt.
 
     Raises:
         StageError: A statement is wrong, or there is none.
@@ -254,10 +283,10 @@ def report() -> None:
     rebuilds, wrong = [], []
     for path in sorted(STATEMENTS.glob("*.json")):
         try:
-            rebuilds.append(read(path, locked))
+            rebuilds.append(read(path))
         except StageError as error:
             wrong.append(str(error))
-    print(count(rebuilds, list(locked)))
+    print(count(rebuilds, locked))
     if wrong:
         raise StageError("\nerror: ".join(wrong))
     if not rebuilds:

@@ -165,7 +165,7 @@ def _dask(engine: str, address: Any, cluster: Any = None) -> Place:
     except Exception as error:
         raise StageError(
             f"the scheduler of ENGINE={engine} does not answer ({one_line(error)}): start it with "
-            "`dask scheduler`, and workers with `make worker SCHEDULER=HOST:PORT`"
+            "`make scheduler`, and workers with `make worker SCHEDULER=HOST:PORT`"
         ) from None
     print(f"dashboard: {client.dashboard_link}", flush=True)
     cure = "`squeue` tells about its jobs" if cluster else f"`make worker SCHEDULER={address[6:]}`"

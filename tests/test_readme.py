@@ -254,7 +254,7 @@ def study() -> Claims:
             [f"{SEARCH.validation_size:,}"],
         ),
         # How it was found, before this history
-        ("Before this search, among 15 configurations of LeNet-5 and 4 of the MLP", []),
+        ("before this search, among 15 configurations of LeNet-5 and 4 of the MLP", []),
         (
             "it has {} % and {} % of the validation images, the best of the others {} % and {} %.",
             incumbent_and_others(),

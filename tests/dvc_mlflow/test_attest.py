@@ -14,6 +14,8 @@ from conftest import ROOT, missing, qemu
 from dvc_mlflow import attest, verify
 from dvc_mlflow.errors import InputError, StageError
 
+COMMIT = "c" * 40
+
 
 @pytest.fixture
 def rebuilt(tmp_path, monkeypatch) -> Path:
@@ -38,11 +40,15 @@ def key(tmp_path) -> str:
 
 
 def written(rebuilt: Path, key: str | None = None) -> tuple[Path, dict[str, str]]:
-    """A statement about both outs, and their md5s."""
-    content = attest.statement(rebuilt, "c" * 40, ["model", "figures"])
+    """A statement about both outs of a commit, and their md5s."""
+    content = attest.statement(rebuilt, COMMIT, ["model", "figures"])
     return attest.write(content, key), {
         subject["name"]: subject["digest"]["md5"] for subject in content["subject"]
     }
+
+
+def read(path: Path, md5s: dict[str, str]) -> attest.Rebuild:
+    return attest.read(path, {COMMIT: md5s}.__getitem__)
 
 
 def test_a_folders_hash_is_the_one_that_in_toto_describes(rebuilt):
@@ -64,10 +70,10 @@ def test_a_statement_names_no_host_path_or_user(rebuilt):
 def test_a_signed_statement_names_the_key_and_an_unsigned_one_none(rebuilt, key):
     path, md5s = written(rebuilt, key)
     shown = subprocess.run(["ssh-keygen", "-l", "-f", key], capture_output=True, text=True).stdout
-    assert attest.read(path, md5s).signer in shown.split()
+    assert read(path, md5s).signer in shown.split()
     path, md5s = written(rebuilt)
     attest.signature_path(path).unlink()
-    assert attest.read(path, md5s).signer is None
+    assert read(path, md5s).signer is None
 
 
 @pytest.mark.parametrize("signed", [True, False])
@@ -75,7 +81,20 @@ def test_a_changed_statement_does_not_hold(rebuilt, key, signed):
     path, md5s = written(rebuilt, key if signed else None)
     path.write_text(path.read_text().replace(md5s["model"], "0" * 32))
     with pytest.raises(StageError, match="was signed" if signed else "model is 0{32} there"):
-        attest.read(path, md5s)
+        read(path, md5s)
+
+
+def test_the_committed_statements_hold_for_their_commits(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    for path in attest.STATEMENTS.glob("*.json"):
+        assert attest.read(path).outs
+
+
+def test_a_statement_about_a_commit_that_is_not_here_is_named(rebuilt, monkeypatch):
+    path, _ = written(rebuilt)
+    monkeypatch.chdir(ROOT)
+    with pytest.raises(StageError, match=f"cannot be checked .{COMMIT} is not a commit of this"):
+        attest.read(path)
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"_type": 1, "predicateType": 2}', "\0"])
@@ -83,15 +102,17 @@ def test_what_is_no_statement_is_named(rebuilt, text):
     path, md5s = written(rebuilt)
     path.write_text(text)
     with pytest.raises(StageError, match="is no statement"):
-        attest.read(path, md5s)
+        read(path, md5s)
 
 
 def test_the_same_machine_counts_once_and_a_signature_or_another_machine_once_more():
     def rebuild(kind: str, signer: str | None = None, is_emulated: bool = False) -> attest.Rebuild:
-        return attest.Rebuild(frozenset(["model"]), signer, kind, is_emulated)
+        outs = {"model": "md5 of the model", "figures": "md5 of an older commit"}
+        return attest.Rebuild(frozenset(outs.items()), signer, kind, is_emulated)
 
     amd, intel, arm = rebuild("AMD"), rebuild("Intel", "SHA256:x"), rebuild("qemu", None, True)
-    text = attest.count([amd, amd, intel, rebuild("Intel", "SHA256:y"), arm], ["model", "figures"])
+    locked = {"model": "md5 of the model", "figures": "md5 of the figures"}
+    text = attest.count([amd, amd, intel, rebuild("Intel", "SHA256:y"), arm], locked)
     rows = [line.split() for line in text.splitlines()[:3]]
     assert rows == [
         ["out", "signed", "unsigned", "emulated"],
