@@ -5,6 +5,7 @@ import fcntl
 import hashlib
 import json
 import os
+import time
 import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -89,10 +90,30 @@ def md5(path: Path) -> str:
     paths of its files, sorted by path, followed by ``.dir``.
     """
     if not path.is_dir():
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "md5").hexdigest()
+        return _md5_of_file(path)
     entries = [{"md5": md5(path / name), "relpath": name} for name in inside(path)]
     return hashlib.md5(json.dumps(entries, sort_keys=True).encode()).hexdigest() + ".dir"
+
+
+SETTLED = 2 * 10**9  # nanoseconds: no file system has coarser times
+_known: dict[tuple[Path, int, int, int, int], str] = {}
+
+
+def _md5_of_file(path: Path) -> str:
+    """Its md5, without reading it again if this process has read it and it is unchanged since.
+
+    Nobody can set the time of the last change (ctime) back. A file that has just changed may change
+    once more without a later time, so it is read again.
+    """
+    at = path.stat()
+    state = path.resolve(), at.st_ino, at.st_size, at.st_mtime_ns, at.st_ctime_ns
+    if state in _known:
+        return _known[state]
+    with path.open("rb") as file:
+        found = hashlib.file_digest(file, "md5").hexdigest()
+    if time.time_ns() > max(at.st_mtime_ns, at.st_ctime_ns) + SETTLED:
+        _known[state] = found
+    return found
 
 
 def read_tree(path: Path) -> Any:

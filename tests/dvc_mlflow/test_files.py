@@ -3,8 +3,10 @@ errors are one line."""
 
 import hashlib
 import json
+import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -45,6 +47,7 @@ def test_what_cannot_be_written_is_one_line_that_names_it_and_the_old_file_stays
 
 WRITE_OFTEN = """
 import sys
+import time
 from pathlib import Path
 from dvc_mlflow.files import write_bytes
 for _ in range(200):
@@ -143,6 +146,32 @@ def test_the_md5_of_a_folder_leaves_out_the_files_that_dvc_ignores(folder):
     subprocess.run(["dvc", "add", "--quiet", "data"], check=True)
     assert ignoring in Path("data.dvc").read_text(encoding="utf-8")
     assert ignoring != everything
+
+
+def test_a_file_is_read_again_after_an_edit_that_its_size_and_time_hide(folder, monkeypatch):
+    monkeypatch.setattr(files, "SETTLED", 0)
+    path = folder / "edited"
+    path.write_bytes(b"before")
+    assert files.md5(path) == hashlib.md5(b"before").hexdigest()
+    with monkeypatch.context() as patch:
+        patch.setattr(hashlib, "file_digest", lambda *_: pytest.fail("it was read again"))
+        files.md5(path)
+    before = path.stat()
+    time.sleep(0.05)  # the clock of the file system ticks
+    path.write_bytes(b"after!")
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert files.md5(path) == hashlib.md5(b"after!").hexdigest()
+
+
+def test_a_file_that_has_just_changed_is_read_again(folder, monkeypatch):
+    # On many systems, a second change within some milliseconds has the time of the first one
+    path = folder / "edited"
+    path.write_bytes(b"content")
+    files.md5(path)
+    was_read = []
+    monkeypatch.setattr(hashlib, "file_digest", lambda *_: was_read.append(1) or hashlib.md5())
+    files.md5(path)
+    assert was_read
 
 
 def test_the_md5_of_a_file_or_a_folder_is_dvcs(folder):
