@@ -194,7 +194,7 @@ class Rebuild:
         return "signed" if self.signer else "unsigned"
 
 
-def outs_of(commit: str) -> dict[str, str]:
+def committed(commit: str) -> dict[str, str]:
     """The md5 of each out of the main project in a commit.
 
     Raises:
@@ -208,7 +208,7 @@ def outs_of(commit: str) -> dict[str, str]:
     }
 
 
-def read(path: Path, outs_of: Callable[[str], Mapping[str, str]] = outs_of) -> Rebuild:
+def read(path: Path, outs_of: Callable[[str], Mapping[str, str]] = committed) -> Rebuild:
     """Read a statement, and check its signature and its md5s.
 
     Args:

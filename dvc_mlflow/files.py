@@ -102,8 +102,8 @@ _known: dict[tuple[Path, int, int, int, int], str] = {}
 def _md5_of_file(path: Path) -> str:
     """Its md5, without reading it again if this process has read it and it is unchanged since.
 
-    Nobody can set the time of the last change (ctime) back. A file that has just changed may change
-    once more without a later time, so it is read again.
+    No program can set the time of the last change (ctime) back. A file that has just changed may
+    change once more without a later time, so it is read again.
     """
     at = path.stat()
     state = path.resolve(), at.st_ino, at.st_size, at.st_mtime_ns, at.st_ctime_ns

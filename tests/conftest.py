@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 from filelock import FileLock
 
-# Tests run two at a time. Before torch is imported
+# One thread for each test, because two run at a time. Torch reads this when it is imported
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import stages  # noqa: F401  (sets how long threads spin, before any test imports torch)

@@ -47,7 +47,6 @@ def test_what_cannot_be_written_is_one_line_that_names_it_and_the_old_file_stays
 
 WRITE_OFTEN = """
 import sys
-import time
 from pathlib import Path
 from dvc_mlflow.files import write_bytes
 for _ in range(200):

@@ -453,7 +453,11 @@ def test_each_command_does_what_its_name_says(fresh, call):
     project.lock("prepare")
     commit = project.commit("only data")
     assert done("sync", "--dry").count("would log the run of ") == 1 + 3
-    assert done("sync").count(" from their results") == 1  # the two cells
+    assert done("sync").splitlines() == [
+        "logged the run of prepare from its results",
+        "logged 2 runs of study: cell from their results",
+        "logged the run of study: report from its results",
+    ]
     assert done("sync", "--rev", commit) == done("sync", "--rev") == ""
     project.lock("prepare", "plot")
     assert done("sync", "--rev", commit) == ""
