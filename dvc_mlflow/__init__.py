@@ -3,8 +3,8 @@
 The results are the files that DVC keeps. MLflow only shows them: no result is computed from
 something that was read from MLflow. A process beside the stage (process.py) writes the run, and the
 stage does not wait for it while it computes. If the tracking server is down, slow or broken, the
-stage prints a warning, and loses at most PATIENCE seconds. With ``MIRROR=off`` in the environment
-there is no run at all.
+stage prints a warning, and loses at most PATIENCE seconds, or what MLFLOW_HTTP_REQUEST_TIMEOUT
+allows a request. With ``MIRROR=off`` in the environment there is no run at all.
 
 ``python -m dvc_mlflow`` has the commands for everything else: see __main__.py.
 """
@@ -30,6 +30,7 @@ from dvc_mlflow.hooks import settings
 
 PATIENCE = 5.0  # seconds without progress that a stage waits for at its end
 LOCAL_PATIENCE = 60.0  # the same, while the process does not wait for a server
+LONGEST_PATIENCE = 86_400
 
 
 class Run:
@@ -98,7 +99,14 @@ class Run:
                 return lines[-1].removeprefix("failed: ")
             if not chunk:
                 return "its process ended"
-            patience = LOCAL_PATIENCE if lines and lines[-1] == "local" else PATIENCE
+            patience = LOCAL_PATIENCE if lines and lines[-1] == "local" else _patience()
+
+
+def _patience() -> float:
+    """PATIENCE, or longer where the environment gives a request to the server longer."""
+    given = os.environ.get("MLFLOW_HTTP_REQUEST_TIMEOUT", "")
+    allowed = int(given) + 1 if given.isascii() and given.isdecimal() else 0
+    return max(PATIENCE, min(allowed, LONGEST_PATIENCE))
 
 
 def _connect() -> socket.socket:

@@ -8,8 +8,8 @@ not fork after it has imported such libraries, so there each stage gets a new pr
 A stage sends one JSON object per line: first `{"stage": ..., "environment": {...}}`, then
 `{"epoch": {...}}` for each epoch, and at last `{"end": STATUS, "reason": ...}`. If the connection
 ends before that, the stage was killed. The answer has one line per step: first `process PID`, then
-`local` before work without a server, `ready` after each answer of the store (`local` if that is a
-file), and at the end `done` or `failed: REASON`.
+`local` before work of its own, which may take long, `ready` before and after a request to the store
+(`local` if that is a file), and at the end `done` or `failed: REASON`.
 """
 
 import contextlib
@@ -117,9 +117,11 @@ def follow(sent: Iterator[dict[str, Any]], say: Say) -> None:
     experiment_id = store.open_store(project.folder)
     from mlflow.entities import RunTag
 
-    say("ready")
     result = project.here(stage, with_outs=False)
-    run_id = runs.start(experiment_id, result, git.provenance(results.changing()))
+    provenance = git.provenance(results.changing())
+    say("ready")
+    run_id = runs.start(experiment_id, result, provenance)
+    say("ready")
     runs.log(run_id, params=result.params)
     say("ready")
     monitor = None
@@ -134,7 +136,9 @@ def follow(sent: Iterator[dict[str, Any]], say: Say) -> None:
     if monitor:
         monitor.finish()
     if status == "FINISHED":
-        result = project.here(stage)
+        say("local")
+        result = project.here(stage)  # hashes its outs, however large
+        say("ready")
         runs.complete(run_id, result, say=say)
         finish(experiment_id, run_id, result, project, say)
     else:
@@ -156,18 +160,19 @@ def finish(
 ) -> None:
     """End a run as FINISHED. If all stages agree now, connect their runs."""
     client().set_terminated(run_id, "FINISHED")
-    say("ready")
+    say("local")
     # dvc.lock gets the results of this stage when the stage has ended
     locked = {**project.locked(), result.stage: result}
     if set(locked) != set(project) or not pipeline.agree(locked):
         return
     ordered = {stage: locked[stage] for stage in project}
-    made = results.made_by(ordered.values())
-    with (
-        claims.held(patience=CLAIM_PATIENCE, say=say),
-        Content(project, made).laid(pipeline.wanted(project, ordered)) as missing,
-    ):
-        pipeline.connect(experiment_id, project, ordered, Known(), missing, say)
+    content = Content(project, results.made_by(ordered.values()))
+    wanted = pipeline.wanted(project, ordered)
+    with claims.held(patience=CLAIM_PATIENCE, say=say):
+        say("local")
+        with content.laid(wanted) as missing:
+            say("ready")
+            pipeline.connect(experiment_id, project, ordered, Known(), missing, say)
 
 
 def main() -> None:

@@ -304,6 +304,7 @@ def lost_files(run: Any) -> list[str]:
 def _log_inputs(run_id: str, result: Result) -> None:
     """Note the data that a stage reads. The digest of each file is its md5, as in dvc.lock."""
     from mlflow.entities import Dataset, DatasetInput, InputTag
+    from mlflow.exceptions import MlflowException
 
     def noted(path: str, md5: str, name: str, context: str, **more: str) -> DatasetInput:
         source = json.dumps({"tags": {"mlflow.source.name": path}})
@@ -320,7 +321,13 @@ def _log_inputs(run_id: str, result: Result) -> None:
         for one in hook("datasets", lambda _: ())(result)
     ]  # fmt: skip
     inputs += [noted(path, result.deps[path], name, "dep") for path, name in result.data.items()]
-    if inputs:
+    if not inputs:
+        return
+    try:
+        client().log_inputs(run_id, datasets=inputs)
+    except MlflowException:
+        # Two runs note the same data for the first time at once: MLflow looks for it, and then adds
+        # it, and the second one to add it fails. Once more, it is found.
         client().log_inputs(run_id, datasets=inputs)
 
 

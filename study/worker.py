@@ -20,6 +20,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from tqdm import tqdm
+
 from dvc_mlflow import files, git
 from dvc_mlflow.errors import StageError, one_line
 from stages.base.files import DATA_PREPARED
@@ -179,9 +181,12 @@ def _train(order: Order) -> str:
     finally:
         process.kill()
         process.wait()
-    if process.returncode == 0:
-        return ""
     said = [line for line in errors.splitlines() if line.strip()]
+    if process.returncode == 0:
+        for line in said:
+            if line.startswith("warning: "):
+                tqdm.write(line, file=sys.stderr)
+        return ""
     reason = said[-1].removeprefix("error: ") if said else f"exit code {process.returncode}"
     return f"`python -m study.cell {' '.join(order.arguments)}`: {one_line(reason)}"
 

@@ -259,9 +259,10 @@ class Clone:
 
     def repro(self, *arguments: str, env: dict[str, str] | None = None) -> list[str]:
         """`dvc repro`; the stages that ran."""
-        output = self.run("dvc", "repro", *arguments, env=env).stdout
+        ended = self.run("dvc", "repro", *arguments, env=env)
+        print(ended.stderr)  # pytest shows it if the test fails
         prefix = "Running stage '"
-        lines = [line for line in output.splitlines() if line.startswith(prefix)]
+        lines = [line for line in ended.stdout.splitlines() if line.startswith(prefix)]
         return lenet5_first([line.removeprefix(prefix).split("'")[0] for line in lines])
 
 

@@ -15,7 +15,7 @@ from ruamel.yaml import YAML
 
 import dvc_mlflow
 from conftest import ROOT, missing
-from dvc_mlflow import process
+from dvc_mlflow import process, store
 from stages import scoring, serve
 from stages.base import files, params, strict
 from stages.base.params import MODEL_NAMES, TITLES
@@ -430,6 +430,10 @@ def pipeline() -> Claims:
 def mirror() -> Claims:
     return [
         ("costs one warning and at most {} s;", [f"{dvc_mlflow.PATIENCE:.0f}"]),
+        (
+            "longer than {} s for a request, `MLFLOW_HTTP_REQUEST_TIMEOUT={}` gives it {} s,",
+            [store.SETTINGS["MLFLOW_HTTP_REQUEST_TIMEOUT"], "60", "60"],
+        ),
         (
             "serves all stages of a pipeline, and ends {} s after the last.",
             [f"{process.LINGER:.0f}"],

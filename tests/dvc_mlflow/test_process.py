@@ -62,7 +62,9 @@ def test_a_stage_that_ends_has_a_finished_run_with_its_epochs_and_outs(fresh):
     commit = project.git("rev-parse", "HEAD")
     assert (tags["commit"], tags["dirty"]) == (commit, "false")
     assert "backfilled" not in tags
-    assert said.count("local") == 1 and len(said) > 8
+    # It asks no server while it hashes the outs, makes the model for MLflow, reads dvc.lock, and
+    # lays the files of the pipeline's run
+    assert said.count("local") == 4 and len(said) > 8
 
 
 def test_the_last_stage_connects_the_pipeline_once_all_results_agree(fresh):
@@ -159,6 +161,7 @@ def test_what_a_stage_sent_before_it_was_killed_is_read_to_the_end():
 def run(monkeypatch):
     """A stage's run and the other end of its socket."""
     monkeypatch.setenv("MIRROR", "off")
+    monkeypatch.delenv("MLFLOW_HTTP_REQUEST_TIMEOUT", raising=False)
     ours, theirs = socket.socketpair()
     made = dvc_mlflow.Run("plot")
     made._process = ours
@@ -226,6 +229,19 @@ def test_a_process_that_shows_no_progress_is_ended_and_one_that_works_alone_is_w
     assert writer.wait(5) == -signal.SIGKILL
     other_end.sendall(f"process {writer.pid}\nready\n".encode())
     assert current._wait(current._process) == "no answer for 0 s"  # and it is gone already
+
+
+@pytest.mark.parametrize(
+    ("given", "patience"),
+    [("", 5), ("3", 5), ("60", 61), ("9" * 30, 86_400), ("-1", 5), ("soon", 5)],
+)
+def test_a_stage_waits_as_long_as_a_request_may_take(run, monkeypatch, given, patience):
+    current, other_end = run
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", given)
+    other_end.sendall(b"process 1\nready\n")
+    threading.Timer(0.3, other_end.sendall, [b"done\n"]).start()
+    assert current._wait(current._process) == ""
+    assert current._process.gettimeout() == patience
 
 
 def test_a_process_that_reads_nothing_does_not_hold_a_stage_up(run):

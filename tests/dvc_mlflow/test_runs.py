@@ -14,6 +14,7 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 from mlflow.utils import validation
+from sqlalchemy import Engine, event
 
 from dvc_mlflow import files, models, pipeline, runs
 from dvc_mlflow.errors import StageError
@@ -102,6 +103,25 @@ def test_the_data_that_a_stage_reads_are_inputs_of_its_run_with_the_hashes_of_dv
     assert found == expected  # MLflow takes no longer ones
     sources = [json.loads(dataset.source)["tags"]["mlflow.source.name"] for dataset in inputs]
     assert sorted(sources) == sorted(names)
+
+
+def test_two_runs_that_note_the_same_data_at_once_both_have_it(experiment):
+    made = result("fit", deps={"both.csv": "2" * 32}, data={"both.csv": "both"})
+    written = []
+
+    def another(connection, cursor, statement, *more):
+        """Between the look for the data in the store and its insertion, another run adds it."""
+        if statement.startswith("INSERT INTO datasets") and not written:
+            written.append("the second, which comes in between")
+            written[0] = runs.write(experiment, made, {})
+
+    event.listen(Engine, "before_cursor_execute", another)
+    try:
+        written.append(runs.write(experiment, made, {}))
+    finally:
+        event.remove(Engine, "before_cursor_execute", another)
+    inputs = [MlflowClient().get_run(run_id).inputs.dataset_inputs for run_id in written]
+    assert [[entry.dataset.digest for entry in noted] for noted in inputs] == [["2" * 32]] * 2
 
 
 def history(run_id: str, key: str) -> list[tuple[int, float]]:

@@ -317,7 +317,7 @@ def test_slurm_computes_the_same_bytes_and_an_audit_finds_none_wrong(computed, t
 def test_all_cores_of_this_machine_give_the_bytes_of_one(computed):
     """Two cells at once in one folder, each with its run in MLflow."""
     computed.forget(keep=CELLS - 2)
-    ended(study(computed.home, "local", MIRROR="on"))
+    print(ended(study(computed.home, "local", MIRROR="on")))  # pytest shows it if this fails
     assert computed.lock_here == computed.lock
     show = """if True:
         import mlflow
@@ -325,6 +325,16 @@ def test_all_cores_of_this_machine_give_the_bytes_of_one(computed):
         print(*mlflow.search_runs(search_all_experiments=True).status)
     """
     assert computed.home.run("python", "-c", show).stdout.split() == ["FINISHED", "FINISHED"]
+
+
+@slow
+def test_a_run_that_could_not_be_written_is_told(computed):
+    computed.forget(keep=CELLS - 1)
+    nowhere = "http://127.0.0.1:9"
+    said = ended(study(computed.home, "local", MIRROR="on", MLFLOW_TRACKING_URI=nowhere))
+    [told] = [line for line in said.splitlines() if line.startswith("warning: ")]
+    assert "is not complete (MLflow: " in told and "`dvc-mlflow sync`" in told
+    assert computed.lock_here == computed.lock
 
 
 @slow
