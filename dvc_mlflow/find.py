@@ -79,7 +79,7 @@ def find_content(name: str, md5: str) -> None:
     logged = models.find(md5)
     readers = search(f"dataset.digest = '{md5[: runs.LONGEST_DIGEST]}'")
     paths = {
-        path for holder in history.holders() for stage in holder.stages.values()
+        path for holder in history.holders(frozenset({md5})) for stage in holder.stages.values()
         for path, held in stage.items() if held == md5
     }  # fmt: skip
     if not logged and not paths and not readers:
@@ -102,7 +102,8 @@ def find_content(name: str, md5: str) -> None:
 
 def print_commits(outs: Mapping[str, str], name: str) -> None:
     """Print the commits whose dvc.lock has these outs, and how to get the files back."""
-    holding = [holder for holder in history.holders() if holder.holds(outs)]
+    some = frozenset(outs.values())
+    holding = [holder for holder in history.holders(some) if holder.holds(outs)]
     if outs.items() <= _locked_here().items():
         print(f"  {projects.LOCK} in this folder holds it: `dvc checkout` brings it back")
     elif not holding:

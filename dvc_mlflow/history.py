@@ -99,8 +99,12 @@ def commits(since: str | None = None) -> list[str]:
 
 
 @functools.cache
-def holders() -> tuple[Holder, ...]:
-    """Every dvc.lock of the history, the newest first."""
+def holders(md5s: frozenset[str] | None = None) -> tuple[Holder, ...]:
+    """Every dvc.lock of the history, the newest first.
+
+    Args:
+        md5s: Only those that name one of these. The others are not parsed, which would take long.
+    """
     by_lock: dict[tuple[Path, str], list[str]] = {}
     for commit, blobs in _blobs().items():
         for key in blobs.items():
@@ -108,6 +112,9 @@ def holders() -> tuple[Holder, ...]:
     found = []
     for (lock, _), holding in by_lock.items():
         try:
+            text = lock_of(holding[-1], lock)
+            if md5s is not None and not any(md5 in text for md5 in md5s):
+                continue
             outs = outs_of(holding[-1], lock)
         except Exception:  # a damaged dvc.lock in the history holds nothing
             continue

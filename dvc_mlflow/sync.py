@@ -149,13 +149,17 @@ def status() -> None:
 def _print_uncommitted(known: Known, state: State) -> None:
     """Print the runs with results that neither a commit nor this checkout holds."""
     held = {*tags_of(state.made).items()}
+    links_of = {
+        run: {link for link in run.data.tags.items() if link[0].startswith("out:")}
+        for run in known.all()
+    }
+    others = frozenset(md5 for links in links_of.values() for _, md5 in links - held)
     with contextlib.suppress(GitError):  # there is no history
-        for holder in history.holders():
+        for holder in history.holders(others) if others else ():
             for outs in holder.stages.values():
                 held |= tags_of(outs).items()
-    for run in known.all():
-        links = [link for link in run.data.tags.items() if link[0].startswith("out:")]
-        if not held.issuperset(links):
+    for run, links in links_of.items():
+        if not links <= held:
             stage = run.data.tags["stage"]
             print(f"no commit holds the results of run {run.info.run_id} ({stage})")
 

@@ -430,6 +430,16 @@ def test_the_newest_lock_of_the_history_comes_first(fresh, monkeypatch):
     assert [holder.stages["prepare"]["a"] for holder in history.holders()] == [2, 1, 0]
 
 
+def test_a_lock_of_the_history_that_names_none_of_the_wanted_contents_is_not_parsed(fresh):
+    for md5 in ("one", "two", "three"):
+        fresh.write("dvc.lock", f"stages: {{prepare: {{cmd: x, outs: [{{path: a, md5: {md5}}}]}}}}")
+        fresh.commit(md5)
+    projects.stages_in.cache_clear()
+    wanted = frozenset({"two", "four"})
+    assert [holder.stages["prepare"] for holder in history.holders(wanted)] == [{"a": "two"}]
+    assert projects.stages_in.cache_info().misses == 2  # it and its dvc.yaml
+
+
 # --- the bytes of results ---
 
 
