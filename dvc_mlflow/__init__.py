@@ -104,7 +104,7 @@ class Run:
 
 def _patience() -> float:
     """PATIENCE, or longer where the environment gives a request to the server longer."""
-    given = os.environ.get("MLFLOW_HTTP_REQUEST_TIMEOUT", "")
+    given = os.environ.get(store.TIMEOUT, "")
     allowed = int(given) + 1 if given.isascii() and given.isdecimal() else 0
     return max(PATIENCE, min(allowed, LONGEST_PATIENCE))
 

@@ -45,10 +45,11 @@ UI = "http://127.0.0.1:5000"  # where `dvc-mlflow view` opens it
 # MLflow's codes for something that the store does not have
 NOT_THERE = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
 
+TIMEOUT = "MLFLOW_HTTP_REQUEST_TIMEOUT"
 # A dead server must not hold a stage up: with MLflow's own settings one call may wait for minutes.
 SETTINGS = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
-    "MLFLOW_HTTP_REQUEST_TIMEOUT": "4",
+    TIMEOUT: "4",
     "MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL": "5",
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
@@ -289,6 +290,10 @@ def explained() -> Iterator[None]:
 # MLflow's codes for a request that it does not take
 REFUSED = ("BAD_REQUEST", "INVALID_PARAMETER_VALUE")
 
+# What requests to a server say, and what it means
+UNREACHED = ("NewConnectionError", "NameResolutionError", "ConnectTimeoutError")
+UNANSWERED = ("ReadTimeoutError", "Read timed out")
+
 # The words of databases that refuse a change
 READ_ONLY = ("readonly database", "read-only transaction", "permission denied for table")
 
@@ -307,4 +312,12 @@ def explain(error: BaseException) -> str:
         reason = f"{name()} has the tables of another version of MLflow than this one. {reason}"
     if any(refusal in reason for refusal in READ_ONLY):
         reason = f"{name()} can only be read: write to another store, or as its owner. {reason}"
+    asked = re.search("API request to (.+?)/(?:ajax-)?api/", without_user(reason))
+    server = asked[1] if asked else name().rstrip("/")
+    if any(words in reason for words in UNREACHED):
+        variable = "TRACKING" if server == name().rstrip("/") else "REGISTRY"
+        reason = f"nothing answers at {server}: start it, or name another in MLFLOW_{variable}_URI"
+    if any(words in reason for words in UNANSWERED):
+        seconds = os.environ.get(TIMEOUT, SETTINGS[TIMEOUT])
+        reason = f"{server} did not answer in {seconds} s: {TIMEOUT}=60 gives it longer"
     return without_user(f"MLflow: {type(error).__name__}: {reason}")[:300]

@@ -2,9 +2,11 @@
 
 import json
 import os
+import socket
 from pathlib import Path
 
 import pytest
+from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 from tiny import make_code
 
@@ -187,6 +189,36 @@ def test_a_store_that_refuses_is_named_with_what_to_do(uri, tmp_path, said, expe
     told = store.explain(RuntimeError(said))
     assert told.startswith(f"MLflow: RuntimeError: {name} ")
     assert expected in told and told.endswith(said)
+
+
+@pytest.mark.parametrize("variable", ["MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI"])
+def test_a_server_that_is_not_there_or_does_not_answer_is_named_with_what_to_do(
+    uri, monkeypatch, variable
+):
+    def told(port: int) -> str:
+        server = f"http://127.0.0.1:{port}"
+        uri("http://127.0.0.1:9")
+        monkeypatch.setenv(variable, server.replace("//", "//bob:secret@"))
+        store.apply_settings()
+        client = MlflowClient(store.uri(), os.environ.get("MLFLOW_REGISTRY_URI"))
+        ask = client.get_run if variable == "MLFLOW_TRACKING_URI" else client.get_registered_model
+        with pytest.raises(StageError) as failed, store.explained():
+            ask("0" * 32)
+        return str(failed.value).replace(server, "SERVER")
+
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    monkeypatch.delenv("MLFLOW_REGISTRY_URI", raising=False)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        hanging = told(listener.getsockname()[1])
+    assert hanging == (
+        "MLflow: MlflowException: SERVER did not answer in 1 s: "
+        "MLFLOW_HTTP_REQUEST_TIMEOUT=60 gives it longer"
+    )
+    assert told(8) == (
+        "MLflow: MlflowException: nothing answers at SERVER: start it, or name another in "
+        f"{variable}"
+    )
 
 
 def test_a_long_reason_is_cut_and_another_one_is_left_as_it_is():
