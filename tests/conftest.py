@@ -134,6 +134,9 @@ def free_port() -> str:
         return str(free.getsockname()[1])
 
 
+BUSY = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "60"}  # for a server on a machine that does much else
+
+
 @contextlib.contextmanager
 def mlflow_server(backend: str, folder: Path) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
     """A real `mlflow server` that keeps and proxies the artifacts; its address and process."""

@@ -20,6 +20,7 @@ import pytest
 from mlflow import MlflowClient
 
 from conftest import (
+    BUSY,
     Clone,
     free_port,
     lenet5_first,
@@ -365,8 +366,7 @@ def test_the_pipeline_sync_and_find_work_against_a_server_with_postgresql(
     server_folder = tmp_path / "server"
     server_folder.mkdir()
     with mlflow_server(postgresql, server_folder) as (uri, _):
-        # This machine may be busy
-        remote = {"MLFLOW_TRACKING_URI": uri, "MLFLOW_HTTP_REQUEST_TIMEOUT": "60"}
+        remote = {"MLFLOW_TRACKING_URI": uri, **BUSY}
         assert clone.repro(env=remote) == STAGES
         client = MlflowClient(uri)
         assert stages_of(client) == [*STAGES, "pipeline"]

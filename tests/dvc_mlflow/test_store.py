@@ -15,7 +15,7 @@ from mlflow import MlflowClient
 from mlflow.entities import ViewType
 from test_live import STAGES, client_of, find, runs_of, stages_of, sync
 
-from conftest import Clone, free_port, mlflow_server, wait_for, weekly
+from conftest import BUSY, Clone, free_port, mlflow_server, wait_for, weekly
 from dvc_mlflow import store
 from stages.base import files
 
@@ -89,7 +89,8 @@ def test_user_and_password_are_cut_out_of_every_text(password, monkeypatch):
 def test_a_password_in_the_address_is_shown_and_stored_nowhere(copy, server):
     copy.commit("the small results")
     said = []
-    uris = {"MLFLOW_TRACKING_URI": with_user(server), "MLFLOW_REGISTRY_URI": with_user(server)}
+    uri = with_user(server)
+    uris = {"MLFLOW_TRACKING_URI": uri, "MLFLOW_REGISTRY_URI": uri, **BUSY}
     down = {"MLFLOW_TRACKING_URI": with_user("http://127.0.0.1:9")}
     for command, env, code in [
         ((*COMMAND, "sync"), uris, 0),
@@ -334,7 +335,7 @@ def other(copy) -> Clone:
 @pytest.mark.slow
 @pytest.mark.parametrize("time", [0, *weekly(1, 2)])
 def test_two_clones_that_sync_together_write_everything_once(copy, other, server, time):
-    env = {"MLFLOW_TRACKING_URI": server}
+    env = {"MLFLOW_TRACKING_URI": server, **BUSY}
     both = [clone.start(*COMMAND, "sync", env=env) for clone in (copy, other)]
     said = [process.communicate() for process in both]
     assert [process.returncode for process in both] == [0, 0], said
@@ -345,7 +346,7 @@ def test_two_clones_that_sync_together_write_everything_once(copy, other, server
 @pytest.mark.weekly
 @pytest.mark.slow
 def test_a_sync_beside_a_stage_that_connects_the_pipeline_connects_it_once(copy, other, server):
-    env = {"MLFLOW_TRACKING_URI": server}
+    env = {"MLFLOW_TRACKING_URI": server, **BUSY}
     client = MlflowClient(server)
     sync(copy, env=env)
     (parent,) = [run for run in runs_of(client) if run.data.tags["stage"] == "pipeline"]
