@@ -326,8 +326,8 @@ def _log_inputs(run_id: str, result: Result) -> None:
     try:
         client().log_inputs(run_id, datasets=inputs)
     except MlflowException:
-        # Two runs note the same data for the first time at once: MLflow looks for it, and then adds
-        # it, and the second one to add it fails. Once more, it is found.
+        # MLflow looks for data and then adds it. If another run adds the same in between, that
+        # fails. Asked again, MLflow finds it.
         client().log_inputs(run_id, datasets=inputs)
 
 
