@@ -30,7 +30,7 @@ from dvc_mlflow.hooks import settings
 
 PATIENCE = 5.0  # seconds without progress that a stage waits for at its end
 LOCAL_PATIENCE = 60.0  # the same, while the process does not wait for a server
-LONGEST_PATIENCE = 86_400
+LONGEST_PATIENCE = 86_400  # the most, because a socket takes no timeout of centuries
 
 
 class Run:

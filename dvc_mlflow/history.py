@@ -26,8 +26,13 @@ def lock_of(commit: str, lock: Path) -> str:
 
 def outs_of(commit: str, lock: Path) -> dict[str, dict[str, str]]:
     """The md5 of each out in a dvc.lock of a commit, by stage and path."""
+    return _outs(commit, lock, lock_of(commit, lock))
+
+
+def _outs(commit: str, lock: Path, text: str) -> dict[str, dict[str, str]]:
+    """Those of the text of a dvc.lock. See :func:`outs_of`."""
     declared = lock_of(commit, lock.with_name("dvc.yaml"))
-    return projects.outs(lock_of(commit, lock), declared, lock.parent)
+    return projects.outs(text, declared, lock.parent)
 
 
 @contextlib.contextmanager
@@ -115,7 +120,7 @@ def holders(md5s: frozenset[str] | None = None) -> tuple[Holder, ...]:
             text = lock_of(holding[-1], lock)
             if md5s is not None and not any(md5 in text for md5 in md5s):
                 continue
-            outs = outs_of(holding[-1], lock)
+            outs = _outs(holding[-1], lock, text)
         except Exception:  # a damaged dvc.lock in the history holds nothing
             continue
         found.append(Holder(holding[-1], len(holding) - 1, outs))

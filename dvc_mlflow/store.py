@@ -290,7 +290,7 @@ def explained() -> Iterator[None]:
 # MLflow's codes for a request that it does not take
 REFUSED = ("BAD_REQUEST", "INVALID_PARAMETER_VALUE")
 
-# What requests to a server say, and what it means
+# The words of requests to a server that is not there, or that does not answer
 UNREACHED = ("NewConnectionError", "NameResolutionError", "ConnectTimeoutError")
 UNANSWERED = ("ReadTimeoutError", "Read timed out")
 
@@ -305,19 +305,25 @@ def is_refusal(error: BaseException) -> bool:
 
 def explain(error: BaseException) -> str:
     """MLflow's error as one line."""
+    reason = without_user(one_line(error))
     if isinstance(error, StageError):
-        return without_user(one_line(error))
-    reason = one_line(error)
+        return reason
     if "Can't locate revision" in reason or "out-of-date database schema" in reason:
         reason = f"{name()} has the tables of another version of MLflow than this one. {reason}"
     if any(refusal in reason for refusal in READ_ONLY):
         reason = f"{name()} can only be read: write to another store, or as its owner. {reason}"
-    asked = re.search("API request to (.+?)/(?:ajax-)?api/", without_user(reason))
-    server = asked[1] if asked else name().rstrip("/")
-    if any(words in reason for words in UNREACHED):
-        variable = "TRACKING" if server == name().rstrip("/") else "REGISTRY"
-        reason = f"nothing answers at {server}: start it, or name another in MLFLOW_{variable}_URI"
+    if any(words in reason for words in (*UNREACHED, *UNANSWERED)):
+        reason = _no_answer(reason)
+    return f"MLflow: {type(error).__name__}: {reason}"[:300]
+
+
+def _no_answer(reason: str) -> str:
+    """Which server did not answer a request, and what to do."""
+    asked = re.search("API request to (.+?)/(?:ajax-)?api/", reason)
+    tracking = name().rstrip("/")
+    server = asked[1] if asked else tracking
     if any(words in reason for words in UNANSWERED):
         seconds = os.environ.get(TIMEOUT, SETTINGS[TIMEOUT])
-        reason = f"{server} did not answer in {seconds} s: {TIMEOUT}=60 gives it longer"
-    return without_user(f"MLflow: {type(error).__name__}: {reason}")[:300]
+        return f"{server} did not answer in {seconds} s: {TIMEOUT}=60 gives it longer"
+    variable = "TRACKING" if server == tracking else "REGISTRY"
+    return f"nothing answers at {server}: start it, or name another in MLFLOW_{variable}_URI"
