@@ -106,7 +106,7 @@ def test_the_logged_model_takes_raw_images_and_is_free_of_pickle(
     monkeypatch.setenv("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
     (output,) = runs[f"train_{name}"].outputs.model_outputs
     model = mlflow.pyfunc.load_model(f"models:/{output.model_id}")
-    images = idx.parse(idx.TEST_IMAGES, raw[idx.TEST_IMAGES])[:100].copy()
+    images = idx.read(raw)["test"].images[:100]
     monkeypatch.chdir(small_run.path)
     recipe = params.load().of_model(name)
     network = models.load_model(name, recipe, files.model_path(name))
