@@ -53,16 +53,11 @@ def write_png_files(folder: Path) -> None:
     from stages.base.params import CLASSES
     from stages.mnist import idx
 
-    for split, images, labels in (
-        ("train", idx.TRAIN_IMAGES, idx.TRAIN_LABELS),
-        ("test", idx.TEST_IMAGES, idx.TEST_LABELS),
-    ):
-        pixels, digits = (
-            idx.parse(file, (files.DATA_RAW / file.name).read_bytes()) for file in (images, labels)
-        )
+    content = {file: (files.DATA_RAW / file.name).read_bytes() for file in idx.FILES}
+    for split, part in idx.read(content).items():
         for digit in range(CLASSES):
             (folder / split / str(digit)).mkdir(parents=True)
-        for index, (image, digit) in enumerate(zip(pixels, digits, strict=True)):
+        for index, (image, digit) in enumerate(zip(part.images, part.labels, strict=True)):
             Image.fromarray(image).save(folder / split / str(digit) / f"{index}.png")
 
 

@@ -1,5 +1,6 @@
 """Stage evaluate: both models on the 10,000 test images, side by side."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -8,11 +9,13 @@ from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 
 import dvc_mlflow
 from dvc_mlflow.errors import main_function
+from dvc_mlflow.files import write_text
 from stages import scoring
 from stages.base import files, numerics, params, splits
 from stages.base.params import MODEL_NAMES, TITLES, Params
 from stages.networks import models
 from stages.networks.models import Answers
+from stages.show.tables import table
 
 DIGITS = range(params.CLASSES)
 
@@ -79,6 +82,36 @@ def comparison_rows(
     return rows
 
 
+def comparison_markdown(rows: Sequence[Mapping[str, Any]], difference: Mapping[str, Any]) -> str:
+    """The table of the models, and a sentence about their difference.
+
+    Args:
+        rows: From :func:`comparison_rows`.
+        difference: The fields of :class:`scoring.PairedDifference`.
+    """
+    lines = []
+    for row in rows:
+        interval = error = ""
+        if "accuracy_low" in row:
+            interval = f"{row['accuracy_low']:.2%} to {row['accuracy_high']:.2%}"
+            error = f"{row['calibration_error']:.4f}"
+        scores = [f"{row['accuracy']:.2%}", interval, f"{row['loss']:.4f}", error]
+        lines.append([TITLES[row["model"]], row["source"], *scores, f"{row['parameters']:,}"])
+    shown = table(
+        "model | source | test accuracy | 95 % interval | test loss | calibration error "
+        "| parameters",
+        "llrcrrr",
+        lines,
+    )
+    points = [100 * difference[key] for key in ("accuracy", "low", "high")]
+    return (
+        f"{shown}\n\nLeNet-5 minus MLP on the same images: {points[0]:+.2f} percentage points "
+        f"(95 % interval {points[1]:+.2f} to {points[2]:+.2f}; "
+        f"exact McNemar p = {difference['mcnemar_p']:.2g}). LeNet-5 alone is right on "
+        f"{difference['only_first']} images, the MLP alone on {difference['only_second']}.\n"
+    )
+
+
 @main_function
 def main() -> None:
     settings = params.load()
@@ -100,7 +133,11 @@ def main() -> None:
             ["model", "digit", "precision", "recall", "f1", "images"],
             (row for name in MODEL_NAMES for row in class_rows(name, answers[name])),
         )
-        files.write_rows(files.COMPARISON, comparison_rows(settings, metrics, details))
+        rows = comparison_rows(settings, metrics, details)
+        files.write_rows(files.COMPARISON, rows)
+        # The Markdown has the numbers of the files: rounded to 6 digits, then to those it shows
+        compared = comparison_markdown(files.rounded(rows), files.rounded(asdict(difference)))
+        write_text(files.COMPARISON.with_suffix(".md"), compared)
         outputs = [(name, answers[name].outputs_sha256) for name in MODEL_NAMES]
         details |= {
             "paired_difference": {key: [value] for key, value in asdict(difference).items()},

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from dvc_mlflow.hooks import Dataset
-from dvc_mlflow.results import Result
+from dvc_mlflow.results import Result, flat
 from stages import scoring
 from stages.base import files, params, strict
 from stages.base.params import CLASSES, MODEL_NAMES, ModelName, Recipe, Registry
@@ -119,6 +119,8 @@ def metrics(path: Path) -> dict[str, float]:
     """Numbers that `dvc metrics show` does not show, or that are in a folder of results."""
     if path == files.EVALUATION:
         return _single_numbers(json.loads(path.read_text(encoding="utf-8")))
+    if path == files.REPORTS / "plot.json":
+        return flat(json.loads(path.read_text(encoding="utf-8")))
     if path == files.DATA_PREPARED:
         return dict(_counts(path / "counts.csv"))
     if (path / "metrics.json").is_file():
@@ -131,8 +133,6 @@ def metrics(path: Path) -> dict[str, float]:
 
 def _single_numbers(tree: Mapping[str, Any]) -> dict[str, float]:
     """The lists of one number each, flat."""
-    from dvc_mlflow.results import flat
-
     lists = {name: value for name, value in flat(tree).items() if len(value) == 1}
     return {name: value for name, [value] in lists.items() if not isinstance(value, str)}
 

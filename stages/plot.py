@@ -1,13 +1,13 @@
-"""Stage plot: the figures, the comparison and the page, from the results of the other stages."""
+"""Stage plot: the figures and the page, from the results of the other stages."""
 
 import csv
-import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 import dvc_mlflow
@@ -17,7 +17,8 @@ from stages import scoring
 from stages.base import files, params, splits
 from stages.base.params import MODEL_NAMES, TITLES
 from stages.show import figures, page
-from stages.show.tables import table
+
+NUMBERS = files.REPORTS / "plot.json"  # not among DVC's metrics: evaluate has shown the same
 
 
 @contextmanager
@@ -36,49 +37,35 @@ def read(path: Path, stage: str) -> dict[str, list[float]]:
         return files.read_csv(path)
 
 
-def comparison_markdown(rows: Sequence[Mapping[str, str]], difference: Mapping[str, Any]) -> str:
-    """The table of the models, and a sentence about their difference.
-
-    Args:
-        rows: The rows of reports/comparison.csv.
-        difference: `paired_difference` of reports/evaluation.json.
-    """
-    lines = []
-    for row in rows:
-        interval = error = ""
-        if row["accuracy_low"]:
-            interval = f"{float(row['accuracy_low']):.2%} to {float(row['accuracy_high']):.2%}"
-            error = f"{float(row['calibration_error']):.4f}"
-        scores = [f"{float(row['accuracy']):.2%}", interval, f"{float(row['loss']):.4f}", error]
-        lines.append([TITLES[row["model"]], row["source"], *scores, f"{int(row['parameters']):,}"])
-    shown = table(
-        "model | source | test accuracy | 95 % interval | test loss | calibration error "
-        "| parameters",
-        "llrcrrr",
-        lines,
-    )
-    points = [100 * difference[key] for key in ("accuracy", "low", "high")]
-    return (
-        f"{shown}\n\nLeNet-5 minus MLP on the same images: {points[0]:+.2f} percentage points "
-        f"(95 % interval {points[1]:+.2f} to {points[2]:+.2f}; "
-        f"exact McNemar p = {difference['mcnemar_p']:.2g}). LeNet-5 alone is right on "
-        f"{difference['only_first']} images, the MLP alone on {difference['only_second']}.\n"
-    )
-
-
 def comparison() -> tuple[str, str]:
-    """The sentence that comes first on the page, and the Markdown."""
+    """The sentence that comes first on the page, and the Markdown that evaluate wrote."""
     with reading(files.COMPARISON, "evaluate"), files.COMPARISON.open(encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
-    with reading(files.EVALUATION, "evaluate"):
-        found = json.loads(files.EVALUATION.read_text(encoding="utf-8"))["paired_difference"]
-        difference = {key: value for key, [value] in found.items()}
-    lenet5, mlp = (f"{float(row['accuracy']):.2%}" for row in rows[:2])
+        lenet5, mlp = (f"{float(row['accuracy']):.2%}" for row in rows[:2])
+        source = rows[0]["source"]
     finding = (
-        f"With the {rows[0]['source']}, LeNet-5 is right on {lenet5} of the test images, "
-        f"the MLP on {mlp}."
+        f"With the {source}, LeNet-5 is right on {lenet5} of the test images, the MLP on {mlp}."
     )
-    return finding, comparison_markdown(rows, difference)
+    readable = files.COMPARISON.with_suffix(".md")
+    with reading(readable, "evaluate"):
+        return finding, readable.read_text(encoding="utf-8")
+
+
+def numbers(
+    histories: Mapping[str, figures.History],
+    predictions: Mapping[str, page.Predictions],
+    figure_count: int,
+) -> dict[str, Any]:
+    """What the figures and the page end with: the last loss of each curve (nats), the accuracy of
+    each confusion matrix (a fraction), the number of test images that all models miss, and the
+    number of figures."""
+    right = {name: found["actual"] == found["predicted"] for name, found in predictions.items()}
+    scores = {
+        name: {"accuracy": float(right[name].mean()), "loss": history["test_loss"][-1]}
+        for name, history in histories.items()
+    }
+    missed = int((~np.logical_or.reduce(list(right.values()))).sum())
+    return {**scores, "missed_by_both": missed, "figures": figure_count}
 
 
 @main_function
@@ -88,12 +75,12 @@ def main() -> None:
         histories: dict[str, figures.History] = {
             name: read(files.history_path(name), f"train_{name}") for name in MODEL_NAMES
         }
+        drawn: dict[str, Figure] = {}
         for name, history in histories.items():
             title = f"{TITLES[name]}, recipe {settings.recipe}"
-            figure = figures.four_curves(name, history, title)
-            figures.save(figure, files.FIGURES / f"curves_{name}.png")
+            drawn[f"curves_{name}"] = figures.four_curves(name, history, title)
         title = f"LeNet-5 and the MLP, recipe {settings.recipe}"
-        figures.save(figures.curves(histories, title), files.FIGURES / "curves.png")
+        drawn["curves"] = figures.curves(histories, title)
 
         images = splits.load_split(files.DATA_PREPARED, "test").images
         predictions: dict[str, page.Predictions] = {}
@@ -108,23 +95,24 @@ def main() -> None:
             matrices[name] = np.zeros((params.CLASSES, params.CLASSES), np.int64)
             np.add.at(matrices[name], (actual, predicted), 1)
             bins[name] = scoring.calibration(confidence, actual == predicted)
-            figures.save(
-                figures.mistakes(name, images, actual, predicted, confidence),
-                files.FIGURES / f"mistakes_{name}.png",
+            drawn[f"mistakes_{name}"] = figures.mistakes(
+                name, images, actual, predicted, confidence
             )
-        figures.save(figures.confusion(matrices), files.FIGURES / "confusion.png")
-        figures.save(figures.reliability(bins), files.FIGURES / "reliability.png")
+        drawn["confusion"] = figures.confusion(matrices)
+        drawn["reliability"] = figures.reliability(bins)
+        for name, figure in drawn.items():
+            figures.save(figure, files.FIGURES / f"{name}.png")
         networks: dict[str, page.Trained] = {}
         for name in MODEL_NAMES:
             with reading(files.model_path(name), f"train_{name}"):
                 weights = files.model_path(name).read_bytes()
             networks[name] = page.Trained(weights, settings.of_model(name).dropout)
         finding, compared = comparison()
-        write_text(files.COMPARISON.with_suffix(".md"), compared)
         whole = page.report(
             finding, compared, histories, predictions, matrices, bins, images, networks
         )
         write_text(page.PATH, whole)
+        files.write_json(NUMBERS, numbers(histories, predictions, len(drawn)))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Stage prepare: get MNIST's four files, check them, split them into train, validation and test."""
 
 import numpy as np
+import torch
 from PIL import Image
 
 import dvc_mlflow
@@ -23,13 +24,15 @@ def counts(parts: dict[str, Split]) -> list[list[int | str]]:
 
 
 def contact_sheet(part: Split) -> Image.Image:
-    """The first 20 images of each class, one row per class."""
-    sheet = np.zeros((CLASSES * SIDE, CONTACT_SHEET_COLUMNS * SIDE), np.uint8)
+    """The first 20 images of each class, one row per class. Dark on white, as on paper."""
+    tiles = torch.zeros(CLASSES, CONTACT_SHEET_COLUMNS, 1, SIDE, SIDE, dtype=torch.uint8)
     for digit in range(CLASSES):
-        for column, image in enumerate(part.images[part.labels == digit][:CONTACT_SHEET_COLUMNS]):
-            top, left = digit * SIDE, column * SIDE
-            sheet[top : top + SIDE, left : left + SIDE] = image
-    return Image.fromarray(255 - sheet)
+        shown = torch.from_numpy(part.images[part.labels == digit][:CONTACT_SHEET_COLUMNS])
+        tiles[digit, : len(shown), 0] = shown
+    grid = sources.torchvision().utils.make_grid(
+        tiles.flatten(0, 1), nrow=CONTACT_SHEET_COLUMNS, padding=0
+    )
+    return Image.fromarray(255 - grid[0].numpy())  # the grid has three channels, all the same
 
 
 @main_function

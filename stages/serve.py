@@ -4,76 +4,112 @@
 
 The model is built from the weights that a commit's dvc.lock holds. The server is MLflow's scoring
 server, as `mlflow models serve` starts it, with a check before it. Without the check it would cut
-the fractions off a float image, and answer 500 to a request without a content type.
+the fractions off a float image, and answer 500 to a request without a content type. Nor would it
+limit what a request may be, and how long it may take (stages/limits.py).
 """
 
 import json
 import os
 import sys
 import tempfile
+from email.message import Message
+from itertools import chain
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from dvc_mlflow import find, history, models, store, sync
 from dvc_mlflow.content import Content
 from dvc_mlflow.errors import InputError, StageError, main_function
-from stages import hooks
+from stages import hooks, limits
+from stages.base import strict
 from stages.base.params import MODEL_NAMES
 from stages.show import page
 
 MODEL = "models:/mnist@champion"
 PORT = 5001
-LARGEST_BODY = 64 * 2**20  # bytes; 10,000 images are about 25 MB of JSON
+LARGEST_BODY = 40 * 2**20  # bytes; 10,000 images are 25 to 40 MB of JSON
+# What begins a list, an object or a text. Each costs much more than its byte in memory and time, so
+# they are counted before any is made. Among images, the next one is a row of 28 pixels away.
+OPENING = (b"[", b"{", b'"')
+MOST_OPENED = 1_000  # in any body
+SHORTEST_ROW = 56  # bytes: [0,0, ... ,0]
+DEEPEST = 8  # dimensions that a refusal shows
 
 
-def refusal(content_type: str | None, body: bytes) -> tuple[int, str] | None:
-    """The HTTP status and the reason if a request is refused, or None."""
-    if (content_type or "").split(";")[0].strip().lower() != "application/json":
+def refusal_of_head(content_type: str | None, length: int) -> limits.Refusal:
+    """The HTTP status and the reason if a request is refused by its head, or None.
+
+    Args:
+        length: The bytes of the body that are known of.
+    """
+    told = Message()
+    told["content-type"] = content_type or ""
+    if told.get_content_type() != "application/json":
         return 415, f"the content type is {content_type or 'missing'}, expected application/json"
-    if len(body) > LARGEST_BODY:
-        return 413, f"the body has {len(body):,} bytes, expected at most {LARGEST_BODY:,}"
-    expected = 'expected {"inputs": images}, integers from 0 to 255 of shape (N, 28, 28)'
-    try:
-        content = json.loads(body)
-        images = np.array(content["inputs"]) if list(content) == ["inputs"] else None
-    except (ValueError, TypeError, AttributeError, RecursionError):
-        images = None  # not JSON, nested too deep, or rows of different lengths
-    if images is None:
-        return 400, f"the body is not readable as images: {expected}"
-    if images.dtype.kind not in "iu" or images.shape[1:] != (28, 28):
-        return 400, f"the images are {images.dtype} of shape {images.shape}: {expected}"
-    if b"true" in body or b"false" in body:  # among numbers, NumPy takes them for 1 and 0
-        return 400, f"some pixels are true or false: {expected}"
-    if not 0 <= images.min() <= images.max() <= 255:
-        return 400, f"the pixels reach from {images.min()} to {images.max()}: {expected}"
+    if (charset := told.get_content_charset("utf-8")) != "utf-8":
+        return 415, f"the charset is {charset}, expected utf-8"
+    if length > LARGEST_BODY:
+        return 413, f"the body has {length:,} bytes, expected at most {LARGEST_BODY:,}"
     return None
 
 
+def refusal(content_type: str | None, body: bytes) -> limits.Refusal:
+    """The HTTP status and the reason if a request is refused, or None."""
+    if refused := refusal_of_head(content_type, len(body)):
+        return refused
+    expected = 'expected {"inputs": images}, integers from 0 to 255 of shape (N, 28, 28)'
+    unreadable = 400, f"the body is not readable as images: {expected}"
+    if sum(map(body.count, OPENING)) > MOST_OPENED + len(body) // SHORTEST_ROW:
+        return unreadable
+    try:
+        content = json.loads(body.decode("utf-8-sig"))  # of other encodings, MLflow sees another
+        nested = unnested(content["inputs"]) if list(content) == ["inputs"] else None
+    except (ValueError, TypeError, RecursionError):
+        return unreadable  # not JSON, not an object, or nested too deep
+    if nested is None:
+        return unreadable
+    shape, pixels = nested
+    kinds = {*map(type, pixels)}
+    if kinds != {int} or shape[1:] != (28, 28):
+        names = {int: "int64", float: "float64"}
+        told = ", ".join(sorted(names.get(kind, kind.__name__) for kind in kinds)) or "empty"
+        return 400, f"the images are {told} of shape {shape}: {expected}"
+    if not 0 <= min(pixels) <= max(pixels) <= 255:
+        low, high = strict.shown(min(pixels)), strict.shown(max(pixels))
+        return 400, f"the pixels reach from {low} to {high}: {expected}"
+    return None
+
+
+def unnested(nested: object) -> tuple[tuple[int, ...], list[Any]] | None:
+    """The shape of nested lists and their values; None if lists beside each other differ in length.
+
+    Of more than :data:`DEEPEST` dimensions, the values are still lists. Unlike NumPy, it takes no
+    longer for many small lists than for a few long ones, and it keeps true and 1 apart.
+    """
+    shape: list[int] = []
+    values: list[Any] = [nested]
+    while list in (kinds := {*map(type, values)}) and len(shape) < DEEPEST:
+        lengths = {*map(len, values)} if kinds == {list} else set()
+        if len(lengths) != 1:
+            return None
+        shape += lengths
+        values = [*chain.from_iterable(values)]
+    return tuple(shape), values
+
+
 def application(model: Path, drawing: str) -> Any:
-    """MLflow's scoring server for a model in a folder, behind :func:`refusal`.
+    """MLflow's scoring server for a model in a folder, behind :func:`refusal` and the limits.
 
     Args:
         drawing: The page at `/`.
     """
-    from fastapi import Request
-    from fastapi.responses import HTMLResponse, JSONResponse
+    from fastapi.responses import HTMLResponse
     from mlflow.pyfunc import scoring_server
 
     loaded = scoring_server.load_model_with_mlflow_config(str(model))  # type: ignore[no-untyped-call]
     app = scoring_server.init(loaded)
-
-    async def check_images(request: Request, call_next: Any) -> Any:
-        if request.url.path == "/invocations":
-            refused = refusal(request.headers.get("content-type"), await request.body())
-            if refused:
-                return JSONResponse({"message": refused[1]}, refused[0])
-        return await call_next(request)
-
-    app.middleware("http")(check_images)
     app.get("/", response_class=HTMLResponse)(lambda: drawing)
-    return app
+    return limits.Limits(app, "/invocations", refusal_of_head, refusal)
 
 
 def build(what: str, folder: Path) -> tuple[str, str]:
@@ -138,7 +174,7 @@ def main() -> None:
 
         print(f"draw a digit: http://127.0.0.1:{port}/")
         print(f"answers POST http://127.0.0.1:{port}/invocations", flush=True)
-        uvicorn.run(app, port=int(port), log_level="warning")
+        uvicorn.run(app, port=int(port), **limits.of_uvicorn())
 
 
 if __name__ == "__main__":

@@ -134,6 +134,14 @@ def free_port() -> str:
         return str(free.getsockname()[1])
 
 
+def assert_metrics_and_artifacts(client: Any, runs: dict[str, Any]) -> None:
+    """Each of the five runs has both, as MLflow's API says."""
+    assert sorted(runs) == ["evaluate", "plot", "prepare", "train_lenet5", "train_mlp"]
+    for stage, run in runs.items():
+        own = [key for key in run.data.metrics if not key.startswith("system/")]
+        assert own and client.list_artifacts(run.info.run_id), stage
+
+
 BUSY = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "60"}  # for a server on a machine that does much else
 
 

@@ -1,5 +1,6 @@
 """The pipeline as DVC sees it: what is declared is what is used, and only what changed reruns."""
 
+import csv
 import hashlib
 import json
 import re
@@ -9,11 +10,14 @@ from dataclasses import dataclass
 from types import SimpleNamespace
 
 import pytest
+from mlflow import MlflowClient
 from ruamel.yaml import YAML
 
 import dvc_mlflow
-from conftest import ROOT, Clone, make_clone
+from conftest import ROOT, Clone, assert_metrics_and_artifacts, make_clone
+from dvc_mlflow import results, runs
 from dvc_mlflow.files import sha256
+from dvc_mlflow.projects import MAIN
 from stages import evaluate, plot, prepare, train
 from stages.base import files, params
 from stages.base.params import MODEL_NAMES
@@ -151,6 +155,31 @@ def test_the_last_epochs_scores_are_the_reports(ran):
         assert sum(a == p for a, p in pairs) / 10_000 == metrics[name]["accuracy"]
 
 
+def test_each_of_the_five_runs_has_metrics_and_artifacts(ran, mlflow_store, monkeypatch):
+    monkeypatch.chdir(ran.clone.path)
+    with mlflow_store() as experiment:
+        for result in (results.all_projects()[MAIN].here(stage) for stage in STAGES):
+            run_id = runs.start(experiment, result, {})
+            runs.complete(run_id, result, missing=[*result.models])
+        client = MlflowClient()
+        written = {run.data.tags["stage"]: run for run in client.search_runs([experiment])}
+        assert_metrics_and_artifacts(client, written)
+    plotted, scored = (written[stage].data.metrics for stage in ("plot", "evaluate"))
+    wrong = [
+        {row["index"] for row in rows if row["actual"] != row["predicted"]}
+        for rows in (
+            csv.DictReader(files.predictions_path(name).open(encoding="utf-8"))
+            for name in MODEL_NAMES
+        )
+    ]
+    scores = {key: scored[key] for key in plotted if key.endswith((".accuracy", ".loss"))}
+    assert len(scores) == 4
+    missed, drawn = len(set.intersection(*wrong)), len(list(files.FIGURES.glob("*.png")))
+    assert plotted == {**scores, "missed_by_both": missed, "figures": drawn}
+    said = (files.REPORTS / "comparison.md").read_text(encoding="utf-8")
+    assert all(f"{scores[f'{name}.accuracy']:.2%}" in said for name in MODEL_NAMES)
+
+
 def test_the_fingerprints_are_those_of_the_files(ran):
     folder = ran.clone.path
     for model in MODEL_NAMES:
@@ -173,7 +202,6 @@ def test_dvcs_own_commands_show_every_metric_and_panel_from_files_in_git(copy, t
     clone = Clone(tmp_path / "cloned")
     shown = clone.run("dvc", "metrics", "show", "--json")
     assert json.loads(shown.stdout)[""]["data"].keys() == {
-        "reports/evaluation.json",
         "reports/metrics.json",
         "reports/train_lenet5.json",
         "reports/train_mlp.json",

@@ -16,7 +16,7 @@ from ruamel.yaml import YAML
 import dvc_mlflow
 from conftest import ROOT, missing
 from dvc_mlflow import process, store
-from stages import scoring, serve
+from stages import limits, scoring, serve
 from stages.base import files, params, strict
 from stages.base.params import MODEL_NAMES, TITLES
 from stages.base.splits import SIDE
@@ -441,6 +441,12 @@ def mirror() -> Claims:
         ("takes uint8 images (N, {}, {}).", [str(SIDE)] * 2),
         # MLflow's own
         ("answers 500 to a request without a content type.", []),
+        (
+            "at most {} MiB of UTF-8, waits {} s for a whole request, and holds {} connections.",
+            [f"{serve.LARGEST_BODY / 2**20:g}", f"{limits.PATIENCE:g}", str(limits.CONNECTIONS)],
+        ),
+        # The server's own names
+        ("localhost, 127.0.0.1 and [::1],", []),
         # The label of the first test image is tested with the data
         ("The first test image, a 7:", []),
     ]

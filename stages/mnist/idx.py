@@ -4,21 +4,28 @@ Y. LeCun, C. Cortes, C. J. C. Burges, "The MNIST database of handwritten digits"
 """
 
 import struct
+import tempfile
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from dvc_mlflow.files import sha256
+from dvc_mlflow.errors import StageError
+from dvc_mlflow.files import sha256, writing
 from stages.base.params import CLASSES
 from stages.base.splits import INPUT_SIDE, SIDE, Split, hold_out
 
 
 class WrongBytes(Exception):
     """Bytes that are not the expected file of MNIST. The message says how they differ."""
+
+
+class SourceFailed(Exception):
+    """A source cannot give the four files. The message says why."""
 
 
 @dataclass(frozen=True)
@@ -102,9 +109,33 @@ def gunzip(content: bytes, length: int) -> bytes:
     return plain
 
 
-def parse(file: IdxFile, content: bytes) -> NDArray[np.uint8]:
-    """The checked bytes of ``file`` as an array of its shape."""
-    return np.frombuffer(content, np.uint8, offset=len(file.header)).reshape(file.shape)
+def read(content: Mapping[IdxFile, bytes]) -> dict[str, Split]:
+    """The sets train and test as torchvision's MNIST reads them.
+
+    torchvision reads files. So it gets a temporary folder, which holds nothing but the checked
+    bytes: what lies in data/raw may have changed since the check.
+
+    Raises:
+        StageError: The folder cannot be written, or torchvision reads another type or shape.
+    """
+    from stages.mnist.sources import torchvision  # it imports this module
+
+    sets = {}
+    with writing(Path("the temporary folder")), tempfile.TemporaryDirectory() as root:
+        folder = Path(root, "MNIST", "raw")  # where torchvision looks
+        folder.mkdir(parents=True)
+        for file in FILES:
+            (folder / file.name).write_bytes(content[file])
+        for name, expected in (("train", TRAIN_IMAGES), ("test", TEST_IMAGES)):
+            found = torchvision().datasets.MNIST(root, train=name == "train")
+            images, labels = found.data.numpy(), found.targets.numpy().astype(np.uint8)
+            if images.dtype != np.uint8 or images.shape != expected.shape:
+                raise StageError(
+                    f"torchvision reads {expected.name} as {images.dtype} of shape {images.shape}, "
+                    f"expected uint8 of shape {expected.shape}"
+                )
+            sets[name] = Split(images, labels)
+    return sets
 
 
 def split(
@@ -113,14 +144,16 @@ def split(
     """The splits train, validation and test.
 
     Args:
+        content: The checked bytes of all four files.
         validation_size: How many of the 60,000 images are drawn for validation, see
             :func:`hold_out`. The others keep their order.
         train_limit: Keep only the first so many training images. 0 means no limit.
+
+    Raises:
+        StageError: See :func:`read`.
     """
-    images, labels = (
-        parse(TRAIN_IMAGES, content[TRAIN_IMAGES]),
-        parse(TRAIN_LABELS, content[TRAIN_LABELS]),
-    )
+    sets = read(content)
+    images, labels = sets["train"].images, sets["train"].labels
     train, validation = np.arange(len(labels)), np.arange(0)
     if validation_size:
         train, validation = hold_out(labels, validation_size, seed)
@@ -128,14 +161,18 @@ def split(
     return {
         "train": Split(images[train], labels[train]),
         "validation": Split(images[validation], labels[validation]),
-        "test": Split(
-            parse(TEST_IMAGES, content[TEST_IMAGES]), parse(TEST_LABELS, content[TEST_LABELS])
-        ),
+        "test": sets["test"],
     }
 
 
 def resize(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Images (N, 28, 28) to (N, 32, 32), with Pillow's bilinear filter, like the published code."""
+    """Images (N, 28, 28) to (N, 32, 32), with Pillow's bilinear filter, like the published code.
+
+    Not with torchvision's `transforms.v2.resize`: for uint8 it takes another way where PyTorch has
+    no AVX2 kernels, and 18 % of the pixels of random images then differ by 1 (torch 2.13.0,
+    torchvision 0.28.0, `ATEN_CPU_CAPABILITY=default`). Pillow, and the `F.interpolate` of
+    :mod:`stages.networks.models`, give the same bytes with and without these kernels.
+    """
     size = (INPUT_SIDE, INPUT_SIDE)
     resized = np.empty((len(images), *size), np.uint8)
     for index, image in enumerate(images):

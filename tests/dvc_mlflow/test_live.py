@@ -432,7 +432,7 @@ def test_the_champion_passes_the_gate_and_answers_images_over_http(copy, raw):
     assert f"against version {champion.version}, alone right on" in better.description
     copy.commit("a better champion")
 
-    images = idx.parse(idx.TEST_IMAGES, raw[idx.TEST_IMAGES])[:1000].tolist()
+    images = idx.read(raw)["test"].images[:1000].tolist()
     predicted = files.read_csv(copy.path / files.predictions_path(better.tags["model"]))
     with contextlib.ExitStack() as stack:
         ours, mlflows = free_port(), free_port()

@@ -11,6 +11,7 @@ import pytest
 import torch
 from mlflow import MlflowClient
 
+from conftest import assert_metrics_and_artifacts
 from dvc_mlflow.files import md5
 from stages.base import files, params
 from stages.base.params import MODEL_NAMES
@@ -106,7 +107,7 @@ def test_the_logged_model_takes_raw_images_and_is_free_of_pickle(
     monkeypatch.setenv("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
     (output,) = runs[f"train_{name}"].outputs.model_outputs
     model = mlflow.pyfunc.load_model(f"models:/{output.model_id}")
-    images = idx.parse(idx.TEST_IMAGES, raw[idx.TEST_IMAGES])[:100].copy()
+    images = idx.read(raw)["test"].images[:100]
     monkeypatch.chdir(small_run.path)
     recipe = params.load().of_model(name)
     network = models.load_model(name, recipe, files.model_path(name))
@@ -136,6 +137,7 @@ def test_sync_writes_the_missing_runs_from_the_results_and_then_nothing(
     other = MlflowClient(fresh["MLFLOW_TRACKING_URI"])
     experiment = other.get_experiment_by_name("mnist")
     written = {run.data.tags["stage"]: run for run in other.search_runs([experiment.experiment_id])}
+    assert_metrics_and_artifacts(other, {stage: written[stage] for stage in stages})
     for stage, live in runs.items():
         copied = written[stage]
         assert copied.data.tags["backfilled"] == "true"
@@ -163,10 +165,12 @@ def test_a_tracking_server_that_is_down_costs_a_warning(small_run):
     assert failed.stderr.count("\n") == 1
 
 
-def test_figures_tables_and_the_contact_sheet_are_artifacts(client, runs):
+def test_metrics_figures_tables_and_the_contact_sheet_are_in_the_runs(client, runs):
+    assert_metrics_and_artifacts(client, runs)
+
     def artifacts(stage):
         return {file.path for file in client.list_artifacts(runs[stage].info.run_id)}
 
     assert {"contact_sheet.png", "counts.csv"} <= artifacts("prepare")
-    assert {"comparison.csv", "confusion_lenet5.csv", "metrics.json"} <= artifacts("evaluate")
-    assert {"comparison.md", "curves.png", "confusion.png", "reliability.png"} <= artifacts("plot")
+    assert {"comparison.csv", "comparison.md", "confusion_lenet5.csv"} <= artifacts("evaluate")
+    assert {"plot.json", "curves.png", "confusion.png", "reliability.png"} <= artifacts("plot")

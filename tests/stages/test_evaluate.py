@@ -4,6 +4,7 @@ import contextlib
 import csv
 import io
 import json
+import re
 import shutil
 
 import numpy as np
@@ -207,6 +208,61 @@ def test_the_comparison_has_our_models_scores_and_then_the_published_ones(folder
     assert published == [[1.519, 0.945], [0.0928, 0.9731]]
     for row in rows[2:]:
         assert row["calibration_error"] == row["accuracy_low"] == row["accuracy_high"] == ""
+
+
+def comparison_row(model, source, parameters, loss, accuracy, **more) -> dict:
+    row = {"model": model, "source": source, "parameters": parameters}
+    return {**row, "loss": loss, "accuracy": accuracy, **more}
+
+
+COMPARED = [
+    comparison_row("lenet5", "recipe documented", 61706, 0.0421373, 0.9862,
+                   calibration_error=0.00421016, accuracy_low=0.98372, accuracy_high=0.988307),
+    comparison_row("mlp", "recipe documented", 62110, 0.128654, 0.9626,
+                   calibration_error=0.00929424, accuracy_low=0.9587, accuracy_high=0.966145),
+    comparison_row("lenet5", "published experiment", 61706, 1.519, 0.945),
+]  # fmt: skip
+DIFFERENCE = {
+    "accuracy": -0.0236,
+    "low": -0.0302158,
+    "high": 0.0169748,
+    "mcnemar_p": 0.00314159,
+    "only_first": 12,
+    "only_second": 34,
+}
+
+
+def test_the_comparison_to_read_has_the_rows_and_the_difference_with_its_sign(folder, details):
+    text = evaluate.comparison_markdown(COMPARED, DIFFERENCE)
+    lines = [line for line in text.splitlines() if line.startswith("|")]
+    assert len({len(line) for line in lines}) == 1
+    header, marks, *rows = [re.sub(" +", " ", line) for line in lines]
+    columns = [title.strip() for title in header.strip("|").split("|")]
+    assert columns == [
+        *("model", "source", "test accuracy", "95 % interval"),
+        *("test loss", "calibration error", "parameters"),
+    ]
+    assert re.sub("-+", "-", marks) == "| - | - | -: | :-: | -: | -: | -: |"
+    assert rows == [
+        "| LeNet-5 | recipe documented | 98.62% | 98.37% to 98.83% | 0.0421 | 0.0042 | 61,706 |",
+        "| MLP | recipe documented | 96.26% | 95.87% to 96.61% | 0.1287 | 0.0093 | 62,110 |",
+        "| LeNet-5 | published experiment | 94.50% | | 1.5190 | | 61,706 |",
+    ]
+    assert text.splitlines()[-1] == (
+        "LeNet-5 minus MLP on the same images: -2.36 percentage points (95 % interval -3.02 to "
+        "+1.70; exact McNemar p = 0.0031). LeNet-5 alone is right on 12 images, the MLP alone on "
+        "34."
+    )
+    better = {**DIFFERENCE, "accuracy": 0.0236, "low": 0.0202158, "high": 0.0269748}
+    sentence = evaluate.comparison_markdown([], better).splitlines()[-1]
+    assert "+2.36 percentage points (95 % interval +2.02 to +2.70; " in sentence
+
+    written = (folder / "comparison.md").read_text(encoding="utf-8")
+    assert "| LeNet-5 | recipe documented | 90.00% | 86." in re.sub(" +", " ", written)
+    assert "| MLP | published experiment | 97.31% | |" in re.sub(" +", " ", written)
+    [low] = details["paired_difference"]["low"]
+    assert f"+8.75 percentage points (95 % interval {100 * low:+.2f} to" in written
+    assert written.endswith("alone is right on 60 images, the MLP alone on 25.\n")
 
 
 def test_a_confidence_of_exactly_one_falls_into_the_last_bin():

@@ -3,14 +3,21 @@
 import contextlib
 import functools
 import gzip
+import hashlib
 import http.server
+import os
 import shutil
+import socketserver
+import subprocess
+import sys
 import threading
+import time
 
 import numpy as np
 import pytest
 
-from dvc_mlflow.errors import StageError
+from conftest import ROOT, environment
+from dvc_mlflow.errors import InputError, StageError
 from stages.base.splits import Split, hold_out, load_split, save_split
 from stages.mnist import idx, sources
 from stages.mnist.idx import FILES, TEST_LABELS, WrongBytes
@@ -50,19 +57,61 @@ def test_only_one_whole_gzip_member_of_the_right_length_is_unpacked():
             idx.gunzip(wrong, len(plain))
 
 
-def test_a_wrong_file_in_data_raw_is_deleted_and_named_and_the_next_source_is_tried(raw, tmp_path):
-    for file in FILES:
-        (tmp_path / file.name).write_bytes(raw[file])
-    wrong = tmp_path / TEST_LABELS.name
-    wrong.write_bytes(raw[TEST_LABELS][:-1])
-    with pytest.raises(StageError) as failure:
-        sources.fetch(["raw"], tmp_path)
-    assert f"raw: {wrong} has 10,007 bytes, expected 10,008; deleted" in str(failure.value)
-    assert all(file.sha256 in str(failure.value) for file in FILES)
-    assert not wrong.exists()
+LABELS = TEST_LABELS.name
+OURS_LABELS = TEST_LABELS.header + bytes(10_000)  # right in all but the digits
+FOREIGN = {
+    "own digits": (LABELS, lambda path, _: path.write_bytes(OURS_LABELS), "has SHA-256"),
+    "cut": (LABELS, lambda path, right: path.write_bytes(right[:-1]), "has 10,007 bytes"),
+    "own digits, packed": (
+        f"{LABELS}.gz", lambda path, _: path.write_bytes(gzip.compress(OURS_LABELS)), "has SHA-256"
+    ),
+    "a cut download": (
+        f"{LABELS}.gz", lambda path, right: path.write_bytes(gzip.compress(right)[:-9]), "is cut"
+    ),
+    "a folder": (LABELS, lambda path, right: (path.mkdir(), (path / LABELS).write_bytes(right)),
+                 "is a folder"),
+    "a link to nowhere": (LABELS, lambda path, _: path.symlink_to("not there"), "is not a file"),
+    "a named pipe": (LABELS, lambda path, _: os.mkfifo(path), "is not a file"),
+}  # fmt: skip
 
-    wrong.with_suffix(".gz").write_bytes(gzip.compress(raw[TEST_LABELS]))
-    assert sources.fetch(["raw"], tmp_path) == raw
+
+@pytest.mark.parametrize("kind", FOREIGN)
+def test_what_is_not_mnist_in_data_raw_stays_and_the_printed_command_moves_it(raw, tmp_path, kind):
+    name, make, reason = FOREIGN[kind]
+    folder = tmp_path / "it's raw"
+    folder.mkdir()
+    for file in FILES[:3]:
+        (folder / file.name).write_bytes(raw[file])
+    make(folder / name, raw[TEST_LABELS])
+    before = (folder / name).lstat()
+    with pytest.raises(InputError) as refused:
+        sources.fetch(["raw", "torchvision", "package"], folder)
+    said = str(refused.value)
+    assert f"{folder / name} {reason}" in said and "\n" not in said
+    if (folder / name).is_file():
+        assert hashlib.sha256((folder / name).read_bytes()).hexdigest() in said
+    assert (folder / name).lstat() == before
+    subprocess.run(said.split("`")[1], shell=True, check=True)
+    assert (folder / "not-mnist-1" / name).lstat().st_ino == before.st_ino
+    (folder / f"{LABELS}.gz").write_bytes(gzip.compress(raw[TEST_LABELS]))
+    assert sources.fetch(["raw"], folder) == raw
+
+
+def test_four_own_files_are_named_in_one_line_and_a_missing_file_with_its_hash(raw, tmp_path):
+    with pytest.raises(StageError, match=f"(?s)lacks .*{TEST_LABELS.sha256}$") as missing:
+        sources.fetch(["raw"], tmp_path / "none")
+    assert missing.value.exit_code == 1
+    for file in FILES:
+        (tmp_path / file.name).write_bytes(file.header + bytes(file.length - len(file.header)))
+    with pytest.raises(InputError) as refused:
+        sources.fetch(["raw", "torchvision", "package"], tmp_path)
+    assert str(refused.value).count("has SHA-256") == 4
+    own = [(tmp_path / file.name).read_bytes() for file in FILES]
+    assert sources.fetch(["package"], tmp_path) == raw
+    assert [(tmp_path / file.name).read_bytes() for file in FILES] == own
+    (tmp_path / "a file").touch()
+    with pytest.raises(InputError, match=r"a file is not a folder\. `mkdir "):
+        sources.fetch(["raw"], tmp_path / "a file")
 
 
 def test_the_copy_in_the_package_is_mnist_and_is_kept_in_data_raw(raw, tmp_path):
@@ -140,20 +189,69 @@ def test_a_download_that_is_not_the_file_is_refused_with_the_reason(raw, tmp_pat
     assert sources.from_mirrors([serve(tmp_path)], [TEST_LABELS]) == expected
 
 
-def test_a_download_that_does_not_end_is_given_up():
-    class Handler(QuietHandler):
-        def do_GET(self):
-            self.send_response(200)
-            self.end_headers()
-            with contextlib.suppress(OSError):
-                while True:
-                    self.wfile.write(bytes(100_000))
+HEAD = b"HTTP/1.1 200 OK\r\n"
+ENDLESS = {  # an answer's begin, and what follows again and again
+    "much": (HEAD + b"\r\n", bytes(100_000), "sends more than 16,777,216 bytes"),
+    "a drop of the body": (HEAD + b"\r\n", b"a", "took more than 0.5 s"),
+    "a drop of a known length": (HEAD + b"Content-Length: 9999\r\n\r\n", b"a", "took more"),
+    "a drop of a chunk": (
+        HEAD + b"Transfer-Encoding: chunked\r\n\r\nfff\r\n", b"a", "took more than 0.5 s"
+    ),
+    "a drop of a chunk's length": (
+        HEAD + b"Transfer-Encoding: chunked\r\n\r\n", b"0", "took more than 0.5 s"
+    ),
+    "a drop of the headers": (HEAD + b"X: ", b"a", "took more than 0.5 s"),
+    "a drop of the status": (b"HTTP/1.1 200 ", b"a", "took more than 0.5 s"),
+}  # fmt: skip
 
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+
+@pytest.mark.parametrize("kind", ENDLESS)
+def test_a_download_that_does_not_end_is_given_up(kind, monkeypatch):
+    begin, again, reason = ENDLESS[kind]
+    asked = []
+
+    class Handler(socketserver.BaseRequestHandler):
+        def handle(self):
+            asked.append(self.request.recv(1000))
+            with contextlib.suppress(OSError):
+                self.request.sendall(begin)
+                while True:
+                    self.request.sendall(again)
+                    time.sleep(0.05 if len(again) == 1 else 0)
+
+    monkeypatch.setattr(sources, "DEADLINE", 30 if kind == "much" else 0.5)
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Handler) as server:
+        server.daemon_threads = True
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        with pytest.raises(sources.SourceFailed, match="sends more than 16,777,216 bytes"):
-            sources.download(f"http://127.0.0.1:{server.server_port}/a.gz")
+        mirror = f"http://127.0.0.1:{server.server_address[1]}/"
+        started = time.monotonic()
+        with pytest.raises(sources.SourceFailed, match=reason):
+            sources.from_mirrors([mirror])
+        assert time.monotonic() - started < 20
+        assert len(asked) == 1  # not for the other files again
         server.shutdown()
+
+
+def test_the_same_bytes_come_out_with_and_without_the_vector_kernels_of_pytorch():
+    """torchvision's `transforms.v2.resize` fails this."""
+    found = [
+        subprocess.run(
+            [sys.executable, "-c", RESIZE], cwd=ROOT, env=environment(kernels), check=True,
+            capture_output=True,
+        ).stdout
+        for kernels in ({}, {"ATEN_CPU_CAPABILITY": "default"})
+    ]  # fmt: skip
+    assert found[0] == found[1] and len(set(found[0].split())) == 1
+
+
+RESIZE = """
+import hashlib, numpy, torch
+from stages.mnist import idx
+from stages.networks import models
+images = numpy.random.default_rng(0).integers(0, 256, (100, 28, 28)).astype(numpy.uint8)
+for resized in (idx.resize(images), models.resize(torch.from_numpy(images)).numpy()):
+    print(hashlib.sha256(resized.tobytes()).hexdigest())
+"""
 
 
 def test_torchvision_can_be_imported_and_names_its_mirrors():

@@ -191,7 +191,7 @@ def test_resize_is_pillows_to_the_bit(splits):
 
 def test_normalisation_is_by_mean_and_deviation_of_all_training_images(raw):
     # The published constants are those of the 28x28 images
-    counts = np.bincount(idx.parse(idx.TRAIN_IMAGES, raw[idx.TRAIN_IMAGES]).ravel())
+    counts = np.bincount(idx.read(raw)["train"].images.ravel())
     levels = np.arange(256) / 255
     mean = np.average(levels, weights=counts)
     deviation = np.average((levels - mean) ** 2, weights=counts) ** 0.5

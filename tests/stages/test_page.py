@@ -81,7 +81,7 @@ def draw(opened: Any, marks: list[tuple[int, int]]) -> None:
 
 
 def test_images(raw: dict[idx.IdxFile, bytes]) -> np.ndarray:
-    return idx.parse(idx.TEST_IMAGES, raw[idx.TEST_IMAGES])
+    return idx.read(raw)["test"].images
 
 
 test_images.__test__ = False  # type: ignore[attr-defined]
@@ -98,7 +98,7 @@ def test_nothing_in_the_data_can_end_the_script():
 
 def test_the_page_of_networks_that_guess_has_at_most_2_mb(raw):
     images = idx.resize(test_images(raw))
-    labels = idx.parse(idx.TEST_LABELS, raw[idx.TEST_LABELS]).astype(int)
+    labels = idx.read(raw)["test"].labels.astype(int)
     draws = np.random.default_rng(0)
     predictions = {
         name: {
@@ -217,7 +217,7 @@ def test_a_drawing_is_sized_and_centred_like_an_image_of_mnist(report, raw):
 def test_each_number_of_a_confusion_matrix_opens_its_images(report, raw, name):
     with (ROOT / files.confusion_path(name)).open(encoding="utf-8", newline="") as file:
         _, *rows = csv.reader(file)
-    labels = idx.parse(idx.TEST_LABELS, raw[idx.TEST_LABELS])
+    labels = idx.read(raw)["test"].labels
     for row in rows:
         for predicted, count in enumerate(map(int, row[1:])):
             actual = int(row[0])

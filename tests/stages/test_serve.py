@@ -1,22 +1,25 @@
 """A model that is served is built from committed weights, and answers only images."""
 
-import asyncio
 import base64
 import hashlib
 import json
 import shutil
+import socket
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from urllib.parse import urlparse
 
 import numpy as np
 import pytest
 import torch
+import uvicorn
 from tiny import make_project, make_results
 
-from conftest import ROOT, forget_the_history
+from conftest import ROOT, forget_the_history, free_port, wait_for
 from dvc_mlflow import store, sync
 from dvc_mlflow.errors import InputError, StageError
-from stages import serve
+from stages import limits, serve
 from stages.base.params import Recipe
 from stages.networks import models
 
@@ -46,6 +49,7 @@ SHAPES = {
     "without the dimension of the batch": (images()[0], "(28, 28)"),
     "with one of the channel": ([images()], "(1, 1, 28, 28)"),
     "flat": ([[0] * 784], "(1, 784)"),
+    "nested deep": (json.loads("[" * 900 + "]" * 900), "(1, 1, 1, 1, 1, 1, 1, 1)"),
     "no image": ([], "(0,)"),
     "an image without rows": ([[]], "(1, 0)"),
     "a number": (0, "()"),
@@ -73,13 +77,13 @@ def one_pixel(value: object) -> list:
         (-1, "the pixels reach from -1 to 0"),
         (256, "the pixels reach from 0 to 256"),
         (2**62, f"the pixels reach from 0 to {2**62}"),
-        (2**63, "the images are float64"),
-        (2**64, "the images are object"),
+        (2**64, f"the pixels reach from 0 to {2**64}"),
         (0.5, "the images are float64"),
         (1.0, "the images are float64"),
-        ("7", "the images are <U"),
-        (None, "the images are object"),
+        ("7", "the images are int64, str"),
+        (None, "the images are NoneType, int64"),
         (float("nan"), "the images are float64"),
+        (True, "the images are bool, int64"),
     ],
 )
 def test_one_pixel_that_is_no_whole_number_from_0_to_255_is_enough(value, said):
@@ -93,8 +97,12 @@ def test_images_of_truth_values_are_refused():
     assert (status, reason.startswith("the images are bool")) == (400, True), reason
 
 
-def test_one_truth_value_among_numbers_is_refused():
-    assert serve.refusal(JSON, body(one_pixel(True))) is not None
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-le", "utf-32", "utf-32-be"])
+def test_a_truth_value_is_seen_in_each_encoding_that_is_taken(encoding):
+    good, bad = (body(one_pixel(value)).decode().encode(encoding) for value in (1, True))
+    assert (serve.refusal(JSON, good) is None) == (encoding == "utf-8-sig")
+    assert serve.refusal(JSON, bad) is not None
+    assert serve.refusal(f"{JSON}; charset={encoding}", good)[0] == 415
 
 
 CONTENTS = {
@@ -111,6 +119,10 @@ CONTENTS = {
     "not UTF-8": b'{"inputs": "\xff\xfe"}',
     "nothing": b"",
     "nested too deep": b"[" * 200_000,
+    "many small lists": body([[]] * 2_000),
+    "many small objects": body([{}] * 2_000),
+    "many short texts": body([""] * 2_000),
+    "lists beside numbers": body([*images(), 0]),
     "a number of 5,000 digits": b'{"inputs": [%s]}' % (b"9" * 5_000),
     "a short row": body([*images()[0][:27], [0]]),
 }
@@ -168,79 +180,6 @@ def test_another_content_type_is_refused_before_the_body_is_read(content_type, s
     assert status == 415
     assert reason.startswith(f"the content type is {said}")
     assert "expected application/json" in reason
-
-
-# --- before the server ---
-
-
-def post(app, path: str, content: bytes, content_type: str = JSON) -> tuple[int, bytes]:
-    """Status and body of the answer of an ASGI application."""
-    waiting = [{"type": "http.request", "body": content, "more_body": False}]
-    sent = []
-
-    async def receive():
-        return waiting.pop() if waiting else {"type": "http.disconnect"}
-
-    async def send(message):
-        sent.append(message)
-
-    scope = {
-        "type": "http",
-        "http_version": "1.1",
-        "method": "POST",
-        "scheme": "http",
-        "path": path,
-        "raw_path": path.encode(),
-        "root_path": "",
-        "query_string": b"",
-        "headers": [(b"content-type", content_type.encode())],
-        "client": ("127.0.0.1", 1),
-        "server": ("127.0.0.1", 2),
-    }
-    asyncio.run(app(scope, receive, send))
-    answer = b"".join(message.get("body", b"") for message in sent)
-    return sent[0]["status"], answer
-
-
-@pytest.fixture
-def behind(monkeypatch):
-    """The application with a server behind it that gives back the body that reaches it."""
-    from fastapi import FastAPI, Request, Response
-    from mlflow.pyfunc import scoring_server
-
-    def init(loaded):
-        assert loaded == "the model in folder"
-        app = FastAPI()
-
-        @app.post("/invocations")
-        @app.post("/other")
-        async def echo(request: Request) -> Response:
-            return Response(await request.body())
-
-        return app
-
-    monkeypatch.setattr(
-        scoring_server, "load_model_with_mlflow_config", lambda path: f"the model in {path}"
-    )
-    monkeypatch.setattr(scoring_server, "init", init)
-    return serve.application("folder", "a page")
-
-
-def test_the_server_gets_a_good_body_whole_and_a_bad_one_never(behind):
-    good = body(images(2, pixel=9))
-    assert post(behind, "/invocations", good) == (200, good)
-    for content, content_type, expected in (
-        (body(images(rows=27)), JSON, 400),
-        (good, "text/csv", 415),
-    ):
-        status, answer = post(behind, "/invocations", content, content_type)
-        assert status == expected
-        refused = serve.refusal(content_type, content)
-        assert json.loads(answer) == {"message": refused[1]}
-
-
-def test_only_what_goes_to_the_model_is_checked(behind):
-    assert post(behind, "/other", b"anything", "text/plain") == (200, b"anything")
 
 
 # --- the model is built from committed weights ---
@@ -382,6 +321,137 @@ def test_a_model_whose_weights_no_commit_holds_is_refused(client, project, tmp_p
 def test_what_is_no_model_is_not_built(client, project, tmp_path):
     with pytest.raises(InputError, match=r"^models:/mnist/99 is no model of sqlite:"):
         serve.build("models:/mnist/99", tmp_path)
+
+
+# --- real sockets ---
+
+
+@pytest.fixture(scope="module")
+def app(standing, tmp_path_factory):
+    """The real application, with a model that a commit holds."""
+    forget_the_history()
+    store.find_experiment()
+    folder = tmp_path_factory.mktemp("app") / "model"
+    _, drawing = serve.build("models:/mnist@champion", folder)
+    return serve.application(folder, drawing)
+
+
+@pytest.fixture
+def serving(app, monkeypatch):
+    """The application behind a socket; gives a function that sends bytes and reads the answer."""
+    monkeypatch.setattr(limits, "PATIENCE", 1.0)
+    monkeypatch.setattr(limits, "LINGER", 0.2)
+    monkeypatch.setattr(limits, "CONNECTIONS", 5)
+    server = uvicorn.Server(uvicorn.Config(app, port=int(free_port()), **limits.of_uvicorn()))
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    wait_for(lambda: server.started)
+
+    def ask(sent: bytes) -> bytes:
+        with socket.create_connection(("127.0.0.1", server.config.port), 60) as client:
+            client.sendall(sent)
+            return b"".join(iter(lambda: client.recv(65536), b""))
+
+    yield ask
+    server.should_exit = True
+    thread.join()
+
+
+def request(path: str, *headers: str, host: str = "localhost", method: str = "POST") -> bytes:
+    lines = [f"{method} {path} HTTP/1.1", f"Host: {host}", "Connection: close", *headers]
+    return "\r\n".join([*lines, "", ""]).encode()
+
+
+def invocation(content: bytes, *headers: str) -> bytes:
+    told = (f"Content-Type: {JSON}", f"Content-Length: {len(content)}", *headers)
+    return request("/invocations", *told) + content
+
+
+PING = request("/ping", method="GET")
+
+
+def test_the_real_application_answers_good_images_and_refuses_bad_ones(serving):
+    for content in (body(images(2)), body(images(2)).decode().encode("utf-8-sig")):
+        answer = serving(invocation(content))
+        assert answer.startswith(b"HTTP/1.1 200 ")
+        assert np.shape(json.loads(answer.split(b"\r\n\r\n")[1])["predictions"]) == (2, 10)
+    bad = body(one_pixel(True))
+    status, reason = serve.refusal(JSON, bad)
+    head, answer = serving(invocation(bad)).split(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 %d " % status) and json.loads(answer) == {"message": reason}
+    assert b"draw" in serving(request("/", method="GET"))
+
+
+HOSTS = {
+    **dict.fromkeys(("localhost", "LOCALHOST:5001", "127.0.0.1:80", "[::1]:5001", "[::1]"), 200),
+    **dict.fromkeys(("evil.example:5001", "localhost.evil.example", "127.0.0.1.evil.example"), 403),
+    **dict.fromkeys(("127.0.0.2", "192.168.0.1", "xlocalhost", "localhost:5001x", ""), 403),
+}
+
+
+def test_a_request_for_another_host_is_refused_and_told_which_are_allowed(serving):
+    for host, status in HOSTS.items():
+        for path in ("/ping", "/", "/version"):
+            answer = serving(request(path, host=host, method="GET"))
+            assert answer.startswith(f"HTTP/1.1 {status} ".encode()), host
+            assert (b"expected localhost, 127.0.0.1 or [::1]" in answer) == (status == 403)
+    said = serving(invocation(body(images())).replace(b"localhost", b"evil.example"))
+    assert said.startswith(b"HTTP/1.1 403 ")
+
+
+ENCODED = "Transfer-Encoding: chunked"
+UNFINISHED = {  # what is sent, and how the answer begins although nothing more comes
+    "too long by its head": (("/invocations", JSON, "Content-Length: 10001"), b"", b"413"),
+    "too long by its chunks": (
+        ("/invocations", JSON, ENCODED), b"2711\r\n%s\r\n" % bytes(10_001), b"413"
+    ),
+    "another type": (("/invocations", "text/csv", "Content-Length: 9"), b"", b"415"),
+    "no body": (("/invocations", JSON, "Content-Length: 9"), b"", b"408"),
+    "half a body": (("/invocations", JSON, "Content-Length: 9"), b"{", b"408"),
+    "half a chunk": (("/invocations", JSON, ENCODED), b"9\r\n{", b"408"),
+    "no chunk": (("/invocations", JSON, ENCODED), b"", b"408"),
+    "half a body that nobody reads": (("/ping", JSON, "Content-Length: 9"), b"{", b"405"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", UNFINISHED)
+def test_an_unfinished_request_is_answered_and_its_connection_closed(serving, kind, monkeypatch):
+    monkeypatch.setattr(serve, "LARGEST_BODY", 10_000)
+    (path, content_type, length), content, status = UNFINISHED[kind]
+    head = request(path, f"Content-Type: {content_type}", length)
+    for sent in (head, head.replace(b"Connection: close\r\n", b"")):
+        assert serving(sent + content).split()[1] == status
+
+
+@pytest.mark.parametrize(
+    "sent", [b"", b"GET /ping HTTP/1.1\r\nHost: ", PING.replace(b"close", b"")]
+)
+def test_a_connection_that_asks_for_nothing_is_closed(serving, sent):
+    assert serving(sent).startswith(b"HTTP/1.1 200 " if sent.endswith(b"\r\n\r\n") else b"")
+
+
+def test_more_connections_than_the_limit_are_refused_until_the_idle_ones_are_closed(serving):
+    with ThreadPoolExecutor(limits.CONNECTIONS) as pool:
+        idle = [pool.submit(serving, b"GET") for _ in range(limits.CONNECTIONS)]
+        wait_for(lambda: serving(PING).startswith(b"HTTP/1.1 503 "), 5)
+        assert [ended.result() for ended in idle] == [b""] * len(idle)
+    assert serving(PING).startswith(b"HTTP/1.1 200 ")
+
+
+def test_others_are_answered_while_a_body_is_checked(serving, app, monkeypatch):
+    begun, answered = threading.Event(), threading.Event()
+
+    def check(content_type, content):
+        begun.set()
+        assert answered.wait(30)
+
+    monkeypatch.setattr(app, "of_body", check)
+    with ThreadPoolExecutor(1) as pool:
+        checked = pool.submit(serving, invocation(body(images())))
+        assert begun.wait(30)
+        assert serving(PING).startswith(b"HTTP/1.1 200 ")
+        answered.set()
+        assert checked.result().startswith(b"HTTP/1.1 200 ")
 
 
 # --- what it is started with ---
