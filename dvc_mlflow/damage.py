@@ -5,7 +5,6 @@ cache, or in a remote, is the md5 of its content. DVC trusts that name, so it ch
 a damaged object like any other.
 """
 
-import json
 import os
 import sys
 from collections.abc import Iterator, Sequence
@@ -13,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dvc_mlflow import git, projects
+from dvc_mlflow import files, git, projects
 from dvc_mlflow.errors import StageError, one_line
 from dvc_mlflow.files import md5
 
@@ -140,7 +139,7 @@ def _damaged(store: Any, name: str) -> Iterator[str]:
     if file_md5(path, store.fs) != name.removesuffix(".dir"):
         yield path
     elif name.endswith(".dir"):
-        for entry in json.loads(store.fs.cat_file(path)):
+        for entry in files.parse_json(store.fs.cat_file(path), name):
             yield from _damaged(store, entry["md5"])
 
 
