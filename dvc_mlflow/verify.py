@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dvc_mlflow import attest, damage, mend, projects, tables
-from dvc_mlflow.commands import output_of
+from dvc_mlflow.commands import output_of, visible
 from dvc_mlflow.errors import InputError, StageError
 from dvc_mlflow.files import md5
 from dvc_mlflow.hooks import hook
@@ -117,7 +117,7 @@ def other_projects() -> list[damage.Damage]:
         found
         for folder in damage.projects_that_ran()
         if folder != projects.MAIN
-        for found in damage.in_folder(damage.locked(project=folder))
+        for found in damage.in_folder(damage.locked(project=folder), folder)
     ]
 
 
@@ -153,8 +153,8 @@ def verify(statement: bool = False, key: str | None = None) -> None:
         damaged = [out for out in outs if out.verdict == "the file here differs"]
         for out in damaged:
             print(
-                f"{out.path} in this folder is not the committed one (stage {out.stage}): "
-                f"`{damage.cure(out.stage, out.path)}`"
+                f"{visible(out.path)} in this folder is not the committed one (stage {out.stage}): "
+                f"`{damage.cure(out.stage, out.path, out.committed)}`"
             )
         if wrong:
             print(origin(scratch, outs))
