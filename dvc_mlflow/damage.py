@@ -61,13 +61,18 @@ def locked(folder: Path = projects.MAIN, project: Path = projects.MAIN) -> Outs:
     try:
         for file in projects.find(folder)[project]:
             if (folder / file.with_name(projects.LOCK)).is_file() or file.parent == project:
-                below = "" if file.parent == project else f"{file.relative_to(project)}:"
                 for stage, outs in projects.outs_here(file, folder).items():
-                    found |= {(below + stage, path): md5 for path, md5 in outs.items()}
+                    name = address(file, stage, project)
+                    found |= {(name, path): md5 for path, md5 in outs.items()}
     except Exception as error:
         cure = shown(["git", "checkout", as_path(str(lock))])
         raise StageError(f"{lock} cannot be read ({one_line(error)}): `{cure}`") from None
     return found
+
+
+def address(file: Path, stage: str, project: Path = projects.MAIN) -> str:
+    """How `dvc repro` in the folder of a project calls a stage of one of its dvc.yaml files."""
+    return stage if file.parent == project else f"{file.relative_to(project)}:{stage}"
 
 
 def projects_that_ran() -> list[Path]:
@@ -100,7 +105,7 @@ def in_stores(outs: Outs, project: Path = projects.MAIN) -> list[Damage]:
     from dvc.exceptions import DvcException
 
     found = []
-    with _repo(project) as repo:
+    with repo_of(project) as repo:
         for (stage, out), wanted in outs.items():
             again = shown(REMOVE, ["dvc", "repro", as_path(stage)], folder=project)
             for name in _damaged(repo.cache.local, wanted):
@@ -118,7 +123,7 @@ def in_stores(outs: Outs, project: Path = projects.MAIN) -> list[Damage]:
     return found
 
 
-def _repo(project: Path) -> Any:
+def repo_of(project: Path) -> Any:
     """DVC's object for a project. git is not needed."""
     from dvc.exceptions import DvcException
     from dvc.repo import Repo
@@ -148,7 +153,7 @@ def cure(stage: str, out: str, wanted: str, project: Path = projects.MAIN) -> st
         literal = [] if re.fullmatch(r"[^:*?\[\\]+", out) else ["--literal-pathspecs"]
         return shown(["git", *literal, "checkout", "--", out])
     below = _below(out, project)
-    with _repo(project) as repo:
+    with repo_of(project) as repo:
         is_cached = repo.cache.local.exists(wanted)
     # In a target, DVC takes a backslash for a slash, and a colon for the end of a file's name
     target = below if is_cached and not re.search(r"[:\\]", below) else as_path(stage)
