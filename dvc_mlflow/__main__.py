@@ -48,7 +48,8 @@ def parser() -> Parser:
     )
     verify.add_argument("--statement", action="store_true", help="write down that it agrees")
     verify.add_argument("--key", help="a private key of OpenSSH that signs the statement")
-    command("attest", "on how many machines each out was rebuilt", "attest.report")
+    attest = command("attest", "on how many machines each out was rebuilt", "attest.report")
+    attest.add_argument("--signers", metavar="FILE", help="whose keys count, as for ssh-keygen")
     damage = command(
         "damage", "files and objects whose bytes are not those of dvc.lock", "damage.damage"
     )

@@ -40,6 +40,11 @@ def as_path(name: str) -> str:
     return f"./{name}" if name.startswith("-") else name
 
 
+def at(name: str) -> Path:
+    """The file that a person named, from where the command was started."""
+    return started / Path(name).expanduser()
+
+
 def visible(name: str) -> str:
     """A name within a line."""
     return name if name.isprintable() else repr(name)

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dvc_mlflow import attest, damage, mend, projects, tables
-from dvc_mlflow.commands import as_path, output_of, visible
+from dvc_mlflow.commands import as_path, at, output_of, visible
 from dvc_mlflow.errors import InputError, StageError
 from dvc_mlflow.files import md5
 from dvc_mlflow.hooks import hook
@@ -204,7 +204,7 @@ def verify(statement: bool = False, key: str | None = None) -> None:
         StageError: An out differs, nothing was computed, or a file or object is damaged. Or a
             statement is wanted, and it could not name every out.
     """
-    if key and not Path(key).expanduser().is_file():
+    if key and not at(key).is_file():
         raise InputError(f"the key is {key}, expected the file of a private key of OpenSSH")
     dirty = dirty_files()
     stored = damage.in_stores(damage.locked()) + other_projects()
@@ -249,7 +249,7 @@ def verify(statement: bool = False, key: str | None = None) -> None:
         elif statement or key:
             commit = output_of(["git", "rev-parse", "HEAD"], scratch).strip()
             content = attest.statement(scratch, commit, [out.path for out in outs])
-            print(f"wrote {attest.write(content, key and str(Path(key).expanduser()))}")
+            print(f"wrote {attest.write(content, key and str(at(key)))}")
     if wrong or damaged:
         raise StageError(f"{len(wrong) + len(damaged)} of {len(outs)} outs differ")
     if stored:
