@@ -163,7 +163,9 @@ def count(rebuilds: Sequence[Rebuild], locked: Mapping[str, str]) -> str:
         found = [one for one in rebuilds if one.group == group and out in one.outs]
         return str(len({(one.kind, one.signer) for one in found}))
 
-    rows = [[out[0], *(machines(out, group) for group in groups)] for out in locked.items()]
+    rows = [
+        [visible(out[0]), *(machines(out, group) for group in groups)] for out in locked.items()
+    ]
     lines = [tables.text([["out", *groups], *rows]), ""]
     for one in sorted(set(rebuilds), key=lambda one: (groups.index(one.group), one.kind)):
         by = f", by {one.signer}" if one.signer else ""

@@ -160,8 +160,9 @@ def origin(scratch: Path, outs: Sequence[Out]) -> str:
     first = [out for out in wrong if out.stage == wrong[0].stage]
     for out in first:
         explain, path = hook("explain"), scratch / out.path
-        if explain and path.is_file() and output_of(["git", "ls-files", out.path], scratch):
-            committed = output_of(["git", "show", f"HEAD:{out.path}"], scratch)
+        listed = ["git", "--literal-pathspecs", "ls-files", "--", out.path]
+        if explain and path.is_file() and output_of(listed, scratch):
+            committed = output_of(["git", "show", f"HEAD:./{out.path}"], scratch)
             if reason := explain(out.path, committed, path.read_text(encoding="utf-8")):
                 return f"it begins with stage {out.stage}: {reason}"
     return f"it begins with stage {wrong[0].stage}"
@@ -235,7 +236,7 @@ def verify(statement: bool = False, key: str | None = None) -> None:
             print(f"not compared, because DVC has no md5 of it: {listed(elsewhere)}")
             if statement or key:
                 raise StageError("a statement names every out, and this one cannot be compared")
-        rows = [(out.path, out.committed, out.computed, out.verdict) for out in outs]
+        rows = [(visible(out.path), out.committed, out.computed, out.verdict) for out in outs]
         print(tables.text([("out", "dvc.lock", "computed", ""), *rows]))
         wrong = [out for out in outs if out.verdict == "DIFFERS"]
         damaged = [out for out in outs if out.verdict == "the file here differs"]
