@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import NoReturn
 
-from dvc_mlflow import projects, store
+from dvc_mlflow import commands, projects, store
 from dvc_mlflow.errors import InputError, main_function
 
 STARTED = Path.cwd()
@@ -22,10 +22,10 @@ class Parser(argparse.ArgumentParser):
 
 def parser() -> Parser:
     made = Parser(prog="dvc-mlflow", description=__doc__, allow_abbrev=False)
-    commands = made.add_subparsers(dest="command", required=True, parser_class=Parser)
+    known = made.add_subparsers(dest="command", required=True, parser_class=Parser)
 
     def command(name: str, text: str, function: str) -> argparse.ArgumentParser:
-        added = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
+        added = known.add_parser(name, help=text, description=text, allow_abbrev=False)
         added.set_defaults(function=function)
         return added
 
@@ -48,7 +48,8 @@ def parser() -> Parser:
     )
     verify.add_argument("--statement", action="store_true", help="write down that it agrees")
     verify.add_argument("--key", help="a private key of OpenSSH that signs the statement")
-    command("attest", "on how many machines each out was rebuilt", "attest.report")
+    attest = command("attest", "on how many machines each out was rebuilt", "attest.report")
+    attest.add_argument("--signers", metavar="FILE", help="whose keys count, as for ssh-keygen")
     damage = command(
         "damage", "files and objects whose bytes are not those of dvc.lock", "damage.damage"
     )
@@ -67,6 +68,7 @@ def main() -> None:
         raise InputError(f"{STARTED} is in no DVC repository: run this in one")
     os.environ["PWD"] = str(STARTED)  # for the names of files
     os.chdir(root)
+    commands.started = Path(os.path.relpath(STARTED))
     sys.path.insert(0, str(root))  # for the hooks
     with store.explained():
         getattr(importlib.import_module(f"dvc_mlflow.{module}"), function)(**given)

@@ -18,6 +18,7 @@ from typing import Any
 from urllib.parse import quote
 
 from dvc_mlflow import projects
+from dvc_mlflow.commands import shown
 from dvc_mlflow.errors import StageError, outlive_readers
 from dvc_mlflow.files import write_bytes, writing
 
@@ -51,11 +52,12 @@ def holding(stage: str) -> Iterator[None]:
         if os.environ.get("DVC_STAGE"):
             threading.Thread(target=_end_with_dvc, daemon=True).start()
         else:
-            place = "" if project == Path() else f"cd {project} && "
+            repro, commit = (
+                shown(["dvc", do, stage], folder=project) for do in ("repro", "commit")
+            )
             print(
                 "note: DVC did not start this and will not know of its results: "
-                f"`{place}dvc repro {stage}` is the command; `{place}dvc commit {stage}` tells DVC "
-                "afterwards",
+                f"`{repro}` is the command; `{commit}` tells DVC afterwards",
                 file=sys.stderr,
                 flush=True,
             )

@@ -1,10 +1,53 @@
-"""Other programs, whose failures are reported in one line."""
+"""Other programs: as they are shown to a person, and their failures in one line."""
 
+import os
+import shlex
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
 from dvc_mlflow.errors import StageError, one_line
+
+started = Path()  # where the user is, from the folder that the paths start in
+
+
+def quoted(word: str) -> str:
+    """A word for a shell, in one line also if it has a line break or another control character."""
+    if word.isprintable() or word.endswith("\n"):
+        return shlex.quote(word)
+    written = "".join(
+        char
+        if char.isalnum() or char in " ./_-"
+        else "".join(f"\\{byte:03o}" for byte in char.encode())
+        for char in word
+    )
+    return f"\"$(printf '{written}')\""
+
+
+def shown(*commands: Sequence[str], folder: Path = Path()) -> str:
+    """Commands that work wherever the user is, and do what they say whatever the names are.
+
+    Args:
+        folder: Where they have to run.
+    """
+    text = " && ".join(" ".join(map(quoted, command)) for command in commands)
+    way = os.path.relpath(folder, started)
+    return text if way == "." else f"(cd {quoted(as_path(way))} && {text})"
+
+
+def as_path(name: str) -> str:
+    """A path that no command takes for an option."""
+    return f"./{name}" if name.startswith("-") else name
+
+
+def at(name: str) -> Path:
+    """The file that a person named, from where the command was started."""
+    return started / Path(name).expanduser()
+
+
+def visible(name: str) -> str:
+    """A name within a line."""
+    return name if name.isprintable() else repr(name)
 
 
 def output_of(command: Sequence[str], folder: Path = Path(), given: str | None = None) -> str:
@@ -27,5 +70,5 @@ def output_of(command: Sequence[str], folder: Path = Path(), given: str | None =
         ) from None
     if result.returncode != 0:
         reason = one_line(result.stderr or result.stdout) or f"exit code {result.returncode}"
-        raise StageError(f"`{' '.join(command)}`: {reason}")
+        raise StageError(f"`{shown(command)}`: {reason}")
     return result.stdout

@@ -2,7 +2,6 @@
 
 import contextlib
 import io
-import json
 import os
 import shutil
 import subprocess
@@ -12,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import chdir, contextmanager
 from pathlib import Path
 
+from dvc_mlflow import files
 from dvc_mlflow.files import md5
 from dvc_mlflow.results import Project, is_in
 from dvc_mlflow.runs import MOST_FILES, SHOWN, SOME
@@ -135,7 +135,7 @@ class Content:
         if not wanted.endswith(".dir"):
             return {out: wanted}
         if listed := self._object(wanted):
-            entries = json.loads(listed.read_text(encoding="utf-8"))
+            entries = files.parse_json(listed.read_bytes(), wanted)
             return {f"{out}/{entry['relpath']}": entry["md5"] for entry in entries}
         return None
 

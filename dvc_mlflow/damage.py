@@ -5,19 +5,22 @@ cache, or in a remote, is the md5 of its content. DVC trusts that name, so it ch
 a damaged object like any other.
 """
 
-import json
+import hashlib
 import os
+import re
+import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dvc_mlflow import git, projects
+from dvc_mlflow import files, git, projects
+from dvc_mlflow.commands import as_path, shown, visible
 from dvc_mlflow.errors import StageError, one_line
 from dvc_mlflow.files import md5
 
-REMOVE = "dvc-mlflow damage --remove"
+REMOVE = ["dvc-mlflow", "damage", "--remove"]
 
 Outs = dict[tuple[str, str], str]  # the md5 of each out, by stage and path
 
@@ -40,7 +43,8 @@ class Damage:
         return str(self.store.fs.unstrip_protocol(self.path))
 
     def __str__(self) -> str:
-        return f"{self.place} is damaged ({self.out} of stage {self.stage}): `{self.cure}`"
+        place, out = visible(self.place), visible(self.out)
+        return f"{place} is damaged ({out} of stage {self.stage}): `{self.cure}`"
 
 
 def locked(folder: Path = projects.MAIN, project: Path = projects.MAIN) -> Outs:
@@ -53,18 +57,22 @@ def locked(folder: Path = projects.MAIN, project: Path = projects.MAIN) -> Outs:
         StageError: There is no dvc.lock, or it cannot be read.
     """
     lock = project / projects.LOCK
+    found: Outs = {}
     try:
-        return {
-            (stage, path): found
-            for file in projects.find(folder)[project]
-            if (folder / file.with_name(projects.LOCK)).is_file() or file.parent == project
-            for stage, outs in projects.outs_here(file, folder).items()
-            for path, found in outs.items()
-        }
+        for file in projects.find(folder)[project]:
+            if (folder / file.with_name(projects.LOCK)).is_file() or file.parent == project:
+                for stage, outs in projects.outs_here(file, folder).items():
+                    name = address(file, stage, project)
+                    found |= {(name, path): md5 for path, md5 in outs.items()}
     except Exception as error:
-        raise StageError(
-            f"{lock} cannot be read ({one_line(error)}): `git checkout {lock}`"
-        ) from None
+        cure = shown(["git", "checkout", as_path(str(lock))])
+        raise StageError(f"{lock} cannot be read ({one_line(error)}): `{cure}`") from None
+    return found
+
+
+def address(file: Path, stage: str, project: Path = projects.MAIN) -> str:
+    """How `dvc repro` in the folder of a project calls a stage of one of its dvc.yaml files."""
+    return stage if file.parent == project else f"{file.relative_to(project)}:{stage}"
 
 
 def projects_that_ran() -> list[Path]:
@@ -82,10 +90,10 @@ def _has_run(pipelines: Sequence[Path]) -> bool:
         return False
 
 
-def in_folder(outs: Outs) -> list[Damage]:
+def in_folder(outs: Outs, project: Path = projects.MAIN) -> list[Damage]:
     """The outs in this folder that differ from dvc.lock. A missing one is not damaged."""
     return [
-        Damage(stage, out, out, cure(stage, out))
+        Damage(stage, out, out, cure(stage, out, wanted, project))
         for (stage, out), wanted in outs.items()
         if Path(out).exists() and md5(Path(out)) != wanted
     ]
@@ -95,23 +103,19 @@ def in_stores(outs: Outs, project: Path = projects.MAIN) -> list[Damage]:
     """The damaged objects of these outs in the cache and in the default remote of a project."""
     from dvc.config import NoRemoteError
     from dvc.exceptions import DvcException
-    from dvc.repo import Repo
 
     found = []
-    try:
-        repo = Repo(str(project), config={"core": {"no_scm": True}})  # git is not needed
-    except DvcException as error:
-        raise StageError(f"DVC: {one_line(error)}") from None
-    with repo:
+    with repo_of(project) as repo:
         for (stage, out), wanted in outs.items():
-            for path in _damaged(repo.cache.local, wanted):
-                again = f"{REMOVE} && dvc repro {stage}"
-                found.append(Damage(stage, out, path, again, repo.cache.local))
+            again = shown(REMOVE, ["dvc", "repro", as_path(stage)], folder=project)
+            for name in _damaged(repo.cache.local, wanted):
+                found.append(Damage(stage, out, name, again, repo.cache.local))
         try:
             remote = repo.cloud.get_remote_odb()
             for (stage, out), wanted in outs.items():
-                for path in _damaged(remote, wanted):
-                    found.append(Damage(stage, out, path, f"{REMOVE} && dvc push {out}", remote))
+                again = shown(REMOVE, ["dvc", "push", _below(out, project)], folder=project)
+                for name in _damaged(remote, wanted):
+                    found.append(Damage(stage, out, name, again, remote))
         except NoRemoteError:
             pass
         except (DvcException, ImportError, OSError) as error:
@@ -119,28 +123,55 @@ def in_stores(outs: Outs, project: Path = projects.MAIN) -> list[Damage]:
     return found
 
 
-def cure(stage: str, path: str) -> str:
-    """The command that brings the committed file back."""
+def repo_of(project: Path) -> Any:
+    """DVC's object for a project. git is not needed."""
+    from dvc.exceptions import DvcException
+    from dvc.repo import Repo
+
     try:
-        tracked = git.git("ls-files", "--", path)
-    except StageError:  # in a copy without history, or without git
-        return f"rm -r {path} && dvc repro {stage}"
-    if tracked:
-        return f"git checkout -- {path}"
-    return f"rm -r {path} && dvc checkout {path}"
+        return Repo(str(project), config={"core": {"no_scm": True}})
+    except DvcException as error:
+        raise StageError(f"DVC: {one_line(error)}") from None
+
+
+def _below(out: str, project: Path) -> str:
+    """The path of an out from the folder of its project."""
+    return as_path(Path(os.path.relpath(out, project)).as_posix())
+
+
+def cure(stage: str, out: str, wanted: str, project: Path = projects.MAIN) -> str:
+    """The command that brings an out with the md5 ``wanted`` back: from git, from the cache of
+    DVC, or by its stage."""
+    command = ["git", "--literal-pathspecs", "cat-file", "--filters", f":0:./{out}"]
+    try:
+        staged = subprocess.run(command, capture_output=True)
+        listed = ["git", "--literal-pathspecs", "ls-files", "--", out]
+        tracked = subprocess.run(listed, capture_output=True).stdout
+    except OSError:  # without git
+        tracked = b""
+    if tracked and (staged.returncode or hashlib.md5(staged.stdout).hexdigest() == wanted):
+        literal = [] if re.fullmatch(r"[^:*?\[\\]+", out) else ["--literal-pathspecs"]
+        return shown(["git", *literal, "checkout", "--", out])
+    below = _below(out, project)
+    with repo_of(project) as repo:
+        is_cached = repo.cache.local.exists(wanted)
+    # In a target, DVC takes a backslash for a slash, and a colon for the end of a file's name
+    target = below if is_cached and not re.search(r"[:\\]", below) else as_path(stage)
+    again = ["dvc", "checkout" if is_cached else "repro", target]
+    return shown(["rm", "-r", below], again, folder=project)
 
 
 def _damaged(store: Any, name: str) -> Iterator[str]:
     """The paths in ``store`` of the damaged objects of an out."""
     from dvc_data.hashfile.hash import file_md5
 
-    path = store.oid_to_path(name)
-    if not store.fs.exists(path):
+    at = store.oid_to_path(name)
+    if not store.fs.exists(at):
         return
-    if file_md5(path, store.fs) != name.removesuffix(".dir"):
-        yield path
+    if file_md5(at, store.fs) != name.removesuffix(".dir"):
+        yield at
     elif name.endswith(".dir"):
-        for entry in json.loads(store.fs.cat_file(path)):
+        for entry in files.parse_json(store.fs.cat_file(at), name):
             yield from _damaged(store, entry["md5"])
 
 
@@ -156,7 +187,7 @@ def damage(remove: bool = False) -> None:
     found = []
     for folder in projects_that_ran():
         outs = locked(project=folder)
-        found += in_stores(outs, folder) + ([] if remove else in_folder(outs))
+        found += in_stores(outs, folder) + ([] if remove else in_folder(outs, folder))
     if remove:
         for stored in {one.place: one for one in found}.values():
             stored.store.fs.rm_file(stored.path)

@@ -1,5 +1,6 @@
 """Errors for the user: one line, and an exit code."""
 
+import contextlib
 import difflib
 import functools
 import io
@@ -7,8 +8,12 @@ import os
 import select
 import signal
 import sys
-from collections.abc import Callable, Iterable
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TextIO
+
+PATIENCE = 10.0  # seconds for cleaning up after a Ctrl-C
 
 
 class StageError(Exception):
@@ -33,8 +38,74 @@ def did_you_mean(given: object, names: Iterable[str]) -> str:
     return f"; did you mean {near[0]}?" if near else ""
 
 
+def open_streams() -> None:
+    """Open those of the standard streams that are closed, as after ``>&-``, to nowhere.
+
+    Otherwise the next file that is opened, such as a result, would become the output.
+    """
+    for descriptor, (name, mode) in enumerate((("stdin", "r"), ("stdout", "w"), ("stderr", "w"))):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # the lowest one that is free
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: PTH123, SIM115
+
+
+open_streams()  # before anything else opens a file
+
+
+class _Interrupts:
+    """The first Ctrl-C ends a program. More of them do not disturb it while it cleans up."""
+
+    def __init__(self) -> None:
+        self._first: float | None = None
+
+    def __call__(self, *_: object) -> None:
+        now = time.monotonic()
+        if self._first is None or now > self._first + PATIENCE:
+            self._first = now if self._first is None else self._first
+            raise KeyboardInterrupt
+
+
+def _on_uncaught(kind: type[BaseException], error: BaseException, traceback: Any) -> None:
+    if issubclass(kind, KeyboardInterrupt):
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # also while Python ends
+        print(f"error: {str(error) or 'interrupted'}", file=sys.stderr)
+    else:
+        sys.__excepthook__(kind, error, traceback)
+
+
+if os.path.basename(sys.argv[0]) in ("-m", "dvc-mlflow"):  # noqa: PTH119
+    sys.excepthook = _on_uncaught  # of our own commands already during the imports
+
+
+@contextlib.contextmanager
+def _interruptible(of_dvc_mlflow: bool) -> Iterator[None]:
+    """Let a Ctrl-C in the body end the program with one line, as the signal would."""
+    before = signal.getsignal(signal.SIGINT)
+    in_main = threading.current_thread() is threading.main_thread()
+    is_ours = in_main and before is signal.default_int_handler
+    if is_ours:
+        signal.signal(signal.SIGINT, _Interrupts())
+    try:
+        yield
+    except KeyboardInterrupt:
+        if is_ours:
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
+        # A stage may have words of its own
+        if of_dvc_mlflow or sys.excepthook is sys.__excepthook__:
+            sys.excepthook = _on_uncaught
+        raise
+    finally:
+        if is_ours and signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+            signal.signal(signal.SIGINT, before)
+
+
 def main_function(main: Callable[[], None]) -> Callable[[], None]:
     """Report a :class:`StageError` of ``main`` in one line, with its exit code.
+
+    A Ctrl-C ends it without a traceback, and so do several of them.
 
     If nobody reads the output any more, as in `dvc-mlflow find HEAD | head -1`, end without a
     message, and with the exit code of a program that is ended by SIGPIPE.
@@ -43,13 +114,14 @@ def main_function(main: Callable[[], None]) -> Callable[[], None]:
     @functools.wraps(main)
     def wrapped() -> None:
         try:
-            try:
-                main()
-            except StageError as error:
-                print(f"error: {error}", file=sys.stderr)
-                sys.exit(error.exit_code)
-            finally:
-                sys.stdout.flush()
+            with _interruptible(main.__globals__.get("__package__") == __package__):
+                try:
+                    main()
+                except StageError as error:
+                    print(f"error: {error}", file=sys.stderr)
+                    sys.exit(error.exit_code)
+                finally:
+                    sys.stdout.flush()
         except BrokenPipeError:
             unread = [stream for stream in (sys.stdout, sys.stderr) if _is_unread(stream)]
             if not unread:
@@ -80,7 +152,7 @@ class _Unbroken(io.FileIO):
     def write(self, content: Any) -> int:
         try:
             return super().write(content)
-        except BrokenPipeError:
+        except OSError:  # or no space for it, or no terminal any more
             _discard(self.fileno())
             return len(memoryview(content).cast("B"))
 

@@ -7,11 +7,12 @@ import json
 import os
 import time
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from dvc_mlflow import depth
 from dvc_mlflow.errors import StageError, one_line
 
 
@@ -116,19 +117,83 @@ def _md5_of_file(path: Path) -> str:
     return found
 
 
+# --- files of others ---
+
+LARGEST = 2**26  # bytes
+
+
+def checked(text: str, what: object, depth_of: Callable[[str], int] = depth.of_yaml) -> str:
+    """A text of somebody else's, if it is neither too large nor nested too deeply to be parsed.
+
+    Args:
+        depth_of: How deeply the text is nested.
+
+    Raises:
+        StageError: It is. The line names ``what``.
+    """
+    reason = ""
+    if len(text) > LARGEST:
+        reason = f"it is larger than {LARGEST:,} bytes"
+    elif depth_of(text) > depth.MOST:
+        reason = (
+            f"it is nested more than {depth.MOST} levels deep, or has aliases for more than "
+            f"{depth.MOST_NODES:,} values"
+        )
+    if reason:
+        raise StageError(f"{what} cannot be read ({reason})")
+    return text
+
+
+def parse_json(text: str | bytes, what: object) -> Any:
+    """The content of JSON that somebody else wrote.
+
+    Raises:
+        StageError: It is too large or too deep, or no JSON. The line names ``what``.
+    """
+    try:
+        decoded = text if isinstance(text, str) else text.decode("utf-8-sig")
+        return json.loads(checked(decoded, what, depth.of_json))
+    except (ValueError, RecursionError) as error:
+        raise StageError(f"{what} cannot be read ({one_line(error)})") from None
+
+
+def parse_yaml(text: str, what: object) -> Any:
+    """The same as :func:`parse_json`, of YAML."""
+    from ruamel.yaml import YAML
+    from ruamel.yaml.error import YAMLError
+
+    try:
+        return YAML(typ="safe").load(checked(text, what))
+    except (ValueError, RecursionError, YAMLError) as error:
+        raise StageError(f"{what} cannot be read ({one_line(error)})") from None
+
+
+def parse_toml(text: str, what: object) -> dict[str, Any]:
+    """The same as :func:`parse_json`, of TOML."""
+    try:
+        return tomllib.loads(checked(text, what, depth.of_toml))
+    except (ValueError, RecursionError) as error:
+        raise StageError(f"{what} cannot be read ({one_line(error)})") from None
+
+
+def read_text(path: Path) -> str:
+    """A file of somebody else's, without reading more of it than is parsed.
+
+    Raises:
+        StageError: It cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            return file.read(LARGEST + 1).decode("utf-8-sig")
+    except (ValueError, OSError) as error:
+        raise StageError(f"{path} cannot be read ({one_line(error)})") from None
+
+
 def read_tree(path: Path) -> Any:
     """The content of a JSON, YAML or TOML file.
 
     Raises:
         StageError: It cannot be read.
     """
-    from ruamel.yaml import YAML
-    from ruamel.yaml.error import YAMLError
-
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-        if path.suffix == ".toml":
-            return tomllib.loads(text)
-        return json.loads(text) if path.suffix == ".json" else YAML(typ="safe").load(text)
-    except (ValueError, OSError, RecursionError, YAMLError) as error:
-        raise StageError(f"{path} cannot be read ({one_line(error)})") from None
+    parse = {".json": parse_json, ".toml": parse_toml}.get(path.suffix, parse_yaml)
+    return parse(read_text(path), path)

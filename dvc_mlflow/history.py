@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dvc_mlflow import projects
+from dvc_mlflow import files, projects
 from dvc_mlflow.errors import InputError, StageError
 from dvc_mlflow.git import git
 
@@ -17,11 +17,17 @@ def lock_of(commit: str, lock: Path) -> str:
 
     Raises:
         InputError: The commit does not have it.
+        StageError: It is too large to be parsed.
     """
+    name = f"{commit}:./{lock.as_posix()}"
     try:
-        return git("show", f"{commit}:./{lock.as_posix()}")
+        size = int(git("cat-file", "-s", name))
+        text = git("cat-file", "blob", name) if size <= files.LARGEST else ""
     except StageError:
         raise InputError(f"commit {commit[:10]} has no {lock}") from None
+    if size > files.LARGEST:
+        raise StageError(f"{lock} of commit {commit[:10]} has {size:,} bytes: too large to be read")
+    return text
 
 
 def outs_of(commit: str, lock: Path) -> dict[str, dict[str, str]]:
@@ -87,11 +93,13 @@ def _blobs(since: str | None = None) -> dict[str, dict[Path, str]]:
     locks = [Path(name) for name in sorted({*every.split("\0")} - {""})]
     asked = [(commit, lock) for commit in commits for lock in locks]
     names = "".join(f"{commit}:{lock.as_posix()}\n" for commit, lock in asked)
-    answers = git("cat-file", "--batch-check=%(objectname) %(objecttype)", given=names)
+    checks = "--batch-check=%(objectname) %(objecttype) %(objectsize)"
     found: dict[str, dict[Path, str]] = {}
-    for (commit, lock), answer in zip(asked, answers.splitlines(), strict=True):
-        if answer.endswith(" blob"):
-            found.setdefault(commit, {})[lock] = answer.split()[0]
+    answers = git("cat-file", checks, given=names).splitlines()
+    for (commit, lock), answer in zip(asked, answers, strict=True):
+        blob, _, size = answer.partition(" blob ")
+        if size and int(size) <= files.LARGEST:
+            found.setdefault(commit, {})[lock] = blob
     return found
 
 
@@ -115,9 +123,9 @@ def holders(md5s: frozenset[str] | None = None) -> tuple[Holder, ...]:
         for key in blobs.items():
             by_lock.setdefault(key, []).append(commit)
     found = []
-    for (lock, _), holding in by_lock.items():
+    for (lock, blob), holding in by_lock.items():
         try:
-            text = lock_of(holding[-1], lock)
+            text = git("cat-file", "blob", blob)
             if md5s is not None and not any(md5 in text for md5 in md5s):
                 continue
             outs = _outs(holding[-1], lock, text)

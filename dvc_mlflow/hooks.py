@@ -20,13 +20,13 @@ forest = "#0072B2"
 
 import functools
 import importlib
-import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from dvc_mlflow.errors import InputError, one_line
+from dvc_mlflow import files
+from dvc_mlflow.errors import InputError, StageError, one_line
 from dvc_mlflow.results import Result
 
 
@@ -99,11 +99,10 @@ class Hooks(Protocol):
 def settings() -> dict[str, Any]:
     """The table `tool.dvc-mlflow` of the pyproject.toml in the main folder."""
     try:
-        content = tomllib.loads(Path("pyproject.toml").read_text(encoding="utf-8"))
-    except OSError:
-        return {}
-    except ValueError as error:
-        raise InputError(f"pyproject.toml: {one_line(error)}") from None
+        path = Path("pyproject.toml")
+        content = files.parse_toml(files.read_text(path), f"{path}:") if path.is_file() else {}
+    except StageError as error:
+        raise InputError(str(error)) from None
     found: dict[str, Any] = content.get("tool", {}).get("dvc-mlflow", {})
     return found
 

@@ -17,6 +17,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from dvc_mlflow import alone, git, projects
+from dvc_mlflow.commands import shown
 from dvc_mlflow.errors import StageError, one_line
 from dvc_mlflow.files import write_text, writing
 from dvc_mlflow.hooks import hook
@@ -76,8 +77,8 @@ def mend_dvc_lock(path: Path) -> None:
             committed = git.git("show", f"HEAD:./{path.as_posix()}")
         except StageError as error:
             raise StageError(
-                f"{path} cannot be read, and git gives no older one ({error}): `rm {path}`, then "
-                "`dvc repro` computes it anew"
+                f"{path} cannot be read, and git gives no older one ({error}): "
+                f"`{shown(['rm', '--', str(path)])}`, then `dvc repro` computes it anew"
             ) from None
         write_text(path, committed)
         if not is_whole(path):

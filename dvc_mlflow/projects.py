@@ -4,16 +4,13 @@ All commands run in the root of the git repository, and all paths start there. W
 is the highest folder of a DVC project.
 """
 
-import contextlib
 import functools
 import posixpath
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
-
+from dvc_mlflow import files
 from dvc_mlflow.errors import StageError
 from dvc_mlflow.git import GitError, git
 
@@ -83,12 +80,9 @@ def outs_here(file: Path, root: Path = MAIN) -> dict[str, dict[str, str]]:
 @functools.cache  # one file is read several times, and parsing it takes 50 ms
 def stages_in(text: str) -> dict[str, Any]:
     """The stages in the text of a dvc.yaml or dvc.lock. DVC 1 had locks that held nothing else."""
-    content = None
-    with contextlib.suppress(YAMLError):
-        content = YAML(typ="safe").load(text)
-    if not isinstance(content, dict):
-        raise StageError("dvc.yaml or dvc.lock names no stages: `git checkout` it")
-    found = content.get("stages") if "schema" in content or "stages" in content else content
+    found = files.parse_yaml(text, "dvc.yaml or dvc.lock")
+    if isinstance(found, dict) and ("schema" in found or "stages" in found):
+        found = found.get("stages")
     if not isinstance(found, dict):
         raise StageError("dvc.yaml or dvc.lock names no stages: `git checkout` it")
     return found

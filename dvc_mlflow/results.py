@@ -18,6 +18,7 @@ from typing import Any
 
 from dvc_mlflow import projects
 from dvc_mlflow.errors import InputError, StageError, one_line
+from dvc_mlflow.files import LARGEST, checked
 from dvc_mlflow.git import GitError, git
 
 LONGEST_KEY = 250  # characters that MLflow takes
@@ -113,9 +114,19 @@ class Project:
         self._models: dict[str, str] = {}
         self._names: dict[str, str] = {}  # of data that is declared under `artifacts`
         for file in files:
-            self._load(file)
+            with self._noting(file):
+                self._check(file)
+                self._load(file)
         self._made = {*self.outs()}
         self._above = {folder for path in self._made for folder in _above(path)}
+
+    def _check(self, file: Path) -> None:
+        """Check that DVC can parse a dvc.yaml and its dvc.lock: its parser recurses."""
+        for path in (file, file.with_name(projects.LOCK)):
+            full = posixpath.join(self.repo.root_dir, path.relative_to(self.folder).as_posix())
+            if self.repo.fs.exists(full):
+                with self.repo.fs.open(full, encoding="utf-8") as opened:
+                    checked(opened.read(LARGEST + 1), path)
 
     def _load(self, file: Path) -> None:
         from dvc.dvcfile import ProjectFile

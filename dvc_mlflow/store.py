@@ -14,6 +14,7 @@ from typing import Any
 from urllib.parse import quote, unquote
 
 from dvc_mlflow import pages, projects
+from dvc_mlflow.commands import quoted
 from dvc_mlflow.errors import StageError, one_line
 from dvc_mlflow.git import git
 from dvc_mlflow.hooks import settings
@@ -183,7 +184,7 @@ def find_experiment(project: Path = projects.MAIN) -> str | None:
     if found.lifecycle_stage == "deleted":
         raise StageError(
             f"the MLflow experiment {found.name} in {name()} is deleted: "
-            f"`mlflow experiments restore --experiment-id {experiment_id}` brings it back"
+            f"`mlflow experiments restore --experiment-id {quoted(experiment_id)}` brings it back"
         )
     return experiment_id
 

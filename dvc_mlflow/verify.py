@@ -2,9 +2,12 @@
 
 First this looks for damage that DVC does not notice: here, in the cache, and in the remote. Then it
 clones the last commit into a scratch folder, runs the main project there without any cache, and
-compares every out with dvc.lock, and with the file in this folder. Of the other projects, it
-compares the files in this folder with dvc.lock. With `statement` it also writes a statement that
-this machine came to the same bytes, see attest.py.
+compares every out that was computed with dvc.lock, and with the file in this folder. Of the other
+projects, it compares the files in this folder with dvc.lock. With `statement` it also writes a
+statement that this machine came to the same bytes, see attest.py.
+
+DVC does not compute data that somebody added or imported, nor a frozen stage. These are taken from
+its cache.
 """
 
 import os
@@ -18,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dvc_mlflow import attest, damage, mend, projects, tables
-from dvc_mlflow.commands import output_of
+from dvc_mlflow.commands import as_path, at, output_of, visible
 from dvc_mlflow.errors import InputError, StageError
 from dvc_mlflow.files import md5
 from dvc_mlflow.hooks import hook
@@ -26,7 +29,8 @@ from dvc_mlflow.hooks import hook
 
 @dataclass(frozen=True)
 class Out:
-    """One out, by its md5 in the committed dvc.lock, computed anew, and in this folder."""
+    """An out that was computed, by its md5 in the committed dvc.lock, computed anew, and in this
+    folder."""
 
     stage: str
     path: str
@@ -43,17 +47,46 @@ class Out:
         return "same"
 
 
-def reproduce(scratch: Path) -> tuple[damage.Outs, damage.Outs]:
-    """Clone the last commit to ``scratch`` and run it; the committed and the computed md5s."""
+def clone(scratch: Path) -> None:
+    """Clone the last commit, with the data that no stage computes."""
     output_of(["git", "clone", "--quiet", "--no-hardlinks", ".", str(scratch)])
-    committed = damage.locked(scratch)
     for folder in hook("downloads", tuple)():  # the stages check them again
         if folder.is_dir():
             shutil.copytree(folder, scratch / folder)
+    others = {folder for folder in projects.find(scratch) if folder != projects.MAIN}
+    tracked = output_of(["git", "ls-files", "-z", "--", ":(glob)**/?*.dvc"], scratch).split("\0")
+    added = [name for name in tracked if name and not others.intersection(Path(name).parents)]
+    if given := [as_path(name) for name in (*frozen(scratch), *added)]:
+        with damage.repo_of(projects.MAIN) as repo:
+            settings = f"[cache]\n    dir = {repo.cache.local_cache_dir}\n    type = copy\n"
+        local = scratch / ".dvc" / "config.local"
+        local.write_text(settings, encoding="utf-8")
+        checkout = [sys.executable, "-m", "dvc", "checkout", "--quiet", *given]
+        subprocess.run(checkout, cwd=scratch, capture_output=True)  # `dvc repro` names what lacks
+        local.unlink()
+
+
+def frozen(scratch: Path) -> list[str]:
+    """The frozen stages, or groups of stages, of the main project."""
+    return [
+        damage.address(file, name)
+        for file in projects.find(scratch)[projects.MAIN]
+        for name, stage in projects.stages_in((scratch / file).read_text("utf-8")).items()
+        if stage.get("do", stage).get("frozen")
+    ]
+
+
+def reproduce(scratch: Path) -> None:
+    """Run the main project in ``scratch``. Its dvc.lock then has the stages of this run only."""
+    files = projects.find(scratch)[projects.MAIN]
+    for file in files:
+        (scratch / file).with_name(projects.LOCK).unlink(missing_ok=True)
+    # Without a name, DVC takes the file in the main folder alone
+    named = [as_path(str(file)) for file in files] if files[1:] else []
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     # --force: no stage is skipped because its outs are there. --no-run-cache: none is restored
     process = subprocess.Popen(
-        [sys.executable, "-m", *attest.COMMAND],
+        [sys.executable, "-m", *attest.COMMAND, *named],
         cwd=scratch,
         env=os.environ | {"PATH": path, "MIRROR": "off"},
         stdout=subprocess.PIPE,
@@ -64,7 +97,7 @@ def reproduce(scratch: Path) -> tuple[damage.Outs, damage.Outs]:
     assert process.stdout
     try:
         for line in process.stdout:
-            if line.startswith("Running stage"):
+            if line.startswith(("Running stage", "Running callback stage")):
                 print(line.strip(), flush=True)
     except BaseException:  # Ctrl-C, or nobody reads this any more
         os.killpg(process.pid, signal.SIGKILL)  # and the processes that it starts
@@ -72,7 +105,45 @@ def reproduce(scratch: Path) -> tuple[damage.Outs, damage.Outs]:
         raise
     if process.wait() != 0:
         raise StageError("`dvc repro` failed in the scratch clone, see above")
-    return committed, damage.locked(scratch)
+
+
+def without_md5(scratch: Path) -> list[str]:
+    """The outs that were computed, and of which DVC has no md5: they are on a server."""
+    locks = [file.with_name(projects.LOCK) for file in projects.find(scratch)[projects.MAIN]]
+    return [
+        str(out["path"])
+        for lock in locks
+        if (scratch / lock).is_file()
+        for stage in projects.stages_in((scratch / lock).read_text("utf-8")).values()
+        for out in stage.get("outs", [])
+        if "md5" not in out
+    ]
+
+
+def listed(names: Sequence[str]) -> str:
+    more = f" and {len(names) - 3} more" if names[3:] else ""
+    return ", ".join(map(visible, names[:3])) + more
+
+
+def not_computed(
+    committed: damage.Outs, computed: damage.Outs, still: Sequence[str]
+) -> damage.Outs:
+    """Print which outs of dvc.lock were not computed; the outs that were.
+
+    Args:
+        still: The frozen stages.
+    """
+    items = tuple(f"{name}@" for name in still)
+    taken = {key for key in computed if key[0] in still or key[0].startswith(items)}
+    left = [path for stage, path in committed if (stage, path) not in computed]
+    if taken:
+        print(f"frozen, so not computed: {listed([path for _, path in taken])}")
+    if left:
+        print(
+            f"{projects.LOCK} has {len(left)} outs that no stage declares any more, so they are "
+            f"not compared: {listed(left)}"
+        )
+    return {key: md5 for key, md5 in computed.items() if key not in taken}
 
 
 def here(path: str) -> str | None:
@@ -89,8 +160,9 @@ def origin(scratch: Path, outs: Sequence[Out]) -> str:
     first = [out for out in wrong if out.stage == wrong[0].stage]
     for out in first:
         explain, path = hook("explain"), scratch / out.path
-        if explain and path.is_file() and output_of(["git", "ls-files", out.path], scratch):
-            committed = output_of(["git", "show", f"HEAD:{out.path}"], scratch)
+        listed = ["git", "--literal-pathspecs", "ls-files", "--", out.path]
+        if explain and path.is_file() and output_of(listed, scratch):
+            committed = output_of(["git", "show", f"HEAD:./{out.path}"], scratch)
             if reason := explain(out.path, committed, path.read_text(encoding="utf-8")):
                 return f"it begins with stage {out.stage}: {reason}"
     return f"it begins with stage {wrong[0].stage}"
@@ -117,7 +189,7 @@ def other_projects() -> list[damage.Damage]:
         found
         for folder in damage.projects_that_ran()
         if folder != projects.MAIN
-        for found in damage.in_folder(damage.locked(project=folder))
+        for found in damage.in_folder(damage.locked(project=folder), folder)
     ]
 
 
@@ -130,9 +202,10 @@ def verify(statement: bool = False, key: str | None = None) -> None:
 
     Raises:
         InputError: There is no such key.
-        StageError: An out differs, or a file or object is damaged.
+        StageError: An out differs, nothing was computed, or a file or object is damaged. Or a
+            statement is wanted, and it could not name every out.
     """
-    if key and not Path(key).expanduser().is_file():
+    if key and not at(key).is_file():
         raise InputError(f"the key is {key}, expected the file of a private key of OpenSSH")
     dirty = dirty_files()
     stored = damage.in_stores(damage.locked()) + other_projects()
@@ -142,26 +215,42 @@ def verify(statement: bool = False, key: str | None = None) -> None:
         print("note: the last commit is verified, not these changes\n" + dirty)
     with tempfile.TemporaryDirectory(prefix="verify-") as folder:
         scratch = Path(folder) / "clone"
-        committed, computed = reproduce(scratch)
+        clone(scratch)
+        committed, still = damage.locked(scratch), frozen(scratch)
+        if still and (statement or key):
+            raise StageError(
+                f"a statement names every out, and frozen stages are not computed: {listed(still)}"
+            )
+        reproduce(scratch)
+        computed = not_computed(committed, damage.locked(scratch), still)
+        order = {key: at for at, key in enumerate(committed)}
         outs = [
-            Out(stage, path, wanted, computed.get((stage, path), "missing"), here(path))
-            for (stage, path), wanted in committed.items()
+            Out(stage, path, committed.get((stage, path), "missing"), md5, here(path))
+            for (stage, path), md5 in sorted(
+                computed.items(), key=lambda item: order.get(item[0], len(order))
+            )
         ]
-        rows = [(out.path, out.committed, out.computed, out.verdict) for out in outs]
+        if not outs:
+            raise StageError("no stage has an out that could be compared")
+        if elsewhere := without_md5(scratch):
+            print(f"not compared, because DVC has no md5 of it: {listed(elsewhere)}")
+            if statement or key:
+                raise StageError("a statement names every out, and this one cannot be compared")
+        rows = [(visible(out.path), out.committed, out.computed, out.verdict) for out in outs]
         print(tables.text([("out", "dvc.lock", "computed", ""), *rows]))
         wrong = [out for out in outs if out.verdict == "DIFFERS"]
         damaged = [out for out in outs if out.verdict == "the file here differs"]
         for out in damaged:
             print(
-                f"{out.path} in this folder is not the committed one (stage {out.stage}): "
-                f"`{damage.cure(out.stage, out.path)}`"
+                f"{visible(out.path)} in this folder is not the committed one (stage {out.stage}): "
+                f"`{damage.cure(out.stage, out.path, out.committed)}`"
             )
         if wrong:
             print(origin(scratch, outs))
         elif statement or key:
             commit = output_of(["git", "rev-parse", "HEAD"], scratch).strip()
             content = attest.statement(scratch, commit, [out.path for out in outs])
-            print(f"wrote {attest.write(content, key and str(Path(key).expanduser()))}")
+            print(f"wrote {attest.write(content, key and str(at(key)))}")
     if wrong or damaged:
         raise StageError(f"{len(wrong) + len(damaged)} of {len(outs)} outs differ")
     if stored:

@@ -3,12 +3,21 @@
 This file runs before every other module. It cannot change a result.
 """
 
+import os
+import signal
 import sys
+
+for _descriptor in range(3):  # one that is closed (`>&-`) would be that of the next file: a result
+    try:
+        os.fstat(_descriptor)
+    except OSError:
+        os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
 
 
 def _on_uncaught(kind, error, traceback):  # type: ignore[no-untyped-def]
     """Ctrl-C is not a mistake in the code. It can come at any time, also during imports."""
     if issubclass(kind, KeyboardInterrupt):
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # once more while Python ends
         print(f"error: {str(error) or 'interrupted'}; `dvc repro` resumes here", file=sys.stderr)
     else:
         sys.__excepthook__(kind, error, traceback)
@@ -21,7 +30,6 @@ sys.excepthook = _on_uncaught
 sys.dont_write_bytecode = True
 
 import importlib.util  # noqa: E402
-import os  # noqa: E402
 from pathlib import Path  # noqa: E402
 
 # `python stages/train.py lenet5` looks for modules in `stages` first, and may take this package

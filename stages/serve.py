@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from dvc_mlflow import find, history, models, store, sync
+from dvc_mlflow.commands import shown
 from dvc_mlflow.content import Content
 from dvc_mlflow.errors import InputError, StageError, main_function
 from stages import hooks, limits
@@ -145,8 +146,8 @@ def build(what: str, folder: Path) -> tuple[str, str]:
         with Content(project, state.made, commit).laid([*needed, *trained]) as missing:
             for lost in (one for one in needed if one in missing):
                 raise StageError(
-                    f"{lost} of commit {commit[:10]} is not in the cache: `git checkout "
-                    f"{commit[:10]} && dvc pull {lost}` brings it"
+                    f"{lost} of commit {commit[:10]} is not in the cache: "
+                    f"`{shown(['git', 'checkout', commit[:10]], ['dvc', 'pull', lost])}` brings it"
                 )
             models.export(result, Path(path), folder)
             there = {Path(one).stem: Path(one) for one in trained if one not in missing}

@@ -20,6 +20,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from dvc_mlflow.commands import quoted
 from dvc_mlflow.errors import InputError, StageError, one_line
 from stages.base import numerics
 from study import worker
@@ -168,7 +169,11 @@ def _dask(engine: str, address: Any, cluster: Any = None) -> Place:
             "`make scheduler`, and workers with `make worker SCHEDULER=HOST:PORT`"
         ) from None
     print(f"dashboard: {client.dashboard_link}", flush=True)
-    cure = "`squeue` tells about its jobs" if cluster else f"`make worker SCHEDULER={address[6:]}`"
+    cure = (
+        "`squeue` tells about its jobs"
+        if cluster
+        else f"`make worker SCHEDULER={quoted(address[6:])}`"
+    )
     return Place(engine, client.get_executor(pure=False), client, cluster, cure)
 
 

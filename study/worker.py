@@ -23,6 +23,7 @@ from typing import Any
 from tqdm import tqdm
 
 from dvc_mlflow import files, git
+from dvc_mlflow.commands import shown
 from dvc_mlflow.errors import StageError, one_line
 from stages.base.files import DATA_PREPARED
 from study.settings import CELLS, FOLDER, REPORT
@@ -188,7 +189,7 @@ def _train(order: Order) -> str:
                 tqdm.write(line, file=sys.stderr)
         return ""
     reason = said[-1].removeprefix("error: ") if said else f"exit code {process.returncode}"
-    return f"`python -m study.cell {' '.join(order.arguments)}`: {one_line(reason)}"
+    return f"`{shown(['python', '-m', 'study.cell', *order.arguments])}`: {one_line(reason)}"
 
 
 def _address() -> str:

@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -180,6 +181,51 @@ def test_a_training_whose_reader_goes_finishes_all_the_same(copy, reader):
     assert said.stdout.splitlines()[-1] == "0"
     assert "Traceback" not in said.stderr and "BrokenPipe" not in said.stderr
     assert copy.outs() == expected
+
+
+STAGE = """
+import sys, time, dvc_mlflow
+from dvc_mlflow.errors import main_function
+@main_function
+def main():
+    with dvc_mlflow.run("a"):
+        file = open(sys.argv[1], "w")
+        print("shown")
+        print("as well", file=sys.stderr)
+        file.write("a result")
+        file.flush()
+        time.sleep(float(sys.argv[2]))
+main()
+"""
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-", "<&-", ">&- 2>&- <&-", ">/dev/full"])
+@pytest.mark.parametrize("of_stages", ["", "import stages\n"])
+def test_a_stage_whose_streams_are_closed_computes_its_result(tmp_path, closed, of_stages):
+    (tmp_path / "stage.py").write_text(of_stages + STAGE)
+    done = Clone(tmp_path).run("sh", "-c", f"python stage.py out 0 {closed}")
+    assert (tmp_path / "out").read_text() == "a result"
+    assert "Traceback" not in done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("command", ["stage.py out 60", "-m dvc_mlflow mend"])
+@pytest.mark.parametrize("of_stages", ["", "import stages\n"])
+def test_ctrl_c_several_times_is_one_line(tmp_path, command, of_stages):
+    (tmp_path / "stage.py").write_text(of_stages + STAGE)
+    (tmp_path / ".dvc").mkdir()
+    (tmp_path / "pyproject.toml").write_text("[tool.dvc-mlflow]\nhooks = 'own'\n")
+    own = "import pathlib, time\ndef check():\n  pathlib.Path('out').touch()\n  time.sleep(60)\n"
+    (tmp_path / "own.py").write_text(of_stages + own)
+    interruptible = "import os, signal, sys; signal.signal(2, signal.default_int_handler); "
+    started = f"{interruptible}os.execvp('python', ['python', *sys.argv[1:]])"
+    with Clone(tmp_path).start("python", "-c", started, *command.split()) as process:
+        wait_for((tmp_path / "out").exists)
+        for _ in range(3):
+            process.send_signal(signal.SIGINT)
+            time.sleep(0.1)
+        _, errors = process.communicate()
+    assert process.returncode == -signal.SIGINT
+    assert re.fullmatch(r"(shown\nas well\n|as well\n|note: .*\n)*error: interrupted.*\n", errors)
 
 
 def test_a_reader_gets_each_line_of_a_stage_while_the_stage_runs():

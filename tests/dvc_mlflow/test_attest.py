@@ -2,6 +2,7 @@
 
 import getpass
 import json
+import re
 import shutil
 import socket
 import subprocess
@@ -9,24 +10,29 @@ import sys
 from pathlib import Path
 
 import pytest
+from test_other_repository import COMMAND, make_repository
 
-from conftest import ROOT, missing, qemu
-from dvc_mlflow import attest, verify
+from conftest import ROOT, Clone, missing, qemu
+from dvc_mlflow import attest, files, statements, verify
 from dvc_mlflow.errors import InputError, StageError
-
-COMMIT = "c" * 40
 
 
 @pytest.fixture
 def rebuilt(tmp_path, monkeypatch) -> Path:
-    """A folder with two outs, a file and a folder, and where statements are written."""
+    """A repository with two outs, a file and a folder, whose last commit is stated."""
     folder = tmp_path / "rebuilt"
     (folder / "figures/more").mkdir(parents=True)
     (folder / "model").write_bytes(b"weights")
     (folder / "figures/b.png").write_bytes(b"b")
     (folder / "figures/more/a.png").write_bytes(b"a")
     shutil.copy(ROOT / "constraints.txt", folder)
-    monkeypatch.setattr(attest, "STATEMENTS", tmp_path / "rebuilds")
+    outs = [{"path": name, "md5": files.md5(folder / name)} for name in ("model", "figures")]
+    files.write_text(folder / "dvc.lock", json.dumps({"stages": {"make": {"outs": outs}}}))
+    files.write_text(folder / "dvc.yaml", "stages: {make: {cmd: make, outs: [model, figures]}}")
+    files.write_text(folder / ".dvc/config", "")
+    subprocess.run(["git", "init", "--quiet", folder], check=True)
+    Clone(folder).commit("results")
+    monkeypatch.chdir(folder)
     return folder
 
 
@@ -39,16 +45,10 @@ def key(tmp_path) -> str:
     return str(path)
 
 
-def written(rebuilt: Path, key: str | None = None) -> tuple[Path, dict[str, str]]:
-    """A statement about both outs of a commit, and their md5s."""
-    content = attest.statement(rebuilt, COMMIT, ["model", "figures"])
-    return attest.write(content, key), {
-        subject["name"]: subject["digest"]["md5"] for subject in content["subject"]
-    }
-
-
-def read(path: Path, md5s: dict[str, str]) -> attest.Rebuild:
-    return attest.read(path, {COMMIT: md5s}.__getitem__)
+def written(rebuilt: Path, key: str | None = None) -> Path:
+    """A statement about both outs of the commit."""
+    commit = Clone(rebuilt).run("git", "rev-parse", "HEAD").stdout.strip()
+    return attest.write(attest.statement(rebuilt, commit, ["model", "figures"]), key)
 
 
 def test_a_folders_hash_is_the_one_that_in_toto_describes(rebuilt):
@@ -60,7 +60,7 @@ def test_a_folders_hash_is_the_one_that_in_toto_describes(rebuilt):
 
 
 def test_a_statement_names_no_host_path_or_user(rebuilt):
-    path, _ = written(rebuilt)
+    path = written(rebuilt)
     text = path.read_text(encoding="utf-8") + path.name
     for name in (socket.gethostname(), str(rebuilt.parent), str(ROOT), getpass.getuser()):
         assert name not in text
@@ -68,20 +68,78 @@ def test_a_statement_names_no_host_path_or_user(rebuilt):
 
 
 def test_a_signed_statement_names_the_key_and_an_unsigned_one_none(rebuilt, key):
-    path, md5s = written(rebuilt, key)
     shown = subprocess.run(["ssh-keygen", "-l", "-f", key], capture_output=True, text=True).stdout
-    assert read(path, md5s).signer in shown.split()
-    path, md5s = written(rebuilt)
-    attest.signature_path(path).unlink()
-    assert read(path, md5s).signer is None
+    path = written(rebuilt, key)
+    assert attest.read(path).signer in shown.split()
+    statements.signature_path(path).unlink()
+    assert attest.read(path).signer is None
 
 
-@pytest.mark.parametrize("signed", [True, False])
-def test_a_changed_statement_does_not_hold(rebuilt, key, signed):
-    path, md5s = written(rebuilt, key if signed else None)
-    path.write_text(path.read_text().replace(md5s["model"], "0" * 32))
-    with pytest.raises(StageError, match="was signed" if signed else "model is 0{32} there"):
-        read(path, md5s)
+def test_only_the_keys_of_a_file_of_allowed_signers_count_as_signed(rebuilt, key, capsys):
+    written(rebuilt, key)
+    attest.report()
+    said = capsys.readouterr().out
+    assert ["model", "1", "0", "0"] in [line.split() for line in said.splitlines()]
+    assert "no key was checked against anybody" in said
+    public = Path(f"{key}.pub").read_text()
+    for line, counted in (
+        (f"ann@example.com {public}", "1"),
+        (public.replace("AAAAI", "AAAAJ"), "0"),
+    ):
+        (attest.STATEMENTS / "allowed_signers").write_text(line)
+        attest.report()
+        said = capsys.readouterr().out
+        unsigned = str(1 - int(counted))
+        assert ["model", counted, unsigned, "0"] in [line.split() for line in said.splitlines()]
+        assert "checked against reports/rebuilds/allowed_signers" in said
+        assert (", by ann@example.com" in said) == (counted == "1")
+    with pytest.raises(InputError, match=r"^the signers are no file, expected"):
+        attest.report(signers="no file")
+
+
+def test_a_changed_statement_is_not_what_was_signed(rebuilt, key):
+    path = written(rebuilt, key)
+    path.write_text(path.read_text().replace("AVX", "AVY"))
+    with pytest.raises(StageError, match="is not what was signed"):
+        attest.read(path)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "reason"),
+    [
+        (r'"sha256": "(\w+)"\n   },\n   "name": "model"', "0", "the sha256 of model is 0 there"),
+        (r'"md5": "(\w+)",\n    "sha256"', "0", "model is 0 there"),
+        (r'"dirHash": "(\w+)"', "0", "the dirHash of figures is 0 there"),
+        (r'"sha256": "(\w+)"\n    },\n    "name": "constr', "0", "constraints.txt is 0 there"),
+        (r'"gitCommit": "(\w+)"', "HEAD", "HEAD is not the full hash of a commit"),
+        (r'"processor": "([^"]*)"', r"x\\nsigned: Cray", "a text has a control character"),
+        (r'"processor": "([^"]*)"', r"x\\u202e", "a text has a control character"),
+        (r'"python": "([^"]*)"', "3, by SHA256:me", "a text where a version belongs"),
+        (r'"name": "(figures)"', "model", "has a subject twice"),
+        (r'(),\n   "name": "model"', ', "name": "model"', "it has a key twice"),
+        (r'"(sha256)": "\w+"\n   },\n   "name": "model"', "sha1", "expected .'md5', 'sha256'"),
+        *((r"(?s)(.*)", text, "is no statement") for text in ("", "[]", "{}", "\0")),
+        (r'"command": \[()', "[" * 100 + "]" * 100 + ",", "nested more than 100 levels"),
+    ],
+)  # fmt: skip
+def test_a_statement_that_says_one_false_thing_does_not_count(rebuilt, old, new, reason):
+    path = written(rebuilt)
+    text = path.read_text()
+    at = re.search(old, text)
+    path.write_text(text[: at.start(1)] + new.replace("\\\\", "\\") + text[at.end(1) :])
+    with pytest.raises(StageError, match=rf"^{path} [^\n]*{reason}[^\n]*$"):
+        attest.read(path)
+
+
+def test_an_out_whose_bytes_are_nowhere_is_named_and_not_counted(rebuilt, capsys):
+    (rebuilt / ".gitignore").write_text("model\n")
+    Clone(rebuilt).run("git", "rm", "--quiet", "--cached", "model")
+    Clone(rebuilt).commit("an out that git does not keep")
+    path = written(rebuilt)
+    (rebuilt / "model").write_text("other")
+    assert {out for out, _ in attest.read(path).outs} == {"figures"}
+    attest.report()
+    assert "the bytes are not here: model (`dvc pull`" in capsys.readouterr().out
 
 
 def test_the_committed_statements_hold_for_their_commits(monkeypatch):
@@ -92,19 +150,11 @@ def test_the_committed_statements_hold_for_their_commits(monkeypatch):
         assert attest.read(path).outs
 
 
-def test_a_statement_about_a_commit_that_is_not_here_is_named(rebuilt, monkeypatch):
-    path, _ = written(rebuilt)
-    monkeypatch.chdir(ROOT)
-    with pytest.raises(StageError, match=f"cannot be checked .{COMMIT} is not a commit of this"):
+def test_a_statement_about_a_commit_that_is_not_here_is_named(rebuilt):
+    commit = "c" * 40
+    path = attest.write(attest.statement(rebuilt, commit, ["model", "figures"]))
+    with pytest.raises(StageError, match=f"cannot be checked .{commit} is not a commit of this"):
         attest.read(path)
-
-
-@pytest.mark.parametrize("text", ["", "[]", "{}", '{"_type": 1, "predicateType": 2}', "\0"])
-def test_what_is_no_statement_is_named(rebuilt, text):
-    path, md5s = written(rebuilt)
-    path.write_text(text)
-    with pytest.raises(StageError, match="is no statement"):
-        read(path, md5s)
 
 
 def test_the_same_machine_counts_once_and_a_signature_or_another_machine_once_more():
@@ -142,3 +192,29 @@ def test_an_emulated_processor_is_told_from_a_real_one():
         text=True,
     )
     assert said.stdout.strip() == "qemu-x86_64", said.stderr
+
+
+@pytest.mark.slow
+def test_only_what_was_computed_just_now_is_compared_and_stated(tmp_path):
+    two = "  two: {cmd: cp one.txt two.txt, deps: [one.txt], outs: [two.txt: {cache: false}]}\n"
+    one = "stages:\n  one: {cmd: echo 1 > one.txt, outs: [one.txt]}\n"
+    repository = make_repository(tmp_path / "a repository", {"dvc.yaml": one + two})
+    repository.run("dvc", "repro")
+    repository.edit("dvc.yaml", two, two.replace("two", "zwei"))
+    repository.run("dvc", "repro")
+    repository.commit("a stage has another name")
+    said = repository.run(*COMMAND, "verify", "--statement").stdout
+    assert "1 outs that no stage declares any more, so they are not compared: two.txt\n" in said
+    assert said.endswith("all 2 outs are the committed ones, to the bit\n")
+    [statement] = (repository.path / attest.STATEMENTS).glob("*.json")
+    subjects = json.loads(statement.read_text())["subject"]
+    assert [subject["name"] for subject in subjects] == ["one.txt", "zwei.txt"]
+    repository.edit("dvc.yaml", "outs: [one.txt]", "frozen: true, outs: [one.txt]")
+    repository.edit("dvc.yaml", "zwei.txt, deps", "zwei.txt && echo 2 > 3.txt, deps")
+    repository.edit("dvc.yaml", "outs: [zwei.txt", "outs: [3.txt, zwei.txt")
+    repository.commit("a frozen stage, and an out that was never computed")
+    refused = repository.run(*COMMAND, "verify", check=False)
+    assert "frozen, so not computed: one.txt\n" in refused.stdout
+    assert refused.stderr.endswith("error: 1 of 2 outs differ\n")
+    refused = repository.run(*COMMAND, "verify", "--statement", check=False)
+    assert "frozen stages are not computed: one\n" in refused.stderr

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from filelock import FileLock
+from test_other_repository import make_repository
 from tiny import make_project
 
 from dvc_mlflow import alone, damage, files, mend, tables, verify
@@ -59,6 +60,48 @@ def test_a_lock_that_cannot_be_read_is_one_line(content):
         Path("dvc.lock").write_text(content, encoding="utf-8")
     with pytest.raises(StageError, match=r"^dvc\.lock cannot be read \(.*\): `git checkout dvc"):
         damage.locked(Path())
+
+
+CACHED = ("a b", "it's", "c;d", "$(touch x)", "-e", "tab\t", "f*", "w x/y z")
+NAMES = (  # DVC takes the last three for other things where they are targets
+    *(*CACHED, "new\nline", "ü", "f?", "[ab]", "%d", "i#j", "k@l", "~p", "q&r", '"s', "t  u", "v "),
+    *("esc\x1b", ":(top)o", "m:n", "g\\h"),
+)
+NEIGHBOURS = ("a", "b", "d", "line", "fg", "h", "g/h", "r", "x", "y")
+
+
+@pytest.mark.slow
+def test_a_printed_cure_can_be_pasted_whatever_the_name_and_touches_nothing_else(folder):
+    repository = make_repository(folder / "a repository", {})
+    small = [f"git/{name}" for name in NAMES]
+    outs, paths = [*CACHED, *({path: {"cache": False}} for path in small)], [*CACHED, *small]
+    make = (
+        f"from pathlib import Path\nfor name in {paths!r}:\n    path = Path(name)\n"
+        "    path.parent.mkdir(parents=True, exist_ok=True)\n    path.write_text('of ' + name)\n"
+    )
+    files.write_text(repository.path / "make.py", make)
+    stage = {"make": {"cmd": "python make.py", "outs": outs}}
+    files.write_text(repository.path / "dvc.yaml", json.dumps({"stages": stage}))
+    repository.run("dvc", "repro")
+    repository.commit("results")
+    with chdir(repository.path):
+        for name in {*NEIGHBOURS, *(f"git/{name}" for name in NEIGHBOURS)}:
+            files.write_text(Path(name), "a neighbour")
+
+        def contents() -> dict[str, bytes]:
+            names = [name for name in files.inside(Path()) if not name.startswith((".dvc", ".git"))]
+            return {name: Path(name).read_bytes() for name in names}
+
+        before = contents()
+        assert before.keys() >= {*paths}
+        for path in paths:
+            Path(path).chmod(0o644)
+            Path(path).write_text("damaged")
+        lines = [str(found) for found in damage.in_folder(damage.locked())]
+        assert [line.count("\n") for line in lines] == [0] * len(paths)
+        cures = [line.partition(": `")[2].removesuffix("`") for line in lines]
+        repository.run("sh", "-e", "-c", "\n".join(cures))
+        assert contents() == before
 
 
 def test_a_project_of_which_nothing_was_run_has_no_damage_and_a_lost_lock_is_one(folder):

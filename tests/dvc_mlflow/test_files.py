@@ -86,11 +86,26 @@ def test_a_file_of_settings_or_metrics_has_the_same_content_in_each_format(name,
     assert files.read_tree(Path(name)) == TREE
 
 
+def deep(levels: int) -> bytes:
+    return b"[" * levels + b"]" * levels
+
+
+def doubled(at: int) -> bytes:
+    """A line of YAML whose value is twice that of the line before."""
+    return b"a%d: &a%d [*%b, *%b]\n" % (at + 1, at + 1, *[b"a%d" % at if at else b"a"] * 2)
+
+
 @pytest.mark.parametrize(
     ("name", "content"),
     [
         ("a.json", b"{"),
-        ("a.json", b"[" * 100_000),
+        *((name, deep(101)) for name in ("a.json", "a.yaml")),  # one level more than is read
+        *((name, b"- " * 101 + b"a") for name in ("a.yaml", "a.yml")),
+        ("a.yaml", b"".join(b" " * at + b"a:\r" for at in range(101))),
+        ("a.yaml", b"a: &a [1, 1]\n" + b"".join(map(doubled, range(20))) + b"b: *a20\n"),
+        ("a.toml", b"a = " + deep(101)),
+        ("a.toml", b"[" + b"a." * 101 + b"a]"),
+        ("a.json", b" " * (files.LARGEST + 1)),
         ("a.yaml", b"a: ["),
         ("a.toml", b"a = "),
         ("a.yaml", b"\xff\xfe"),
@@ -102,6 +117,23 @@ def test_a_file_that_cannot_be_read_is_one_line_that_names_it(name, content):
         Path(name).write_bytes(content)
     with pytest.raises(StageError, match=rf"^{name} cannot be read \([^\n]+\)$"):
         files.read_tree(Path(name))
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("a.json", deep(100)),
+        ("a.json", b'["\\"' + b"[" * 500 + b'"]'),
+        ("a.yaml", b"- " * 100 + b"a"),
+        ("a.yaml", b"a: |\n" + b" " * 200 + b"[" * 500),
+        ("a.yaml", b"".join(b"a%d: '[0, 1)'\n" % at for at in range(500))),
+        ("a.toml", b"a = [" + b"0.1, " * 500 + b"]"),
+        ("a.toml", b'a = """' + b"[" * 500 + b'"""'),
+    ],
+)
+def test_a_file_that_is_not_too_deep_is_read(name, content):
+    Path(name).write_bytes(content)
+    assert files.read_tree(Path(name))
 
 
 # --- tables ---

@@ -1,13 +1,20 @@
 """The hooks of git that start `dvc-mlflow sync`, in a real repository."""
 
+import stat
+import subprocess
+import sys
+
 import pytest
 from mlflow import MlflowClient
 from test_other_repository import COMMAND, make_repository
 
 from conftest import Clone, wait_for
+from dvc_mlflow import install
+from dvc_mlflow.errors import InputError
 
-pytestmark = pytest.mark.slow  # real `dvc` and `mlflow` in real repositories
-
+IDENTITY = {
+    f"GIT_{who}_{what}": "a@b.c" for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")
+}
 FILES = {
     "dvc.yaml": "stages:\n  one:\n    cmd: echo 1 > one.txt\n    outs: [one.txt: {cache: false}]\n",
     ".gitignore": "__pycache__/\n",
@@ -21,6 +28,16 @@ def repository(tmp_path) -> Clone:
     return made
 
 
+@pytest.fixture
+def empty(tmp_path, monkeypatch):
+    """A repository of git without anything."""
+    made = tmp_path / "empty"
+    subprocess.run(["git", "init", "--quiet", made], check=True)
+    monkeypatch.chdir(made)
+    return made
+
+
+@pytest.mark.slow
 def test_a_commit_writes_the_runs_and_a_merge_too_until_that_is_taken_back(repository):
     hooks = repository.path / ".git/hooks"
     own = "#!/usr/bin/env bash\ntouch own-hook\n"
@@ -35,22 +52,80 @@ def test_a_commit_writes_the_runs_and_a_merge_too_until_that_is_taken_back(repos
     found = client.search_runs(["1"], "tags.stage = 'one'")
     assert [run.info.status for run in found] == ["FINISHED"]
     assert repository.run("git", "status", "--porcelain").stdout == ""
-    assert (hooks / "post-merge").read_text().startswith(own)
+    assert (hooks / "post-merge").read_text().endswith("\ntouch own-hook\n")
     repository.run(*COMMAND, "install", "--remove")
     assert (hooks / "post-merge").read_text() == own
     assert not (hooks / "post-commit").exists()
 
 
-def test_a_hook_that_cannot_be_added_to_is_named_and_nothing_is_changed(repository):
-    hooks = repository.path / ".git/hooks"
-    (hooks / "post-merge").write_text("#!/usr/bin/env python\n")
-    said = repository.run(*COMMAND, "install", check=False)
-    assert said.returncode != 0 and "post-merge is no shell script" in said.stderr
-    assert not (hooks / "post-commit").exists()
-    (repository.path / "hooks").mkdir()
-    (repository.path / "hooks/post-merge").write_text("#!/bin/sh\n")
-    repository.run("git", "config", "core.hooksPath", "hooks")
-    repository.commit("hooks that git tracks")
-    said = repository.run(*COMMAND, "install", check=False)
-    assert said.returncode != 0 and "git tracks hooks/post-merge" in said.stderr
-    assert repository.run("git", "status", "--porcelain").stdout == ""
+EXEC = b"#!/usr/bin/env bash\n# as pre-commit writes it\nset -eu\nexec true"
+OLD = (
+    b"#!/bin/sh\nexit 0\n# dvc-mlflow: the next line writes the missing runs, in the background\n"
+    b"env nohup '/a' -m dvc_mlflow sync </dev/null >/dev/null 2>&1 &\n"
+)
+
+
+@pytest.mark.parametrize(
+    ("own", "after"),
+    [
+        (own, own)
+        for own in (EXEC, b"#!/bin/sh", b"#!/bin/sh -e\nexit 1\n", b"#!/bin/sh\n# \xe9\r\n")
+    ]
+    + [(OLD, b"#!/bin/sh\nexit 0\n"), (None, None)],
+)
+def test_a_hook_starts_sync_however_it_ends_and_is_the_same_byte_for_byte_afterwards(
+    own, after, empty, monkeypatch
+):
+    python = empty / "it's a python"
+    python.write_text('#!/bin/sh\necho "$@" > started\n')
+    python.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(python))
+    hook = empty / ".git/hooks/post-commit"
+    if own is not None:
+        hook.write_bytes(own)
+        hook.chmod(mode := 0o600 if own == EXEC else 0o740)
+    for _ in range(2):  # and twice is once
+        install.install()
+    subprocess.run([hook], check=False)
+    assert wait_for((empty / "started").read_text) == "-m dvc_mlflow sync\n"
+    install.install(remove=True)
+    assert (hook.read_bytes() if hook.exists() else None) == after
+    assert after is None or stat.S_IMODE(hook.stat().st_mode) == mode
+
+
+@pytest.mark.parametrize("scope", ["--global", "--local"])
+@pytest.mark.parametrize("place", ["/absolute", "~/hooks", "../hooks"])
+def test_hooks_that_other_repositories_share_are_left_alone(empty, monkeypatch, scope, place):
+    monkeypatch.setenv("HOME", str(empty.parent))
+    monkeypatch.setenv("GIT_CONFIG_GLOBAL", str(empty.parent / "config"))
+    shared = place.replace("/absolute", str(empty.parent / "hooks"))
+    subprocess.run(["git", "config", scope, "core.hooksPath", shared], check=True)
+    for remove, cure in ((False, "add to it: `env -u"), (True, "remove the lines")):
+        with pytest.raises(InputError, match=rf"^[^\n]*core\.hooksPath[^\n]*{cure}[^\n]*$"):
+            install.install(remove)
+    assert not (empty.parent / "hooks").exists()
+
+
+@pytest.mark.parametrize("own", ["", "echo", "#!/usr/bin/fish\n", "#!/bin/sh\r\n", "#!/bin/sh\nif",
+                                 "#!/bin/sh\nlefthook", "tracked"])  # fmt: skip
+def test_a_hook_that_would_not_start_sync_is_left_alone(empty, own):
+    folder = empty / (own if own == "tracked" else ".git/hooks")
+    hook = folder / "post-merge"
+    folder.mkdir(exist_ok=True)
+    hook.write_bytes(own.encode())
+    if own == "tracked":
+        subprocess.run(["git", "config", "core.hooksPath", own], check=True)
+        subprocess.run(["git", "add", own], check=True)
+    with pytest.raises(InputError, match=r"post-merge[ :][^\n]*`env -u GIT_DIR [^\n]*`"):
+        install.install()
+    assert hook.read_bytes() == own.encode() and not (folder / "post-commit").exists()
+    install.install(remove=True)
+
+
+def test_a_worktree_has_the_hooks_of_its_repository(empty, monkeypatch):
+    Clone(empty).run("git", "commit", "-qm", "x", "--allow-empty", env=IDENTITY)
+    Clone(empty).run("git", "worktree", "add", "-q", "../other")
+    monkeypatch.chdir("../other")
+    for remove in (False, True):
+        install.install(remove)
+        assert (empty / ".git/hooks/post-merge").exists() != remove

@@ -255,9 +255,20 @@ def test_the_outs_of_a_project_are_those_of_all_its_stages(project):
     assert project_in(STUDY).outs() == [*cells, "study/report"]
 
 
-@pytest.mark.parametrize("text", ["- a", "a: [", "schema: '2.0'", "stages: [prepare]", ""])
+DEEP = "- " * 101 + "a"  # one level more than is read
+
+
+@pytest.mark.parametrize("name", ["dvc.yaml", "dvc.lock"])
+def test_a_file_that_is_nested_too_deeply_is_named_before_dvc_parses_it(fresh, name):
+    fresh.write(name, DEEP)
+    assert [line.partition(" (")[0] for line in project_in().problems] == [
+        f"dvc.yaml: {name} cannot be read"
+    ]
+
+
+@pytest.mark.parametrize("text", ["- a", "a: [", "schema: '2.0'", "stages: [prepare]", "", DEEP])
 def test_a_lock_that_names_no_stages_is_told(text):
-    with pytest.raises(StageError, match="names no stages"):
+    with pytest.raises(StageError, match=r"names no stages|cannot be read"):
         projects.stages_in(text)
 
 
