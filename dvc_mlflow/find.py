@@ -28,6 +28,7 @@ def find(what: str) -> None:
         InputError: There is no such thing, or nothing belongs to it.
     """
     store.find_experiment()
+    store.note_move()
     file = Path(os.environ.get("PWD", ""), what)  # where the command was typed
     if not what:
         raise InputError("nothing to find: name a run, a model version, a file or a commit")
@@ -57,7 +58,8 @@ def find_run(run: Any) -> None:
         )
         for child in reversed(children):
             outs |= _outs(child)
-    if not outs:
+    has_outs = bool(outs) or run.info.status != "FINISHED" or "read" not in run.data.tags
+    if not outs and has_outs:
         commit = run.data.tags.get("commit")
         ran = f"; it ran on commit {commit[:10]}" if commit else ""
         if "stage" not in run.data.tags:
@@ -65,7 +67,42 @@ def find_run(run: Any) -> None:
         raise InputError(f"run {run_id} is {run.info.status} and has no results{ran}")
     print(f"run {run_id} {run.data.tags['stage']} ({run.info.status})")
     print(f"  {store.address(run=run)}")
-    print_commits(outs, f"run {run_id}")
+    store.print_how_to_open()
+    if has_outs:
+        print_commits(outs, f"run {run_id}")
+    else:
+        _print_commits_of(run)
+
+
+def _print_commits_of(run: Any) -> None:
+    """Print the commits whose dvc.lock holds a run without outs: it is found by what it read."""
+    tags = run.data.tags
+    folder = Path(tags.get("project", ""))
+    file, _, stage = tags["stage"].rpartition(":")
+
+    def is_its(project: Project) -> bool:
+        result = project.locked().get(tags["stage"])
+        return result is not None and result.tags.items() <= tags.items()
+
+    def is_in(commit: str) -> bool:
+        files = projects.find(commit=commit).get(folder, [])
+        with history.repo_of(folder, commit) as repo:
+            return is_its(Project(folder, files, repo))
+
+    lock = (folder / (file or projects.DECLARATION)).with_name(projects.LOCK)
+    here = projects.find()
+    if folder in here and is_its(Project(folder, here[folder])):
+        print(f"  {projects.LOCK} in this folder holds it")
+    holding = history.holders_of(lock, stage, is_in)
+    for holder in holding:
+        _print_holder(holder)
+    if not holding:
+        raise InputError(f"no commit's {projects.LOCK} holds run {run.info.run_id}")
+
+
+def _print_holder(holder: history.Holder) -> None:
+    others = f"  (and {holder.others} more commits)" if holder.others else ""
+    print(f"  commit {git.described(holder.first)}{others}")
 
 
 def _outs(run: Any) -> dict[str, str]:
@@ -91,6 +128,8 @@ def find_content(name: str, md5: str) -> None:
     for model in logged:
         print(f"  {store.address(model=model)}")
         print(f"    made by run {model.source_run_id}")
+    if logged:
+        store.print_how_to_open()
     for run in readers[:MOST_STAGES]:
         print(f"  read by run {run.info.run_id} ({run.data.tags.get('stage', run.info.run_name)})")
     if len(readers) > MOST_STAGES:
@@ -109,8 +148,7 @@ def print_commits(outs: Mapping[str, str], name: str) -> None:
     elif not holding:
         raise InputError(f"no commit's {projects.LOCK} holds the results of {name}")
     for holder in holding:
-        others = f"  (and {holder.others} more commits)" if holder.others else ""
-        print(f"  commit {git.described(holder.first)}{others}")
+        _print_holder(holder)
     if holding:
         commit = holding[0].first[:10]
         print(
@@ -138,11 +176,16 @@ def find_commit(rev: str) -> None:
             f"{rev} is no run or model of {store.name()}, no file and no commit of this repository"
         ) from None
     print(f"commit {git.described(commit)}")
-    known = Known()
+    known, report = Known(), sync.Report()
     with sync.state_of(commit) as state:
         found = sum(_print_project(commit, project, known) for project in state.projects)
+        report.add(state)
+    if found:
+        store.print_how_to_open()
+    none = f"no run in {store.name()} has the results of commit {commit[:10]}"
+    report.end("" if found else f"; {none}")
     if not found:
-        raise StageError(f"no run in {store.name()} has the results of commit {commit[:10]}")
+        raise StageError(none)
 
 
 def _print_project(commit: str, project: Project, known: Known) -> int:
