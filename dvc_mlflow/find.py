@@ -3,7 +3,7 @@
 import contextlib
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,54 +50,57 @@ def find(what: str) -> None:
 
 
 def find_run(run: Any) -> None:
-    outs = _outs(run)
-    run_id = run.info.run_id
+    run_id, runs_of_stages = run.info.run_id, [run]
     if run.data.tags.get("stage") == pipeline.NAME:
         children = client().search_runs(
             [run.info.experiment_id], f"tags.mlflow.parentRunId = '{run_id}'"
         )
-        for child in reversed(children):
-            outs |= _outs(child)
-    has_outs = bool(outs) or run.info.status != "FINISHED" or "read" not in run.data.tags
-    if not outs and has_outs:
-        commit = run.data.tags.get("commit")
-        ran = f"; it ran on commit {commit[:10]}" if commit else ""
-        if "stage" not in run.data.tags:
-            raise InputError(f"run {run_id} was not made from a stage of DVC")
+        runs_of_stages += reversed(children)
+    outs: dict[str, str] = {}
+    for one in runs_of_stages:
+        outs |= _outs(one)
+    commit = run.data.tags.get("commit")
+    ran = f"; it ran on commit {commit[:10]}" if commit else ""
+    if not outs and "stage" not in run.data.tags:
+        raise InputError(f"run {run_id} was not made from a stage of DVC")
+    if not outs and (run.info.status != "FINISHED" or "read" not in run.data.tags):
         raise InputError(f"run {run_id} is {run.info.status} and has no results{ran}")
     print(f"run {run_id} {run.data.tags['stage']} ({run.info.status})")
     print(f"  {store.address(run=run)}")
     store.print_how_to_open()
-    if has_outs:
+    if outs:
         print_commits(outs, f"run {run_id}")
-    else:
-        _print_commits_of(run)
+    elif not _print_commits_of(runs_of_stages[1:] or runs_of_stages):
+        raise InputError(f"no commit's {projects.LOCK} holds run {run_id}, which has no outs{ran}")
 
 
-def _print_commits_of(run: Any) -> None:
-    """Print the commits whose dvc.lock holds a run without outs: it is found by what it read."""
-    tags = run.data.tags
-    folder = Path(tags.get("project", ""))
-    file, _, stage = tags["stage"].rpartition(":")
+def _print_commits_of(runs_of_stages: Sequence[Any]) -> bool:
+    """Print the commits that hold runs without outs, by what they read; whether there are any."""
+    tags = [run.data.tags for run in runs_of_stages]
+    folder = Path(tags[0].get("project", ""))
+    file, _, stage = tags[0]["stage"].rpartition(":")
 
-    def is_its(project: Project) -> bool:
-        result = project.locked().get(tags["stage"])
-        return result is not None and result.tags.items() <= tags.items()
+    def holds(project: Project) -> bool:
+        locked = project.locked()
+        return all(
+            one["stage"] in locked and locked[one["stage"]].tags.items() <= one.items()
+            for one in tags
+        )
 
     def is_in(commit: str) -> bool:
         files = projects.find(commit=commit).get(folder, [])
         with history.repo_of(folder, commit) as repo:
-            return is_its(Project(folder, files, repo))
+            return holds(Project(folder, files, repo))
 
-    lock = (folder / (file or projects.DECLARATION)).with_name(projects.LOCK)
     here = projects.find()
-    if folder in here and is_its(Project(folder, here[folder])):
+    is_here = folder in here and holds(Project(folder, here[folder]))
+    if is_here:
         print(f"  {projects.LOCK} in this folder holds it")
+    lock = (folder / (file or projects.DECLARATION)).with_name(projects.LOCK)
     holding = history.holders_of(lock, stage, is_in)
     for holder in holding:
         _print_holder(holder)
-    if not holding:
-        raise InputError(f"no commit's {projects.LOCK} holds run {run.info.run_id}")
+    return is_here or bool(holding)
 
 
 def _print_holder(holder: history.Holder) -> None:

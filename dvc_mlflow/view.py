@@ -79,7 +79,8 @@ def show(port: str = "") -> None:
             print(f"warning: {error}", file=sys.stderr)
         return
     address = f"http://127.0.0.1:{_free(port)}"
-    store.settle()
+    with contextlib.redirect_stdout(sys.stderr):  # only the addresses go to the output
+        store.settle()
     store.ignore()  # the server makes a store that is not there
     found = links(address)  # before the server starts, because this reports an unusable store
     for number in (signal.SIGTERM, signal.SIGHUP):
