@@ -3,7 +3,7 @@
 import contextlib
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ def find(what: str) -> None:
         InputError: There is no such thing, or nothing belongs to it.
     """
     store.find_experiment()
+    store.note_move()
     file = Path(os.environ.get("PWD", ""), what)  # where the command was typed
     if not what:
         raise InputError("nothing to find: name a run, a model version, a file or a commit")
@@ -49,23 +50,62 @@ def find(what: str) -> None:
 
 
 def find_run(run: Any) -> None:
-    outs = _outs(run)
-    run_id = run.info.run_id
+    run_id, runs_of_stages = run.info.run_id, [run]
     if run.data.tags.get("stage") == pipeline.NAME:
         children = client().search_runs(
             [run.info.experiment_id], f"tags.mlflow.parentRunId = '{run_id}'"
         )
-        for child in reversed(children):
-            outs |= _outs(child)
-    if not outs:
-        commit = run.data.tags.get("commit")
-        ran = f"; it ran on commit {commit[:10]}" if commit else ""
-        if "stage" not in run.data.tags:
-            raise InputError(f"run {run_id} was not made from a stage of DVC")
+        runs_of_stages += reversed(children)
+    outs: dict[str, str] = {}
+    for one in runs_of_stages:
+        outs |= _outs(one)
+    commit = run.data.tags.get("commit")
+    ran = f"; it ran on commit {commit[:10]}" if commit else ""
+    if not outs and "stage" not in run.data.tags:
+        raise InputError(f"run {run_id} was not made from a stage of DVC")
+    if not outs and (run.info.status != "FINISHED" or "read" not in run.data.tags):
         raise InputError(f"run {run_id} is {run.info.status} and has no results{ran}")
     print(f"run {run_id} {run.data.tags['stage']} ({run.info.status})")
     print(f"  {store.address(run=run)}")
-    print_commits(outs, f"run {run_id}")
+    store.print_how_to_open()
+    if outs:
+        print_commits(outs, f"run {run_id}")
+    elif not _print_commits_of(runs_of_stages[1:] or runs_of_stages):
+        raise InputError(f"no commit's {projects.LOCK} holds run {run_id}, which has no outs{ran}")
+
+
+def _print_commits_of(runs_of_stages: Sequence[Any]) -> bool:
+    """Print the commits that hold runs without outs, by what they read; whether there are any."""
+    tags = [run.data.tags for run in runs_of_stages]
+    folder = Path(tags[0].get("project", ""))
+    file, _, stage = tags[0]["stage"].rpartition(":")
+
+    def holds(project: Project) -> bool:
+        locked = project.locked()
+        return all(
+            one["stage"] in locked and locked[one["stage"]].tags.items() <= one.items()
+            for one in tags
+        )
+
+    def is_in(commit: str) -> bool:
+        files = projects.find(commit=commit).get(folder, [])
+        with history.repo_of(folder, commit) as repo:
+            return holds(Project(folder, files, repo))
+
+    here = projects.find()
+    is_here = folder in here and holds(Project(folder, here[folder]))
+    if is_here:
+        print(f"  {projects.LOCK} in this folder holds it")
+    lock = (folder / (file or projects.DECLARATION)).with_name(projects.LOCK)
+    holding = history.holders_of(lock, stage, is_in)
+    for holder in holding:
+        _print_holder(holder)
+    return is_here or bool(holding)
+
+
+def _print_holder(holder: history.Holder) -> None:
+    others = f"  (and {holder.others} more commits)" if holder.others else ""
+    print(f"  commit {git.described(holder.first)}{others}")
 
 
 def _outs(run: Any) -> dict[str, str]:
@@ -91,6 +131,8 @@ def find_content(name: str, md5: str) -> None:
     for model in logged:
         print(f"  {store.address(model=model)}")
         print(f"    made by run {model.source_run_id}")
+    if logged:
+        store.print_how_to_open()
     for run in readers[:MOST_STAGES]:
         print(f"  read by run {run.info.run_id} ({run.data.tags.get('stage', run.info.run_name)})")
     if len(readers) > MOST_STAGES:
@@ -109,8 +151,7 @@ def print_commits(outs: Mapping[str, str], name: str) -> None:
     elif not holding:
         raise InputError(f"no commit's {projects.LOCK} holds the results of {name}")
     for holder in holding:
-        others = f"  (and {holder.others} more commits)" if holder.others else ""
-        print(f"  commit {git.described(holder.first)}{others}")
+        _print_holder(holder)
     if holding:
         commit = holding[0].first[:10]
         print(
@@ -138,11 +179,16 @@ def find_commit(rev: str) -> None:
             f"{rev} is no run or model of {store.name()}, no file and no commit of this repository"
         ) from None
     print(f"commit {git.described(commit)}")
-    known = Known()
+    known, report = Known(), sync.Report()
     with sync.state_of(commit) as state:
         found = sum(_print_project(commit, project, known) for project in state.projects)
+        report.add(state)
+    if found:
+        store.print_how_to_open()
+    none = f"no run in {store.name()} has the results of commit {commit[:10]}"
+    report.end("" if found else f"; {none}")
     if not found:
-        raise StageError(f"no run in {store.name()} has the results of commit {commit[:10]}")
+        raise StageError(none)
 
 
 def _print_project(commit: str, project: Project, known: Known) -> int:

@@ -2,7 +2,8 @@
 
 import contextlib
 import functools
-from collections.abc import Iterator, Mapping
+import posixpath
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,8 +38,15 @@ def outs_of(commit: str, lock: Path) -> dict[str, dict[str, str]]:
 
 def _outs(commit: str, lock: Path, text: str) -> dict[str, dict[str, str]]:
     """Those of the text of a dvc.lock. See :func:`outs_of`."""
-    declared = lock_of(commit, lock.with_name("dvc.yaml"))
-    return projects.outs(text, declared, lock.parent)
+    file = lock.with_name(projects.DECLARATION)
+
+    def folders() -> dict[str, str]:
+        project = projects.folder_of(file, commit=commit)
+        with repo_of(project, commit) as repo:
+            below = file.relative_to(project).as_posix()
+            return projects.folders_in(repo, posixpath.join(repo.root_dir, below))
+
+    return projects.outs(text, lock_of(commit, file), lock.parent, folders)
 
 
 @contextlib.contextmanager
@@ -111,6 +119,38 @@ def commits(since: str | None = None) -> list[str]:
     return list(first.values())
 
 
+def _locks() -> Iterator[tuple[Path, str, list[str]]]:
+    """Every dvc.lock of the history, the newest first, its object, and the commits that have it."""
+    by_lock: dict[tuple[Path, str], list[str]] = {}
+    for commit, blobs in _blobs().items():
+        for key in blobs.items():
+            by_lock.setdefault(key, []).append(commit)
+    for (lock, blob), holding in by_lock.items():
+        yield lock, blob, holding
+
+
+def holders_of(lock: Path, stage: str, is_it: Callable[[str], bool]) -> list[Holder]:
+    """The states of a dvc.lock in which a stage passes a test, the newest first.
+
+    Args:
+        stage: Its name in that dvc.lock.
+        is_it: Tells it of a commit, and may take long. Each state of the stage is asked for once.
+    """
+    known: dict[str, bool] = {}
+    found = []
+    for path, blob, holding in _locks():
+        with contextlib.suppress(StageError):  # a damaged dvc.lock holds nothing
+            stages = projects.stages_in(git("cat-file", "blob", blob)) if path == lock else {}
+            if stage in stages:
+                declared = lock_of(holding[-1], lock.with_name(projects.DECLARATION))
+                state = f"{stages[stage]} {declared}"
+                if state not in known:
+                    known[state] = is_it(holding[-1])
+                if known[state]:
+                    found.append(Holder(holding[-1], len(holding) - 1, {}))
+    return found
+
+
 @functools.cache
 def holders(md5s: frozenset[str] | None = None) -> tuple[Holder, ...]:
     """Every dvc.lock of the history, the newest first.
@@ -118,12 +158,8 @@ def holders(md5s: frozenset[str] | None = None) -> tuple[Holder, ...]:
     Args:
         md5s: Only those that name one of these. The others are not parsed, which would take long.
     """
-    by_lock: dict[tuple[Path, str], list[str]] = {}
-    for commit, blobs in _blobs().items():
-        for key in blobs.items():
-            by_lock.setdefault(key, []).append(commit)
     found = []
-    for (lock, blob), holding in by_lock.items():
+    for lock, blob, holding in _locks():
         try:
             text = git("cat-file", "blob", blob)
             if md5s is not None and not any(md5 in text for md5 in md5s):

@@ -4,6 +4,7 @@
 experiment = "..."       # of the main project; another project's has its folder behind a hyphen
 hooks = "package.module" # optional: a module with some of the functions of Hooks
 registered_model = "..." # optional: the name of the models in MLflow's registry
+view = "make ui"         # optional: the command that opens the pages, if not `dvc-mlflow view`
 
 [tool.dvc-mlflow.pages.main]     # optional: the page of runs; for another project, its folder
 description = "..."

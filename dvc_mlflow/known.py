@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from dvc_mlflow import runs
+from dvc_mlflow import runs, store
 from dvc_mlflow.results import Result
 from dvc_mlflow.store import client
 
@@ -15,6 +15,8 @@ def search(condition: str, deleted: bool = False) -> list[Any]:
     import mlflow
     from mlflow.entities import ViewType
 
+    if not store.is_there():
+        return []
     found: list[Any] = mlflow.search_runs(
         filter_string=condition,
         run_view_type=ViewType.DELETED_ONLY if deleted else ViewType.ACTIVE_ONLY,

@@ -160,7 +160,8 @@ def group(
         parent_id = runs.write(experiment_id, whole, {**tags, **text}, missing, name)
         shown = client().get_run(parent_id).data.metrics.keys() - {"epoch", "step"}
         shown = sorted(shown, key=lambda metric: (len(metric), metric))[:MOST_COLUMNS]
-        store.show_views(project.folder, experiment_id, shown)
+        drawn = [found for run in of_stage.values() if (found := store.curves_of(run))]
+        store.show_views(project.folder, experiment_id, shown, next(iter(drawn), []))
     else:
         parent_id = parent.info.run_id
         if known.lost_files(parent):

@@ -16,8 +16,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from dvc_mlflow import projects
-from dvc_mlflow.errors import InputError, StageError, one_line
+from dvc_mlflow import declaration, projects
+from dvc_mlflow.errors import InputError, StageError
 from dvc_mlflow.files import LARGEST, checked
 from dvc_mlflow.git import GitError, git
 
@@ -93,6 +93,8 @@ class Project:
 
     Attributes:
         problems: One line for each stage or file that cannot be read.
+        undeclared: The stages in dvc.lock that dvc.yaml does not declare any more, or with other
+            outs.
 
     Args:
         folder: Its folder, from the root.
@@ -106,6 +108,7 @@ class Project:
         self.folder, self.repo = folder, repo or Repo(str(folder))
         self._of_commit = repo is not None
         self.problems: list[str] = []
+        self.undeclared: set[str] = set()
         self._stages: dict[str, Any] = {}
         self._definitions: dict[str, Any] = {}  # the groups in the dvc.yaml of each stage
         self._locked: set[str] = set()
@@ -114,9 +117,7 @@ class Project:
         self._models: dict[str, str] = {}
         self._names: dict[str, str] = {}  # of data that is declared under `artifacts`
         for file in files:
-            with self._noting(file):
-                self._check(file)
-                self._load(file)
+            self._load(file)
         self._made = {*self.outs()}
         self._above = {folder for path in self._made for folder in _above(path)}
 
@@ -133,22 +134,45 @@ class Project:
 
         below = file.relative_to(self.folder)
         path = posixpath.join(self.repo.root_dir, below.as_posix())
+        # As for DVC, a copy of a project that is an out of a stage is data
+        if declaration.is_ignored(self.repo, path) or is_in(file.as_posix(), self.outs()):
+            return
         declared = ProjectFile(self.repo, path)
         with self._noting(file):
-            self._load_lock(declared)
-            for name in declared.stages:
-                with self._noting(f"{file}: {name}"):
-                    address = name if below.parent == Path() else f"{below.as_posix()}:{name}"
-                    self._stages[address] = stage = declared.stages[name]
-                    self._definitions[address] = declared.stages.resolver.definitions
-                    if name in declared.stages.lockfile_data and all(
-                        out.hash_info for out in stage.outs
-                    ):
-                        self._locked.add(address)
+            self._check(file)
+            groups, left_out = declaration.read(declared)
+            self.problems += [f"{file}: {part}; the rest of it is read" for part in left_out]
+            self._load_stages(file, declared, groups)
+            self._load_sections(file, declared)
+
+    def _load_stages(self, file: Path, declared: Any, groups: set[str]) -> None:
+        below = file.relative_to(self.folder)
+        at = "" if below.parent == Path() else f"{below.as_posix()}:"
+        self._load_lock(declared)
+        locked, names = declared.stages.lockfile_data, dict[str, None]()
+        for group, definition in declared.resolver.definitions.items():
+            with self._noting(f"{file}: {group}"):
+                names |= dict.fromkeys(declaration.items(group, definition))
+                groups = groups - {group}
+        for name in names:
+            with self._noting(f"{file}: {name}"):
+                self._stages[at + name] = stage = declared.stages[name]
+                self._definitions[at + name] = declared.resolver.definitions
+                if name in locked and all(out.hash_info for out in stage.outs):
+                    self._locked.add(at + name)
+                elif name in locked:
+                    self.undeclared.add(at + name)
+        # The stages of the groups that are left cannot be read, which was said
+        rest = (name for name in locked if name not in names)
+        self.undeclared |= {at + name for name in rest if name.partition("@")[0] not in groups}
+
+    def _load_sections(self, file: Path, declared: Any) -> None:
         at = file.parent.as_posix()
-        with self._noting(file):
+        with self._noting(f"{file}: metrics"):
             self._metrics += [_join(at, name) for name in declared.metrics]
+        with self._noting(f"{file}: plots"):
             self._plots |= dict(_top_plots(declared.plots, at))
+        with self._noting(f"{file}: artifacts"):
             for name, entry in declared.artifacts.items():
                 kind = self._models if entry.get("type") == "model" else self._names
                 kind[_join(at, entry["path"])] = name
@@ -172,7 +196,7 @@ class Project:
         try:
             yield
         except Exception as error:
-            self.problems.append(f"{what}: {one_line(error)}")
+            self.problems.append(f"{what}: {declaration.reason(error)}")
 
     def __contains__(self, stage: str) -> bool:
         return stage in self._stages

@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import re
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote, unquote
 
-from dvc_mlflow import pages, projects
+from dvc_mlflow import database, pages, projects
 from dvc_mlflow.commands import quoted
 from dvc_mlflow.errors import StageError, one_line
 from dvc_mlflow.git import git
@@ -115,12 +116,13 @@ def apply_settings() -> None:
 
 def open_store(project: Path = projects.MAIN) -> str:
     """Point MLflow at the store; the id of the experiment, which is made where there is none."""
-    found = find_experiment(project)
+    found = find_experiment(project, make=True)
+    follow(project)
     if found is None:
         from mlflow import MlflowClient
         from mlflow.exceptions import MlflowException
 
-        _ignore_store()
+        ignore()
         try:
             wanted = experiment(project)
             tags = {
@@ -130,13 +132,81 @@ def open_store(project: Path = projects.MAIN) -> str:
             }
             found = MlflowClient().create_experiment(wanted.name, location(), tags)
         except MlflowException:  # another machine was first
-            found = find_experiment(project)
+            found = find_experiment(project, make=True)
             if found is None:
                 raise
     return found
 
 
-def _ignore_store() -> None:
+def settle() -> None:
+    """Bring the tables of an older MLflow up to date, and follow a folder that was moved. Says so.
+
+    Raises:
+        StageError: The tables are those of a newer MLflow, or of a database that others share.
+    """
+    apply_settings()
+    with _creating():
+        if _is_older() and is_local(uri()):
+            import mlflow
+
+            print(
+                f"{name()} has the tables of an older MLflow: they become those of MLflow "
+                f"{mlflow.__version__}, and an older one cannot read them any more",
+                flush=True,
+            )
+            database.upgrade(uri())
+    for folder in follow():
+        print(f"this folder was moved from {folder}: its artifacts are kept here now")
+
+
+def follow(project: Path = projects.MAIN) -> list[Path]:
+    """Keep the artifacts of a folder that was moved where it is now; the folders where it was."""
+    found = _moved(project)
+    with _creating():
+        for folder in found:
+            database.follow(uri(), folder, root())
+    return found
+
+
+def _moved(project: Path = projects.MAIN) -> list[Path]:
+    if uri().startswith(f"{database.PREFIX}file:"):  # can only be read
+        return []
+    return database.moved(
+        uri(), root(), lambda: {experiment(folder).name for folder in (project, *projects.find())}
+    )
+
+
+def note_move() -> None:
+    """For a command that only reads: that the store does not know where its folder is now."""
+    for folder in _moved() if is_there() else ():
+        print(
+            f"note: this folder was moved from {folder}, where {name()} looks for its artifacts: "
+            "`dvc-mlflow sync` lets it look here",
+            file=sys.stderr,
+        )
+
+
+def _is_older() -> bool:
+    """Whether the tables are those of an older MLflow.
+
+    Raises:
+        StageError: They are those of a newer one.
+    """
+    import mlflow
+
+    found = None if is_remote(uri()) else database.revision(uri())
+    newest, older = database.revisions()
+    if found in (None, "", newest):
+        return False
+    if found not in older:
+        raise StageError(
+            f"{name()} has the tables of another version of MLflow, which {mlflow.__version__} "
+            "does not know: `pip install --upgrade mlflow`"
+        )
+    return True
+
+
+def ignore() -> None:
     """Let git ignore what a store without a server writes into the main checkout. No file that git
     tracks is changed."""
     if is_remote(uri()):
@@ -162,11 +232,18 @@ def show_views(
             client().set_experiment_tag(experiment_id, tag, value)
 
 
-def find_experiment(project: Path = projects.MAIN) -> str | None:
+_lacking: set[str] = set()  # the stores that were not there when they were last looked at
+
+
+def find_experiment(project: Path = projects.MAIN, make: bool = False) -> str | None:
     """Point MLflow at the store; the id of the experiment, or None where there is none yet.
 
+    Args:
+        make: Make the store if it is not there. Otherwise nothing is written.
+
     Raises:
-        StageError: It was deleted; names the command that restores it.
+        StageError: It was deleted, or the store is one of an older MLflow; names the command that
+            helps.
     """
     apply_settings()
     import mlflow
@@ -177,6 +254,17 @@ def find_experiment(project: Path = projects.MAIN) -> str | None:
     mlflow.set_tracking_uri(uri())
     _require_file()
     with _creating():
+        if _is_older():
+            shared = "" if is_local(uri()) else ' "$MLFLOW_TRACKING_URI"'
+            cure = f"mlflow db upgrade{shared}" if shared else "dvc-mlflow sync"
+            raise StageError(
+                f"{name()} has the tables of an older MLflow, and nothing was changed: `{cure}` "
+                "brings them up to date"
+            )
+        _lacking.discard(uri())
+        if not make and not is_remote(uri()) and database.revision(uri()) is None:
+            _lacking.add(uri())
+            return None
         found = MlflowClient().get_experiment_by_name(experiment(project).name)
     if found is None:
         return None
@@ -189,10 +277,36 @@ def find_experiment(project: Path = projects.MAIN) -> str | None:
     return experiment_id
 
 
+def is_there() -> bool:
+    """Whether there is a store, as :func:`find_experiment` found it."""
+    return uri() not in _lacking
+
+
 def client() -> Any:
+    """MLflow's client. For a store that is not there, it is one that finds nothing."""
     from mlflow import MlflowClient
 
-    return MlflowClient()
+    return MlflowClient() if is_there() else _Nothing()
+
+
+class _Nothing:
+    """MLflow's client for a store that is not there. MLflow's own would make it."""
+
+    def __getattr__(self, name: str) -> Any:
+        from mlflow.exceptions import MlflowException
+        from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST
+
+        def ask(*arguments: Any, **named: Any) -> Any:
+            if name.startswith("search_"):
+                return []
+            raise MlflowException(nothing(), RESOURCE_DOES_NOT_EXIST)
+
+        return ask
+
+
+def nothing() -> str:
+    """That there are no runs, and what to do."""
+    return f"no runs in {name()} yet: `dvc-mlflow sync` writes them"
 
 
 def _require_file() -> None:
@@ -240,6 +354,13 @@ def overview(experiment_id: str, ui: str = UI, view: str = pages.TABLE) -> str:
     mode = "&compareRunsMode=CHART" if view == pages.CHARTS else ""
     key = view.removeprefix(pages.TAG)
     return f"{_ui(ui)}/#/experiments/{experiment_id}/runs?viewStateShareKey={key}{mode}&{TRAINING}"
+
+
+def print_how_to_open() -> None:
+    """Say what opens the addresses of a store without a server: nothing answers there by itself."""
+    if not is_remote(uri()):
+        opens = settings().get("view", "dvc-mlflow view")
+        print(f"note: `{opens}` opens the addresses at {UI}", file=sys.stderr)
 
 
 def address(*, run: Any = None, model: Any = None) -> str:

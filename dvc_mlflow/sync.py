@@ -6,6 +6,7 @@ import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from tqdm import tqdm
 
@@ -33,28 +34,71 @@ class State:
 
 @dataclass
 class Report:
-    """Everything that could not be done."""
+    """Everything that could not be done or is not shown, of all states that were looked at."""
 
     problems: list[str] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
+    declared: set[str] = field(default_factory=set)
+    results: set[str] = field(default_factory=set)
+    undeclared: set[str] = field(default_factory=set)
+    states: int = 0
+    written: bool = False  # any run at all
 
-    def end(self) -> None:
+    def add(self, state: State) -> None:
+        """Note what is not shown of a state."""
+        self.states += 1
+        for project in state.projects:
+            self.problems += [one for one in project.problems if one not in self.problems]
+            for own, names in (
+                (self.declared, project),
+                (self.results, project.locked()),
+                (self.undeclared, project.undeclared),
+            ):
+                own.update(name_in(project.folder, name) for name in names)
+
+    def end(self, last: str) -> None:
         """Print it.
+
+        Args:
+            last: The last line, if there are problems.
 
         Raises:
             StageError: Something could not be read, or a run lacks metrics or plots.
         """
-        if self.missing:
-            names = ", ".join(self.missing[:3]) + (" and others" if self.missing[3:] else "")
+        if undeclared := sorted(self.undeclared - self.results):
             print(
-                f"{len(self.missing)} files are not here, and are only linked ({names}): "
-                f"`dvc pull` brings those that DVC keeps, or `dvc-mlflow sync --pull`",
+                f"entries of dvc.lock that have no run, because dvc.yaml does not declare these "
+                f"stages with these outs any more: {len(undeclared)} ({_some(undeclared)})",
                 file=sys.stderr,
             )
+        if self.missing:
+            print(
+                f"{len(self.missing)} files are not here, and are only linked "
+                f"({_some(self.missing)}): `dvc pull` brings those that DVC keeps, or "
+                "`dvc-mlflow sync --pull`",
+                file=sys.stderr,
+            )
+        if not self.results and not self.problems:
+            print(f"note: {self.nothing()}", file=sys.stderr)
         for problem in self.problems:
             print(f"error: {problem}", file=sys.stderr)
         if self.problems:
-            raise StageError(f"{len(self.problems)} problems; all other runs are written")
+            raise StageError(f"{len(self.problems)} problems{last}")
+
+    def nothing(self) -> str:
+        """Why there are no results, and what makes some."""
+        if not self.states:
+            return "nothing to show: no commit has a dvc.lock; `dvc repro` writes it, git keeps it"
+        if self.declared:
+            return "nothing to show: no stage has results in dvc.lock yet; `dvc repro` makes them"
+        return (
+            "nothing to show: no dvc.yaml declares a stage, and a run is made of the results of "
+            "one; `dvc stage add` declares the command that you run"
+        )
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (" and others" if names[3:] else "")
 
 
 @contextlib.contextmanager
@@ -97,18 +141,22 @@ def sync(
     if all or since:
         commits = [*history.commits(since)]
     report, claimed = Report(), False
+    if not dry:
+        store.settle()
     store.find_experiment()
+    store.note_move()
     if not dry:
         _end_dead_runs()
     with contextlib.ExitStack() as stack:
         known = Known()
         for commit in commits:
             with state_of(commit) as state:
+                report.add(state)
                 for project in state.projects:
-                    report.problems += project.problems
                     content = Content(project, state.made, commit, pull)
                     locked = project.locked()
                     behind = _behind(locked, known, content)
+                    report.written |= len(behind) < len(locked)
                     if dry:
                         for result in behind:
                             print(f"would log the run of {name_of(result)}")
@@ -119,7 +167,9 @@ def sync(
                             stack.enter_context(claims.held())
                             known, claimed = Known(), True
                         _write(project, state, known, content, report)
-    report.end()
+    report.end(
+        "" if dry else f"; {'all other runs are' if report.written else 'no run is'} written"
+    )
 
 
 def status() -> None:
@@ -129,8 +179,10 @@ def status() -> None:
         StageError: Some have not.
     """
     store.find_experiment()
-    missing, known = [], Known()
+    store.note_move()
+    missing, known, report = [], Known(), Report()
     with state_of(None) as state:
+        report.add(state)
         for project in state.projects:
             locked = project.locked()
             behind = _behind(locked, known, Content(project, state.made))
@@ -138,12 +190,14 @@ def status() -> None:
             place = "" if project.folder == projects.MAIN else f"{project.folder}: "
             print(f"{place}{len(locked) - len(behind)} of {len(locked)} results have their run")
         _print_uncommitted(known, state)
+    unwritten = ""
     if missing:
         names = ", ".join(name_of(result) for result in missing[:5])
         more = f" and {len(missing) - 5} more" if missing[5:] else ""
-        raise StageError(
-            f"no run for {names}{more} in {store.name()}: `dvc-mlflow sync` writes them"
-        )
+        unwritten = f"no run for {names}{more} in {store.name()}: `dvc-mlflow sync` writes them"
+    report.end(f"; {unwritten}" if unwritten else "")
+    if unwritten:
+        raise StageError(unwritten)
 
 
 def _print_uncommitted(known: Known, state: State) -> None:
@@ -165,7 +219,11 @@ def _print_uncommitted(known: Known, state: State) -> None:
 
 
 def name_of(result: Result) -> str:
-    return result.stage if result.project == projects.MAIN else f"{result.project}: {result.stage}"
+    return name_in(result.project, result.stage)
+
+
+def name_in(project: Path, stage: str) -> str:
+    return stage if project == projects.MAIN else f"{project}: {stage}"
 
 
 def _behind(locked: Mapping[str, Result], known: Known, content: Content) -> list[Result]:
@@ -195,6 +253,7 @@ def _write(project: Project, state: State, known: Known, content: Content, repor
             try:
                 if _complete(experiment_id, result, state, known, content, report):
                     logged.append(name_of(result))
+                report.written = True
             except Exception as error:
                 if not store.is_refusal(error):
                     raise

@@ -18,11 +18,12 @@ NEWEST = 100  # runs that the links are chosen from
 PATIENCE = 120.0  # seconds for the server to start
 
 
-def links(ui: str = store.UI) -> str:
+def links(ui: str = store.UI, update: bool = True) -> str:
     """The addresses of the runs and the charts of each project, one per line.
 
     Args:
         ui: The address of the UI, for a store without a server.
+        update: Write the views that the addresses lead to. Otherwise those that are there count.
     """
     lines = []
     for folder, files in projects.find().items():
@@ -33,25 +34,30 @@ def links(ui: str = store.UI) -> str:
         search = store.client().search_runs
         newest = search([experiment_id], max_results=NEWEST) if experiment_id else []
         if not experiment_id or not newest:
-            none = f"no runs in {store.name()} yet: `dvc-mlflow sync` writes them"
-            lines.append((f"{title}runs", none))
+            lines.append((f"{title}runs", store.nothing()))
             continue
         lines.append((f"{title}runs", store.overview(experiment_id, ui)))
         drawn = [run for run in newest if store.curves_of(run)]
-        curves = store.curves_of(drawn[0]) if drawn else []
-        with contextlib.suppress(Exception):  # a store that can only be read
-            store.show_views(folder, experiment_id, curves=curves)
-        if pages.CHARTS in pages.views(folder, curves=curves):
+        if update:
+            with contextlib.suppress(Exception):  # a store that can only be read
+                curves = store.curves_of(drawn[0]) if drawn else []
+                store.show_views(folder, experiment_id, curves=curves)
+        if pages.CHARTS in store.client().get_experiment(experiment_id).tags:
             lines.append((f"{title}charts", store.overview(experiment_id, ui, pages.CHARTS)))
+        # The runs of one state of dvc.lock have one parent. A run that did not end well has none
         parents = [run.data.tags.get("mlflow.parentRunId") for run in drawn]
-        beside = [run for run, parent in zip(drawn, parents, strict=True) if parent == parents[0]]
+        newest_parent = next(filter(None, parents), "none")
+        beside = [run for run, above in zip(drawn, parents, strict=True) if above == newest_parent]
         if together := store.comparison(beside[::-1], ui):
             lines.append((f"{title}compared", together))
     return "\n".join(f"{name:14} {address}" for name, address in lines)
 
 
 def print_links() -> None:
-    print(links())
+    found = links(update=False)
+    print(found)
+    if store.UI in found:
+        store.print_how_to_open()
 
 
 def show(port: str = "") -> None:
@@ -68,11 +74,14 @@ def show(port: str = "") -> None:
         print(f"The tracking server has the UI: {store.name().rstrip('/')}", flush=True)
         try:
             with store.explained():
-                print_links()
+                print(links())
         except StageError as error:  # its address is all that can be told
             print(f"warning: {error}", file=sys.stderr)
         return
     address = f"http://127.0.0.1:{_free(port)}"
+    with contextlib.redirect_stdout(sys.stderr):  # only the addresses go to the output
+        store.settle()
+    store.ignore()  # the server makes a store that is not there
     found = links(address)  # before the server starts, because this reports an unusable store
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _interrupt)

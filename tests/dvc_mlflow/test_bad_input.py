@@ -79,14 +79,6 @@ def errors_of(faulty: Clone) -> list[str]:
     return [line for line in result.stderr.splitlines() if line.startswith("error: ")]
 
 
-def test_a_template_that_leads_nowhere_costs_its_own_stage_alone(faulty):
-    faulty.edit("dvc.yaml", "echo x > read.txt", "echo ${nowhere} > read.txt")
-    first, last = errors_of(faulty)
-    assert first.startswith("error: dvc.yaml: reads: ") and "nowhere" in first
-    assert last == "error: 1 problems; all other runs are written"
-    assert "reads" not in runs_of(faulty)
-
-
 def test_a_settings_file_that_is_gone_costs_nothing_because_the_lock_has_the_values(faulty):
     (faulty.path / "here.yaml").unlink()
     faulty.run(*COMMAND, "sync")

@@ -397,16 +397,6 @@ def test_status_of_an_empty_store_names_the_first_results_and_the_number_of_the_
     assert client.search_experiments(filter_string="name LIKE 'mnist%'") == []  # nothing is made
 
 
-def test_status_of_a_project_in_which_nothing_has_run_is_good(fresh, capsys):
-    project, _ = fresh
-    (project.path / "dvc.lock").unlink()
-    (project.path / "study/dvc.lock").unlink()
-    assert status(capsys) == [
-        "0 of 0 results have their run",
-        "study: 0 of 0 results have their run",
-    ]
-
-
 def test_a_project_without_settings_has_the_name_of_its_folder_also_while_a_commit_is_written(
     fresh, synced, monkeypatch
 ):

@@ -123,6 +123,7 @@ def test_links_lead_to_the_curves_and_to_the_newest_trainings_side_by_side(stand
         newer = [train("new")]
         assert "compared" in alone and "compared" not in links()  # one is nothing to compare
         newer.append(train("new"))
+        client.delete_tag(train("none"), "mlflow.parentRunId")  # a later one that was killed
         found = links()["compared"]
         assert [run_id for run_id in newer + older if run_id in found] == newer
         assert found.index(newer[0]) < found.index(newer[1])
@@ -132,7 +133,7 @@ def test_links_lead_to_the_curves_and_to_the_newest_trainings_side_by_side(stand
         drawn = [chart["selectedMetricKeys"] for chart in shown["compareRunCharts"]]
         assert drawn == [["test_loss", "train_loss"], ["train_accuracy"]]
         chosen = client.search_runs([experiment], shown["searchFilter"])
-        assert {run.info.run_id for run in chosen} == {*older, *newer}
+        assert {run.info.run_id for run in chosen} > {*older, *newer}
 
 
 def test_the_views_of_an_older_store_become_those_of_the_settings(standing_in, tmp_path):

@@ -1,0 +1,98 @@
+"""A dvc.yaml as DVC reads it, without the parts that DVC cannot read."""
+
+from typing import Any
+
+from dvc_mlflow.errors import one_line
+
+OUTS = ("outs", "metrics", "plots")  # sections of a stage whose entries are files with options
+
+
+def is_ignored(repo: Any, path: str) -> bool:
+    """Whether a file or one of its folders is named by .dvcignore.
+
+    Args:
+        repo: DVC's object for the project.
+        path: A path that begins with the folder of the project.
+    """
+    rules, folder = repo.dvcignore, repo.fs.parent(path)
+    if rules.is_ignored_file(path):
+        return True
+    while len(folder) > len(repo.root_dir):
+        if rules.is_ignored_dir(folder):
+            return True
+        folder = repo.fs.parent(folder)
+    return False
+
+
+def read(declared: Any) -> tuple[set[str], list[str]]:
+    """Read a dvc.yaml, and leave out every part that does not have the form that DVC wants.
+
+    Args:
+        declared: DVC's `ProjectFile` for it. Its `contents` are what is left.
+
+    Returns:
+        The names of its stages as they stand there, also of those that are left out, and for each
+        part that is left out its keys and DVC's reason.
+
+    Raises:
+        DvcException: Nothing of it can be read.
+    """
+    from voluptuous import MultipleInvalid
+
+    check, left_out = declared.SCHEMA, list[str]()
+    declared.SCHEMA = lambda contents: contents
+    contents = declared.contents
+    stages = contents.get("stages") if isinstance(contents, dict) else None
+    names = {str(name) for name in stages} if isinstance(stages, dict) else set()
+    while True:
+        try:
+            check(contents)
+            return names, left_out
+        except MultipleInvalid as invalid:
+            error = invalid.errors[0]
+            keys = [getattr(key, "schema", key) for key in error.path]  # some have a wrapper
+            if not keys:  # it is no mapping at all
+                del declared.SCHEMA, declared.contents
+                declared.contents  # noqa: B018 (raises as DVC does)
+            left_out.append(f"{'.'.join(map(str, keys))}: {error.error_message}")
+            _leave_out(contents, keys, error.error_message == "extra keys not allowed")
+
+
+def _leave_out(contents: Any, keys: list[Any], is_extra: bool) -> None:
+    """Take away the part with a mistake: an entry of a section, or else a whole stage.
+
+    An out whose options are wrong stays without options, because the stage has made it.
+    """
+    at = 3 if keys[2:3] == ["do"] else 2  # the keys of a stage begin here
+    if keys[0] != "stages":
+        lost = keys[:2]
+    elif is_extra and len(keys) == at + 1:
+        lost = keys
+    elif keys[at : at + 1] and keys[at] in OUTS and len(keys) > at + 1:
+        lost = keys[: at + 2]
+    else:
+        lost = keys[:2]
+    for key in lost[:-1]:
+        contents = contents[key]
+    entry, name = contents[lost[-1]], keys[len(lost) : len(lost) + 1]
+    if len(lost) == at + 2 and name and isinstance(name[0], str) and entry[name[0]] != {}:
+        entry[name[0]] = {}
+    else:
+        del contents[lost[-1]]
+
+
+def items(group: str, definition: Any) -> list[str]:
+    """The names of the stages that a definition of DVC's resolver makes."""
+    named = getattr(definition, "get_generated_names", None)
+    return [*named()] if named else [group]
+
+
+def reason(error: BaseException) -> str:
+    """DVC's reason in one line, with what it otherwise prints below it."""
+    cause = getattr(error, "exc", None)
+    cause = getattr(cause, "__cause__", None) or cause
+    if cause is None:
+        return one_line(error)
+    mark = getattr(cause, "problem_mark", None)
+    place = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+    return f"{one_line(error)}: {one_line(getattr(cause, 'problem', None) or cause)}{place}"
