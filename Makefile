@@ -95,7 +95,7 @@ worker: $(INSTALLED)
 	MIRROR=off $(PY) -m dask worker tcp://$(SCHEDULER) --nthreads 1 --nworkers $(or $(WORKERS),-1) --no-dashboard
 
 test: $(INSTALLED)
-	$(PY) -m pytest -m 'not slow' -n 2 --dist worksteal
+	$(PY) -m pytest -n 2 --dist worksteal
 
 # A quarter of an hour
 mutants: $(INSTALLED)

@@ -215,7 +215,10 @@ class Healthy(http.server.BaseHTTPRequestHandler):
         pass
 
 
-def test_a_server_is_waited_for_until_it_is_healthy():
+def test_a_server_is_waited_for_until_it_is_healthy_and_no_proxy_is_asked(monkeypatch):
+    for name in ("http_proxy", "HTTP_PROXY", "all_proxy"):
+        monkeypatch.setenv(name, f"http://127.0.0.1:{free_port()}")
+    monkeypatch.setattr(view, "PATIENCE", 20)
     process = sleeper()
     with http.server.HTTPServer(("127.0.0.1", 0), Healthy) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
