@@ -73,20 +73,18 @@ class Environment:
     def runs(self, *arguments: str) -> str | None:
         """The output of its Python; None if that fails."""
         try:
-            command = [self.python, *arguments]
+            command = [str(self.python), *arguments]
             ended = subprocess.run(command, capture_output=True, text=True, check=True, cwd=HERE)
         except (OSError, subprocess.CalledProcessError):
             return None
-        return ended.stdout
+        return str(ended.stdout)
 
     def site(self) -> Path:
         """Where its packages are. Only its own Python knows which version it is."""
         return self.folder / f"lib/python{sys.version_info[0]}.{sys.version_info[1]}/site-packages"
 
     def packages(self) -> list[str]:
-        with suppress(OSError):
-            return sorted(name for name in os.listdir(self.site()) if name.endswith(".dist-info"))
-        return []
+        return sorted(path.name for path in self.site().glob("*.dist-info"))
 
     def is_right(self) -> bool:
         """Whether it has the packages of this commit. Asked in its own Python."""
@@ -115,7 +113,7 @@ class Environment:
                     listed = [(name, size) for name, _, size in csv.reader(file) if size]
                 sizes = [one for one in listed if not one[0].startswith("..")]  # scripts may move
                 whole = all(
-                    os.stat(self.site() / name).st_size == int(size) for name, size in sizes
+                    (self.site() / name).stat().st_size == int(size) for name, size in sizes
                 )
             except (OSError, ValueError):
                 whole = False
@@ -184,10 +182,12 @@ def make(environment: Environment) -> None:
 def pip(environment: Environment, lock: int) -> None:
     """Install what is missing, and our own packages."""
     given = environment.runs("-m", "pip", "config", "list") or ""
-    if other := [one for one in given.splitlines() if one.partition("=")[0].endswith(
-        tuple(f".{place}" for place in ELSEWHERE))]:  # fmt: skip
+    places = tuple(f".{name}" for name in ELSEWHERE)
+    for setting in given.splitlines():
+        if not setting.partition("=")[0].endswith(places):
+            continue
         fail(
-            f"pip's setting {other[0]} puts packages elsewhere: take it back with `pip config "
+            f"pip's setting {setting} puts packages elsewhere: take it back with `pip config "
             "unset`, or leave all of them out with PIP_CONFIG_FILE=/dev/null"
         )
     packages = wanted()
@@ -222,9 +222,7 @@ def install(environment: Environment) -> None:
             return
         worked = environment.folder.exists()
         if worked and environment.begun.exists() and not environment.done.exists():
-            print(
-                f"{environment.folder} was cut short as it was made: it is begun anew", flush=True
-            )
+            print(f"{environment.folder} was cut short at first: it is begun anew", flush=True)
             shutil.rmtree(environment.folder)
             worked = False
         try:
