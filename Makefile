@@ -58,10 +58,11 @@ environment:
 	@$(PY) -m pip --version >/dev/null 2>&1 || "$$PYTHON" -c 'import ensurepip, venv' 2>/dev/null || { echo "error: $$PYTHON cannot make an environment, because its module venv or ensurepip is missing: on Debian and Ubuntu, \`apt install python3-venv\`" >&2; exit 1; }
 	@"$$PYTHON" -IS install.py "$$VENV"
 
+# Looks after the pipeline: its locks and its runs. Those of the study are left to `make study`
 repro: $(INSTALLED)
-	@$(PY) -m dvc_mlflow mend
+	@$(PY) -m dvc_mlflow mend --project .
 	$(PY) -m dvc repro
-	@[ "$$MIRROR" = off ] || $(PY) -m dvc_mlflow sync || true
+	@[ "$$MIRROR" = off ] || $(PY) -m dvc_mlflow sync --project . || true
 	@! test -f reports/comparison.md || { echo; cat reports/comparison.md; echo; }
 	@echo "Metrics: $$VENV/bin/dvc metrics show   Runs: make ui"
 	@! test -f reports/report.html || echo "Open in a browser: reports/report.html"

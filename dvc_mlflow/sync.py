@@ -6,6 +6,7 @@ import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from tqdm import tqdm
 
@@ -80,7 +81,8 @@ def sync(
     since: str | None = None,
     dry: bool = False,
     pull: bool = False,
-) -> None:
+    project: Path | None = None,
+) -> bool:
     """Give every result in dvc.lock a finished run with its files and models, and connect the runs.
 
     Args:
@@ -89,6 +91,10 @@ def sync(
         since: A date. With ``all``, older commits are left out.
         dry: Only say which runs are missing.
         pull: Fetch files that are not in the cache from the remote.
+        project: The folder of the only project whose runs are written.
+
+    Returns:
+        Whether files that may come later would change nothing: all that runs show is there.
 
     Raises:
         StageError: Something could not be read.
@@ -96,7 +102,7 @@ def sync(
     commits: list[str | None] = [git.commit_of(rev) if rev else None]
     if all or since:
         commits = [*history.commits(since)]
-    report, claimed = Report(), False
+    report, claimed, lasting = Report(), False, True
     store.find_experiment()
     if not dry:
         _end_dead_runs()
@@ -104,22 +110,26 @@ def sync(
         known = Known()
         for commit in commits:
             with state_of(commit) as state:
-                for project in state.projects:
-                    report.problems += project.problems
-                    content = Content(project, state.made, commit, pull)
-                    locked = project.locked()
+                for one in state.projects:
+                    if project is not None and one.folder != project:
+                        continue
+                    report.problems += one.problems
+                    content = Content(one, state.made, commit, pull)
+                    locked = one.locked()
                     behind = _behind(locked, known, content)
+                    lasting = lasting and not content.was_missing
                     if dry:
                         for result in behind:
                             print(f"would log the run of {name_of(result)}")
                     elif behind or pipeline.is_apart(locked, known):
                         if not claimed:
-                            store.open_store(project.folder)
+                            store.open_store(one.folder)
                             # Another machine may have written them meanwhile
                             stack.enter_context(claims.held())
                             known, claimed = Known(), True
-                        _write(project, state, known, content, report)
+                        _write(one, state, known, content, report)
     report.end()
+    return lasting
 
 
 def status() -> None:

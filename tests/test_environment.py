@@ -331,31 +331,17 @@ def test_an_environment_that_worked_outlives_old_commits_failures_and_kills_offl
 
 # --- what a user gives to make ---
 
+GIVEN_TO = (
+    *("WHAT=find", "REV=sync", "KEY=verify", "ATTEST=verify", "SCHEDULER=worker", "WORKERS=worker"),
+    *("MODEL=serve", "PORT=serve", "PORT=ui", "PORT=scheduler", "ENGINE=study", "AUDIT=study"),
+    *("MIRROR=repro", "VENV=attest", "PYTHON=environment"),
+)
 GIVEN = 'it\'s "a" $b ${b} $(touch bad) `touch bad`; touch bad #'
 
 
 @pytest.mark.parametrize("given", [GIVEN, "--all", f"{GIVEN}\ntouch bad\n"])
 @pytest.mark.parametrize("in_environment", [False, True])
-@pytest.mark.parametrize(
-    "given_to",
-    [
-        "WHAT=find",
-        "REV=sync",
-        "KEY=verify",
-        "ATTEST=verify",
-        "SCHEDULER=worker",
-        "WORKERS=worker",
-        "MODEL=serve",
-        "PORT=serve",
-        "PORT=ui",
-        "PORT=scheduler",
-        "ENGINE=study",
-        "AUDIT=study",
-        "MIRROR=repro",
-        "VENV=attest",
-        "PYTHON=environment",
-    ],
-)
+@pytest.mark.parametrize("given_to", GIVEN_TO)
 def test_every_variable_of_make_is_data(tmp_path, given_to, in_environment, given):
     name, target = given_to.split("=")
     shutil.copy(ROOT / "Makefile", tmp_path)
