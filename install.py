@@ -174,8 +174,10 @@ def make(environment: Environment) -> None:
     for python in environment.folder.glob("bin/python*"):
         if python.is_symlink():
             python.unlink()  # the Python that it names has gone
-    print(f"{sys.executable} -m venv {environment.folder}", flush=True)
-    if subprocess.run([sys.executable, "-m", "venv", environment.folder]).returncode:
+    # PATH may have led to the Python of this very environment
+    python3 = getattr(sys, "_base_executable", sys.executable)
+    print(f"making {environment.folder} with {python3}", flush=True)
+    if subprocess.run([python3, "-m", "venv", environment.folder]).returncode:
         fail(f"{environment.folder} cannot be made, see above")
 
 
@@ -238,7 +240,8 @@ def install(environment: Environment) -> None:
         except BaseException as error:
             for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
                 signal.signal(number, signal.SIG_IGN)  # the next lines take a moment
-            reason = "interrupted" if isinstance(error, KeyboardInterrupt) else str(error)
+            is_stop = isinstance(error, KeyboardInterrupt)
+            reason = "interrupted" if is_stop else " ".join(str(error).split())[:500]
             if worked:
                 environment.restore()
                 reason += f"; {environment.folder} is as it was, with those of another commit"

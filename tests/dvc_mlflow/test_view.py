@@ -153,6 +153,9 @@ def test_the_views_of_an_older_store_become_those_of_the_settings(standing_in, t
 
 def test_a_tracking_server_has_the_ui_itself(monkeypatch, capsys):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://bob:secret@127.0.0.1:9/")
+    monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{free_port()}")  # nobody's business here
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.setenv(name, "")
     view.show("not even looked at")
     said, warned = capsys.readouterr()
     assert said == "The tracking server has the UI: http://127.0.0.1:9\n"
