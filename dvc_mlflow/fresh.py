@@ -15,6 +15,7 @@ import hashlib
 import importlib.util
 import json
 import os
+import re
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -31,7 +32,7 @@ NOTE = "synced.json"  # the digest by the folder of a project, or ALL
 ALL = "*"
 SQLITE = "sqlite:///"
 HEADER = 100  # bytes of a database, among them a counter of its changes
-# What may hold a declaration or a setting, or say what is ignored, besides names in a dvc.yaml
+# What may hold a declaration or a setting, or say what is ignored
 SUFFIXES = (".yaml", ".yml", ".json", ".toml", ".py", ".lock", "ignore", ".dvc/config")
 VARIABLES = ("DVC_", "MLFLOW_")
 VERSIONS = ("__init__.py", "version.py", "_version.py")  # pip writes them with each version
@@ -116,21 +117,25 @@ def _state(path: Path) -> list[Any]:
 
 
 def _checkout() -> Iterator[Any]:
-    """The commit, and the files that git keeps or would keep and that can declare something."""
+    """The commit, what DVC reads first, and each other file that can declare something."""
     yield git("rev-parse", "--verify", "--quiet", "HEAD")
+    named = []
+    for folder, files in projects.find().items():
+        yield _state(folder / f"{projects.CONFIG}.local")
+        for file in files:
+            for read in (file, file.with_name(projects.LOCK), file.with_name("params.yaml")):
+                with contextlib.suppress(FileNotFoundError):
+                    yield str(read), hashlib.sha256(read.read_bytes()).hexdigest()
+            text = file.read_text(encoding="utf-8")
+            places = {file.parent / word for word in re.findall(r"[^\s'\"\[\]{},:]+", text)}
+            yield from (_state(place) for place in sorted(places) if place.is_file())
+            named.append(text)
+    yield _state(Path("pyproject.toml"))
     listed = git("ls-files", "-z", "--cached", "--others", "--exclude-standard").split("\0")
-    names = sorted({name for name in listed if name})
-    declared = "".join(
-        Path(name).read_text(encoding="utf-8")
-        for name in names
-        if Path(name).name == projects.DECLARATION and Path(name).is_file()
-    )
-    for name in names:
+    for name in sorted({name for name in listed if name}):
         # A file of settings can have any name; then a dvc.yaml has it
-        if name.endswith(SUFFIXES) or name.rpartition("/")[2] in declared:
+        if name.endswith(SUFFIXES) or any(Path(name).name in text for text in named):
             yield _state(Path(name))
-        if name.endswith(".dvc/config"):
-            yield _state(Path(f"{name}.local"))
 
 
 def _code() -> Iterator[Any]:

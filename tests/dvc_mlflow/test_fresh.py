@@ -1,5 +1,6 @@
 """Whether `sync` may end at once: real stores, and changes of everything that it depends on."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -40,6 +41,9 @@ def test_whatever_is_lost_or_changed_is_noticed_and_brought_back(
             lambda: project.git("commit", "--allow-empty", "--message=another"),
             lambda: project.edit("params.yaml", "seed: 0", "seed: 0  # the same"),
             lambda: project.write("code.py", "print(1)\n"),
+            lambda: (project.path / "dvc.lock").write_text(
+                json.dumps(json.loads((project.path / "dvc.lock").read_text()), indent=1)
+            ),
             lambda: project.write(".dvc/config.local", "[core]\n    analytics = false\n"),
             lambda: monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "9"),
         ]
