@@ -1,21 +1,27 @@
 # Needs Python >= 3.11, git and make, and nothing activated.
 PYTHON ?= python3
 VENV := .venv
+# The model is built from the weights in a commit's dvc.lock
+MODEL ?= models:/mnist@champion
+# Values that a user gives are data: no $ in them is expanded, and a recipe reads them from its
+# environment ("$$WHAT"), so no quote in them ends a string of the shell.
+GIVEN := PYTHON VENV MODEL WHAT REV KEY ATTEST SCHEDULER WORKERS PORT ENGINE AUDIT MIRROR
+$(foreach name,$(GIVEN),$(if $(filter undefined,$(origin $(name))),,\
+    $(eval override $(name) := $$(value $(name)))$(eval export $(name))))
 # By its path, because make 3.81 (macOS) does not look for programs in the PATH that is set here
-PY := $(VENV)/bin/python
+PY := $(if $(filter .venv,$(VENV)),.venv,"$$VENV")/bin/python
 # DVC runs `python -m stages...`: the project's own python has to be the first one in PATH
-export PATH := $(abspath $(VENV))/bin:$(PATH)
+export PATH := $(if $(filter /%,$(VENV)),,$(CURDIR)/)$(VENV)/bin:$(value PATH)
 # DVC cannot name this folder in a locale without UTF-8, if the name has other letters than ASCII's
 export PYTHONUTF8 := 1
-INSTALLED := $(VENV)/.installed
-INSTALLING := $(VENV)/.installing
+INSTALLED := installed
 WITH_ENGINES = $(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[engines]'
 # The settings of pip that would put packages elsewhere than into $(VENV) are taken back, also for
 # the pip that pip itself starts. The others hold, such as the address of the index.
 export PIP_USER := 0
 unexport PIP_TARGET PIP_PREFIX PIP_ROOT PIP_PYTHON PIP_NO_DEPS PIP_DRY_RUN
 
-.PHONY: help install repro study search scheduler worker verify attest test mutants lint bench sync find serve ui
+.PHONY: help install installed environment repro study search scheduler worker verify attest test mutants lint bench sync find serve ui
 
 help:
 	@echo "make repro   run the pipeline, as far as it is not up to date, and show the comparison"
@@ -40,36 +46,35 @@ help:
 
 install: $(INSTALLED)
 
-$(INSTALLED): pyproject.toml dvc_mlflow/pyproject.toml constraints.txt requirements/compute.txt requirements/figures.txt
+# By content: see install.py
+installed:
+	@$(PY) -IS install.py "$$VENV" --check 2>/dev/null || $(MAKE) --no-print-directory environment
+
+environment:
 # What the machine lacks is said before anything is downloaded
 	@case "$$(uname)" in *_NT*) echo "error: on Windows this runs in WSL: \`wsl --install\`, and make there" >&2; exit 2;; esac
-	@command -v $(PYTHON) >/dev/null || { echo "error: there is no $(PYTHON) in PATH: install Python 3.11 or newer, or name one: make PYTHON=/path/to/python3" >&2; exit 1; }
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "error: %s is Python %s, needed is 3.11 or newer: make PYTHON=python3.12 ..." % (sys.executable, sys.version.split()[0]) or sys.maxsize < 2**32 and "error: %s is a 32-bit Python, and PyTorch is made for 64 bits only: make PYTHON=..." % sys.executable)'
-# An installation that was cut short is begun anew: pip takes half a package for a whole one
-	@if test -e $(INSTALLING) || ! $(PY) -m pip --version >/dev/null 2>&1; then \
-	  $(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { echo "error: $(PYTHON) cannot make an environment, because its module venv or ensurepip is missing: on Debian and Ubuntu, \`apt install python3-venv\`" >&2; exit 1; }; \
-	  echo "$(PYTHON) -m venv --clear $(VENV)"; $(PYTHON) -m venv --clear $(VENV); fi
-	@! $(PY) -m pip config list | grep -E "\.(target|prefix|root)=" || { echo "error: pip's setting above puts packages elsewhere: take it back with \`pip config unset\`, or leave all of them out with PIP_CONFIG_FILE=/dev/null" >&2; exit 1; }
-	@touch $(INSTALLING)
-	$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ./dvc_mlflow -e '.[dev]'
-	@mv $(INSTALLING) $(INSTALLED)
+	@command -v "$$PYTHON" >/dev/null || { echo "error: there is no $$PYTHON in PATH: install Python 3.11 or newer, or name one: make PYTHON=/path/to/python3" >&2; exit 1; }
+	@"$$PYTHON" -c 'import sys; sys.exit(sys.version_info < (3, 11) and "error: %s is Python %s, needed is 3.11 or newer: make PYTHON=python3.12 ..." % (sys.executable, sys.version.split()[0]) or sys.maxsize < 2**32 and "error: %s is a 32-bit Python, and PyTorch is made for 64 bits only: make PYTHON=..." % sys.executable)'
+	@$(PY) -m pip --version >/dev/null 2>&1 || "$$PYTHON" -c 'import ensurepip, venv' 2>/dev/null || { echo "error: $$PYTHON cannot make an environment, because its module venv or ensurepip is missing: on Debian and Ubuntu, \`apt install python3-venv\`" >&2; exit 1; }
+	@"$$PYTHON" -IS install.py "$$VENV"
 
+# Looks after the pipeline: its locks and its runs. Those of the study are left to `make study`
 repro: $(INSTALLED)
-	@$(PY) -m dvc_mlflow mend
+	@$(PY) -m dvc_mlflow mend --project .
 	$(PY) -m dvc repro
-	@[ "$(MIRROR)" = off ] || $(PY) -m dvc_mlflow sync || true
+	@[ "$$MIRROR" = off ] || $(PY) -m dvc_mlflow sync --project . || true
 	@! test -f reports/comparison.md || { echo; cat reports/comparison.md; echo; }
-	@echo "Metrics: $(VENV)/bin/dvc metrics show   Runs: make ui"
+	@echo "Metrics: $$VENV/bin/dvc metrics show   Runs: make ui"
 	@! test -f reports/report.html || echo "Open in a browser: reports/report.html"
 
 study: $(INSTALLED)
 	@$(PY) -m dvc_mlflow mend
-	$(if $(filter-out local,$(ENGINE)),@$(WITH_ENGINES))
+	@case "$$ENGINE" in ""|local) ;; *) $(WITH_ENGINES);; esac
 	$(PY) -m dvc repro prepare
 	@$(PY) -m study.engine
 # Only the report: all cells are there now, and the search is not asked for
-	cd study && "$(abspath $(PY))" -m dvc repro --single-item report
-	@[ "$(MIRROR)" = off ] || $(PY) -m dvc_mlflow sync || true
+	cd study && python -m dvc repro --single-item report
+	@[ "$$MIRROR" = off ] || $(PY) -m dvc_mlflow sync || true
 	@echo
 	@cat study/report/study.md
 	@echo
@@ -78,24 +83,24 @@ study: $(INSTALLED)
 search: $(INSTALLED)
 	@$(PY) -m dvc_mlflow mend
 	$(PY) -m dvc repro prepare
-	cd study && "$(abspath $(PY))" -m dvc repro findings
-	@[ "$(MIRROR)" = off ] || $(PY) -m dvc_mlflow sync || true
+	cd study && python -m dvc repro findings
+	@[ "$$MIRROR" = off ] || $(PY) -m dvc_mlflow sync || true
 	@echo
 	@echo "Open in a browser: study/findings/search.html"
 
 scheduler: $(INSTALLED)
 	@$(WITH_ENGINES)
-	$(PY) -m dask scheduler --port $(or $(PORT),8786)
+	$(PY) -m dask scheduler --port "$${PORT:-8786}"
 
 # One cell at a time on each core
 worker: $(INSTALLED)
-	@test -n "$(SCHEDULER)" || { echo "error: make worker SCHEDULER=HOST:PORT names the scheduler of Dask" >&2; exit 2; }
+	@test -n "$$SCHEDULER" || { echo "error: make worker SCHEDULER=HOST:PORT names the scheduler of Dask" >&2; exit 2; }
 	@$(WITH_ENGINES)
 	$(PY) -m dvc repro prepare
-	MIRROR=off $(PY) -m dask worker tcp://$(SCHEDULER) --nthreads 1 --nworkers $(or $(WORKERS),-1) --no-dashboard
+	MIRROR=off $(PY) -m dask worker "tcp://$$SCHEDULER" --nthreads 1 --nworkers "$${WORKERS:--1}" --no-dashboard
 
 test: $(INSTALLED)
-	$(PY) -m pytest -m 'not slow' -n 2 --dist worksteal
+	$(PY) -m pytest -n 2 --dist worksteal
 
 # A quarter of an hour
 mutants: $(INSTALLED)
@@ -105,7 +110,7 @@ lint: $(INSTALLED)
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
-	$(VENV)/bin/zizmor --offline --quiet .github
+	zizmor --offline --quiet .github
 
 # Half an hour, and 7 GB of scratch space for the largest set of images
 bench: $(INSTALLED)
@@ -113,24 +118,22 @@ bench: $(INSTALLED)
 	@$(PY) -m benchmarks
 
 sync: $(INSTALLED)
-	@$(PY) -m dvc_mlflow sync $(if $(REV),--rev '$(REV)')
+	@$(PY) -m dvc_mlflow sync $${REV:+"--rev=$$REV"}
 
 find: $(INSTALLED)
-	@$(PY) -m dvc_mlflow find '$(WHAT)'
+	@$(PY) -m dvc_mlflow find -- "$$WHAT"
 
-# The model is built from the weights in a commit's dvc.lock
-MODEL ?= models:/mnist@champion
 serve: $(INSTALLED)
-	@$(PY) -m stages.serve '$(MODEL)' $(or $(PORT),5001)
+	@$(PY) -m stages.serve "$$MODEL" "$${PORT:-5001}"
 
 # Without PORT it is 5000, or the first free one after it. The pages open although a sync fails.
 ui: $(INSTALLED)
-	@[ "$(MIRROR)" = off ] || $(PY) -m dvc_mlflow sync || true
-	@$(PY) -m dvc_mlflow view $(PORT)
+	@[ "$$MIRROR" = off ] || $(PY) -m dvc_mlflow sync || true
+	@$(PY) -m dvc_mlflow view -- "$$PORT"
 
 # Clones the last commit, computes everything anew and compares with dvc.lock (two to five minutes)
 verify: $(INSTALLED)
-	@$(PY) -m dvc_mlflow verify $(if $(ATTEST),--statement $(if $(KEY),--key '$(KEY)'))
+	@$(PY) -m dvc_mlflow verify $${ATTEST:+--statement} $${ATTEST:+$${KEY:+"--key=$$KEY"}}
 
 # Checks the statements in reports/rebuilds
 attest: $(INSTALLED)

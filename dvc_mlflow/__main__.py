@@ -29,12 +29,13 @@ def parser() -> Parser:
         added.set_defaults(function=function)
         return added
 
-    sync = command("sync", "write the runs that MLflow lacks, from dvc.lock", "sync.sync")
+    sync = command("sync", "write the runs that MLflow lacks, from dvc.lock", "fresh.sync")
     sync.add_argument("--rev", nargs="?", const="HEAD", help="of a commit or a DVC experiment")
     sync.add_argument("--all", action="store_true", help="of every commit and every DVC experiment")
     sync.add_argument("--since", metavar="DATE", help="with --all: of commits since a date")
     sync.add_argument("--dry", action="store_true", help="only say which runs are missing")
     sync.add_argument("--pull", action="store_true", help="fetch what is not in the cache of DVC")
+    sync.add_argument("--project", metavar="FOLDER", help="only the runs of the project there")
     command("status", "which results have no run, and which runs no commit", "sync.status")
     find = command("find", "from a run, model or file to its commits, and back", "find.find")
     find.add_argument("what", help="id of a run or model, models:/NAME@ALIAS, file or commit")
@@ -54,7 +55,8 @@ def parser() -> Parser:
         "damage", "files and objects whose bytes are not those of dvc.lock", "damage.damage"
     )
     damage.add_argument("--remove", action="store_true", help="remove the damaged objects")
-    command("mend", "repair everything that keeps `dvc` from starting", "mend.mend")
+    mend = command("mend", "repair everything that keeps `dvc` from starting", "mend.mend")
+    mend.add_argument("--project", metavar="FOLDER", help="only in the project there")
     return made
 
 
@@ -71,6 +73,8 @@ def main() -> None:
     commands.started = Path(os.path.relpath(STARTED))
     sys.path.insert(0, str(root))  # for the hooks
     with store.explained():
+        if given.get("project") is not None:
+            given["project"] = projects.named(given["project"], STARTED)
         getattr(importlib.import_module(f"dvc_mlflow.{module}"), function)(**given)
 
 

@@ -20,6 +20,9 @@ from dvc_mlflow.runs import MOST_FILES, SHOWN, SOME
 class Content:
     """Finds contents by path.
 
+    Attributes:
+        was_missing: Whether it was asked for a file that a run lacks.
+
     Args:
         project: The project that they belong to.
         made: The md5 of each out.
@@ -36,6 +39,7 @@ class Content:
     ) -> None:
         self._root, self._project, self._made = Path.cwd(), project, made
         self._commit, self._pull = commit, pull
+        self.was_missing = False
         caches = (project.repo.cache.local, project.repo.cache.legacy)
         self._caches = [cache for cache in caches if cache is not None]
 
@@ -59,6 +63,7 @@ class Content:
 
     def may_have(self, path: str) -> bool:
         """Whether an out, or a part of one, is here or in the cache, or may be in the remote."""
+        self.was_missing = True
         is_out = self._out_of(path.removesuffix(SOME))[0] in self._made
         return is_out and (self._pull or self._files(path) is not None)
 

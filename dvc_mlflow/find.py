@@ -182,7 +182,7 @@ def find_commit(rev: str) -> None:
     known, report = Known(), sync.Report()
     with sync.state_of(commit) as state:
         found = sum(_print_project(commit, project, known) for project in state.projects)
-        report.add(state)
+        report.add(state.projects)
     if found:
         store.print_how_to_open()
     none = f"no run in {store.name()} has the results of commit {commit[:10]}"

@@ -121,14 +121,15 @@ def mend_rwlock(path: Path) -> None:
         print(f"{path} could not be read; it is removed")
 
 
-def mend() -> None:
-    """Check the settings of the project, by its hook, and repair everything.
+def mend(project: Path | None = None) -> None:
+    """Check the settings of the project, by its hook, and repair everything, or one project only.
 
     DVC removes the outs of a stage before the stage can refuse a setting, so this comes first.
     """
     if check := hook("check"):
         check()
-    found = projects.find()
+    every = projects.find()
+    found = every if project is None else {project: every[project]}
     for folder in found:
         check_writable(folder)
     do_without_git()

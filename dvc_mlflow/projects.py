@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from dvc_mlflow import declaration, files
-from dvc_mlflow.errors import StageError
+from dvc_mlflow.errors import InputError, StageError
 from dvc_mlflow.git import GitError, git
 
 MAIN = Path()
@@ -60,6 +60,23 @@ def _names(root: Path, commit: str | None) -> Iterator[str]:
         paths = [file for place in places for file in (place / CONFIG, place / DECLARATION)]
         listed = [path.relative_to(root).as_posix() for path in paths]
     yield from (name for name in dict.fromkeys(listed) if name and (root / name).is_file())
+
+
+def named(folder: str, start: Path) -> Path:
+    """The project in a folder that a user named.
+
+    Args:
+        start: The folder that a relative path starts in.
+
+    Raises:
+        InputError: There is no project.
+    """
+    found = find()
+    for project in found:
+        if project.resolve() == (start / folder).resolve():
+            return project
+    names = ", ".join(project.as_posix() for project in found)
+    raise InputError(f"{folder} is not the folder of a DVC project; here are {names}")
 
 
 def scratch(root: Path = MAIN) -> Path:

@@ -110,6 +110,10 @@ def apply_settings() -> None:
     """Set MLflow's settings, before it is imported. Those of the environment win."""
     for variable, value in SETTINGS.items():
         os.environ.setdefault(variable, value)
+    # A proxy of the environment is for other machines
+    direct = os.environ.get("no_proxy") or os.environ.get("NO_PROXY") or ""
+    if "127.0.0.1" not in direct and direct != "*":
+        os.environ["no_proxy"] = ",".join(filter(None, [direct, "localhost,127.0.0.1,::1"]))
     if registry_uri := os.environ.get("MLFLOW_REGISTRY_URI"):
         os.environ["MLFLOW_REGISTRY_URI"] = _well_formed(registry_uri)
 

@@ -44,10 +44,10 @@ class Report:
     states: int = 0
     written: bool = False  # any run at all
 
-    def add(self, state: State) -> None:
-        """Note what is not shown of a state."""
+    def add(self, projects: Sequence[Project]) -> None:
+        """Note what is not shown of the projects of a state."""
         self.states += 1
-        for project in state.projects:
+        for project in projects:
             self.problems += [one for one in project.problems if one not in self.problems]
             for own, names in (
                 (self.declared, project),
@@ -124,7 +124,8 @@ def sync(
     since: str | None = None,
     dry: bool = False,
     pull: bool = False,
-) -> None:
+    project: Path | None = None,
+) -> bool:
     """Give every result in dvc.lock a finished run with its files and models, and connect the runs.
 
     Args:
@@ -133,6 +134,10 @@ def sync(
         since: A date. With ``all``, older commits are left out.
         dry: Only say which runs are missing.
         pull: Fetch files that are not in the cache from the remote.
+        project: The folder of the only project whose runs are written.
+
+    Returns:
+        Whether files that may come later would change nothing: all that runs show is there.
 
     Raises:
         StageError: Something could not be read.
@@ -140,7 +145,7 @@ def sync(
     commits: list[str | None] = [git.commit_of(rev) if rev else None]
     if all or since:
         commits = [*history.commits(since)]
-    report, claimed = Report(), False
+    report, claimed, lasting = Report(), False, True
     if not dry:
         store.settle()
     store.find_experiment()
@@ -151,25 +156,28 @@ def sync(
         known = Known()
         for commit in commits:
             with state_of(commit) as state:
-                report.add(state)
-                for project in state.projects:
-                    content = Content(project, state.made, commit, pull)
-                    locked = project.locked()
+                chosen = [one for one in state.projects if project in (None, one.folder)]
+                report.add(chosen)
+                for one in chosen:
+                    content = Content(one, state.made, commit, pull)
+                    locked = one.locked()
                     behind = _behind(locked, known, content)
                     report.written |= len(behind) < len(locked)
+                    lasting = lasting and not content.was_missing
                     if dry:
                         for result in behind:
                             print(f"would log the run of {name_of(result)}")
                     elif behind or pipeline.is_apart(locked, known):
                         if not claimed:
-                            store.open_store(project.folder)
+                            store.open_store(one.folder)
                             # Another machine may have written them meanwhile
                             stack.enter_context(claims.held())
                             known, claimed = Known(), True
-                        _write(project, state, known, content, report)
+                        _write(one, state, known, content, report)
     report.end(
         "" if dry else f"; {'all other runs are' if report.written else 'no run is'} written"
     )
+    return lasting
 
 
 def status() -> None:
@@ -182,7 +190,7 @@ def status() -> None:
     store.note_move()
     missing, known, report = [], Known(), Report()
     with state_of(None) as state:
-        report.add(state)
+        report.add(state.projects)
         for project in state.projects:
             locked = project.locked()
             behind = _behind(locked, known, Content(project, state.made))

@@ -93,7 +93,7 @@ def show(port: str = "") -> None:
         start_new_session=True,  # its processes form a group, and end together
     )
     try:
-        if _answers(address, server):
+        if _answers(address, server) or server.poll() is None:
             print(found, flush=True)
         server.wait()
     except KeyboardInterrupt:
@@ -120,10 +120,12 @@ def _free(port: str) -> int:
 
 def _answers(address: str, server: subprocess.Popen[bytes]) -> bool:
     """Wait until the server answers. False if it has ended or takes longer than PATIENCE."""
+    # A proxy of the environment (http_proxy) is for other machines
+    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     deadline = time.monotonic() + PATIENCE
     while server.poll() is None and time.monotonic() < deadline:
         try:
-            urllib.request.urlopen(f"{address}/health", timeout=2).close()
+            direct.open(f"{address}/health", timeout=2).close()
         except OSError:
             time.sleep(0.2)
         else:

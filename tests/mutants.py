@@ -280,7 +280,7 @@ FORKS = multiprocessing.get_context("forkserver")
 LIBRARIES = ["numpy", "scipy.stats", "scipy.ndimage", "torch", "sklearn.metrics", "mlflow"]
 LIBRARIES += ["matplotlib.pyplot", "safetensors.torch", "pydantic", "hypothesis", "pytest"]
 
-OPTIONS = ["-x", "-q", "-p", "no:cacheprovider", "--basetemp=../tmp"]
+OPTIONS = ["-x", "-q", "-p", "no:cacheprovider", "--basetemp=../tmp", "-m", ""]
 
 
 def copy_of_the_project(scratch: str) -> Path:

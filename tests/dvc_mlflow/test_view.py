@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.request
 from pathlib import Path
 
 import psutil
@@ -154,7 +155,11 @@ def test_the_views_of_an_older_store_become_those_of_the_settings(standing_in, t
 
 def test_a_tracking_server_has_the_ui_itself(monkeypatch, capsys):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://bob:secret@127.0.0.1:9/")
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.setenv(name, "")
     view.show("not even looked at")
+    assert urllib.request.proxy_bypass_environment("127.0.0.1")  # whatever proxy is set
+    assert not urllib.request.proxy_bypass_environment("example.org")
     said, warned = capsys.readouterr()
     assert said == "The tracking server has the UI: http://127.0.0.1:9\n"
     assert warned.startswith("warning: MLflow: ")
@@ -216,7 +221,10 @@ class Healthy(http.server.BaseHTTPRequestHandler):
         pass
 
 
-def test_a_server_is_waited_for_until_it_is_healthy():
+def test_a_server_is_waited_for_until_it_is_healthy_and_no_proxy_is_asked(monkeypatch):
+    for name in ("http_proxy", "HTTP_PROXY", "all_proxy"):
+        monkeypatch.setenv(name, f"http://127.0.0.1:{free_port()}")
+    monkeypatch.setattr(view, "PATIENCE", 20)
     process = sleeper()
     with http.server.HTTPServer(("127.0.0.1", 0), Healthy) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
