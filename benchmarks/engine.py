@@ -4,8 +4,9 @@
     .venv/bin/python -m benchmarks.engine fast       20 `fast` cells, on all cores (ten minutes)
 
 The coordinator's share is measured in a scratch clone, with workers of Dask that train nothing:
-they answer with the cell of the first seed. It is in seconds of the processor, with Dask's scheduler. The
-ideal time for the `fast` cells is the sum of their own times divided by the number of workers.
+they answer with the cell of the first seed. It is in seconds of the processor, with Dask's
+scheduler. The ideal time for the `fast` cells is the sum of their own times divided by the number
+of workers.
 """
 
 import hashlib

@@ -69,6 +69,8 @@ def slow_test(file: str) -> str:
     """Nothing where no slow test runs this file."""
     if file.endswith(".md") or file.startswith(("stages/show/", "study/comparison")):
         return ""
+    if file == "Makefile":
+        return "tests/test_faults.py::test_make_repro_mends_first_and_a_failed_sync_costs_nothing"
     if file in ("stages/serve.py", "stages/hooks.py"):
         return f"{LIVE}::test_the_champion_passes_the_gate_and_answers_images_over_http"
     if file.startswith("dvc_mlflow/"):

@@ -84,6 +84,12 @@ def test_a_changed_statement_does_not_hold(rebuilt, key, signed):
         read(path, md5s)
 
 
+def test_a_statement_about_an_out_that_the_lock_of_its_commit_lacks_does_not_hold(rebuilt):
+    path, md5s = written(rebuilt)
+    with pytest.raises(StageError, match="figures"):
+        read(path, {"model": md5s["model"]})
+
+
 def test_the_committed_statements_hold_for_their_commits(monkeypatch):
     monkeypatch.chdir(ROOT)
     paths = [*attest.STATEMENTS.glob("*.json")]
