@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from tiny import make_project
 
 from conftest import ROOT, missing, qemu
 from dvc_mlflow import attest, verify
@@ -84,10 +85,13 @@ def test_a_changed_statement_does_not_hold(rebuilt, key, signed):
         read(path, md5s)
 
 
-def test_a_statement_about_an_out_that_the_lock_of_its_commit_lacks_does_not_hold(rebuilt):
-    path, md5s = written(rebuilt)
-    with pytest.raises(StageError, match="figures"):
-        read(path, {"model": md5s["model"]})
+def test_a_statement_about_what_no_lock_has_does_not_hold(tmp_path, monkeypatch):
+    project = make_project(tmp_path / "project")
+    monkeypatch.chdir(project.path)
+    outs = ["reports/metrics.json", "code.py"]
+    attest.write(attest.statement(project.path, project.git("rev-parse", "HEAD"), outs))
+    with pytest.raises(StageError, match=r"code\.py"):
+        attest.report()
 
 
 def test_the_committed_statements_hold_for_their_commits(monkeypatch):

@@ -31,7 +31,6 @@ from machines import (
 from conftest import Clone, missing, wait_for
 from dvc_mlflow.errors import InputError
 from study import engine, inspection, places
-from study import missing as missing_cells
 
 slow = pytest.mark.slow
 
@@ -81,21 +80,6 @@ def test_an_audit_that_is_no_share_is_refused(given, monkeypatch):
 def test_an_engine_that_there_is_not_is_refused_with_those_that_there_are(given):
     with pytest.raises(InputError, match=f"ENGINE is {given}, expected local, dask://HOST:PORT, "):
         places.open_place(given, 1)
-
-
-def test_a_line_of_the_journal_that_was_cut_short_does_not_count(tmp_path, monkeypatch):
-    monkeypatch.setattr(missing_cells, "JOURNAL", tmp_path / "journal")
-    assert missing_cells.read_journal() == {}
-    missing_cells.note("cell@a", "key", "md5", "host")
-    with (tmp_path / "journal").open("a") as file:
-        file.write('\n{"stage": "cell@b", "key"')
-    missing_cells.note("cell@c", "key", "md5", "host")
-    missing_cells.note("cell@a")
-    found = missing_cells.read_journal()
-    assert {stage: entry.key for stage, entry in found.items()} == {
-        "cell@a": "",
-        "cell@c": "key",
-    }
 
 
 # --- on real machines ---
