@@ -58,7 +58,8 @@ def home(raw, tmp_path_factory):
 
 
 @pytest.fixture
-def cells(home):
+def cells(home, monkeypatch):
+    monkeypatch.setattr(worker, "ROOT", home)
     with chdir(home):
         with missing.opened() as repo:
             found = missing.stale(repo)
@@ -123,10 +124,10 @@ def test_a_reply_that_is_not_the_cell_is_refused_and_the_cell_asked_for_elsewher
 
 
 def test_what_a_dismissed_machine_has_sent_does_not_verify_what_others_send(cells, capsys):
-    def right_once(order, at):
-        return sent(order, at) if order.stage == cells[0].stage.name else "text"
+    def wrong_once(order, at):
+        return "text" if order.stage == cells[1].stage.name else sent(order, at)
 
-    computed(cells, 1.0, one=right_once, two=sent, three=sent)
+    computed(cells, 1.0, one=wrong_once, two=sent, three=sent)
     said = capsys.readouterr().out
     assert "host of one gets no more cells" in said
     came = [line for line in said.splitlines() if line.startswith("[")]
