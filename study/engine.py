@@ -12,7 +12,6 @@ its run cache and its lock are then the same as if `dvc repro` had run each cell
 
 import contextlib
 import itertools
-import json
 import math
 import os
 import queue
@@ -21,7 +20,6 @@ from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import CancelledError, Future
 from dataclasses import dataclass, replace
-from hashlib import md5
 from typing import Any
 
 from filelock import FileLock, Timeout
@@ -29,45 +27,15 @@ from filelock import FileLock, Timeout
 from dvc_mlflow import files
 from dvc_mlflow.errors import InputError, StageError, main_function, one_line
 from stages.base.files import DATA_PREPARED
-from study import missing, places, worker
+from study import inspection, missing, places, worker
 from study.missing import JOURNAL, Cell, is_file
 from study.places import Place
 from study.progress import Progress
 from study.worker import Order, Reply
 
-FIELDS = {"errors", "history", "scores", "sha256", "test_accuracy", "test_loss"}
 TRIES = 3  # of a cell that fails on other machines
 MOST_DISMISSED = 20
 TICK = 2.0  # seconds between two looks at the workers
-
-
-# --- what comes ---
-
-
-def mistake_in(reply: Reply) -> str:
-    """Why the bytes of a reply are not those of a cell, or nothing."""
-    if md5(reply.content).hexdigest() != reply.md5:
-        return "its file does not have the md5 that it was sent with"
-    try:
-        keys = set(json.loads(reply.content))
-    except (ValueError, TypeError):
-        keys = set()
-    return "" if keys == FIELDS else "its file is not a cell"
-
-
-def difference(one: bytes, other: bytes) -> str:
-    """Where two files of the same cell begin to differ."""
-    first, second = json.loads(one), json.loads(other)
-    histories = first.pop("history"), second.pop("history")
-    for at, epoch in enumerate(histories[0].get("epoch", [])):
-        for name in sorted(histories[0]):
-            values = [str(history.get(name, [])[at : at + 1]) for history in histories]
-            if values[0] != values[1]:
-                return f"from epoch {epoch} on, in {name}: {values[0]} and {values[1]}"
-    if first["sha256"] != second["sha256"]:
-        return "in the weights after the last epoch, or in their outputs (sha256)"
-    names = [name for name in sorted(first) if first[name] != second.get(name)]
-    return f"in {names[0]}" if names else "in the form of the file"
 
 
 # --- all of them ---
@@ -147,23 +115,33 @@ class Computation:
         future.add_done_callback(self._ready.put)
 
     def _reply(self, future: Future[Any], job: Job) -> Reply:
-        """The reply to a job, also if it is an exception of Dask's."""
+        """The reply to a job, also if it is an exception of Dask's, or cannot be used."""
         stage = job.order.stage
         try:
-            reply = Reply(**future.result())
+            at, given = future.result()
         except CancelledError:
             self.place.addresses()  # says so if the scheduler has gone
             return Reply(stage, "the scheduler", fault="the task was cancelled")
         except Exception as error:
-            fault = f"{type(error).__name__}: {one_line(error)}"
+            fault = f"{type(error).__name__}: {inspection.line(str(error))}"
             if type(error).__name__ == "KilledWorker":
                 return Reply(stage, "each of several workers", fault=fault)
             at = self.place.failed_at(job.key)
             fault += f": is its clone at commit {job.order.commit[:12]}?"
-            return Reply(stage, self._at.get(at, at), at, fault=fault, unfit=bool(at))
+            return self._refused(stage, at, fault)
+        try:
+            reply = inspection.read(given, job.order, at)
+        except StageError as error:
+            return self._refused(stage, at, str(error))
         self._at[reply.address] = reply.worker
-        mistake = "" if reply.fault else mistake_in(reply)
-        return replace(reply, fault=mistake) if mistake else reply
+        _, epochs = self._progress.epochs[stage]
+        mistake = "" if reply.fault else inspection.mistake_in(reply, job.order, epochs)
+        return replace(reply, fault=mistake, unfit=True) if mistake else reply
+
+    def _refused(self, stage: str, at: str, fault: str) -> Reply:
+        """In place of what a worker gave that cannot be used."""
+        name = self._at.get(at, at) or "a worker"
+        return Reply(stage, name, at, fault=fault, unfit=bool(at))
 
     def _receive(self, job: Job, reply: Reply) -> None:
         replies = self._trusted(job.replies)
@@ -184,7 +162,10 @@ class Computation:
         cell = self.cells[reply.stage]
         if not self.place.client:
             for dep in cell.stage.deps:
-                if type(dep).get_hash(dep) != dep.hash_info:
+                found = None
+                with contextlib.suppress(OSError):  # it is gone
+                    found = type(dep).get_hash(dep)
+                if found != dep.hash_info:
                     raise StageError(
                         f"{dep} was changed while cells were computed: `make study` computes "
                         "those again that depend on it"
@@ -213,7 +194,7 @@ class Computation:
     # --- faults ---
 
     def _fail(self, reply: Reply, replies: Sequence[Reply]) -> None:
-        if not self.place.client and reply.unfit:
+        if reply.unfit and not reply.address:  # of this machine, which nobody replaces
             raise StageError(reply.fault)
         if reply.unfit:
             self._dismiss(reply, reply.fault)
@@ -285,13 +266,14 @@ class Computation:
         again = [
             stage
             for stage, entry in missing.read_journal().items()
-            if entry["worker"] == wrong.worker and stage in self.cells
+            if entry.worker == wrong.worker and stage in self.cells
         ]
         for stage in again:
             missing.note(stage)
-            self.cells[stage].path.unlink(missing_ok=True)
+            with files.writing(self.cells[stage].path):
+                self.cells[stage].path.unlink(missing_ok=True)
         self._progress.lost(again)
-        where = difference(right.content, wrong.content)
+        where = inspection.difference(right.content, wrong.content)
         self._dismiss(wrong, f"its {wrong.stage} differs from that of {right.worker} {where}")
         for stage in again:
             self._ask(stage)

@@ -10,7 +10,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from dvc_mlflow import alone, files, projects
+from dvc_mlflow.errors import StageError
+from stages.base.strict import Section
 from study import settings
 
 JOURNAL = Path(".dvc", "tmp", "engine.jsonl")  # one line per cell that has come
@@ -74,13 +78,16 @@ def stale(repo: Any) -> list[Cell]:
         if same and not stage.changed_outs():
             continue
         cell = Cell(stage, str(_get_stage_hash(stage)), here=False)
-        noted = journal.get(stage.name, {})
-        here = noted.get("key") == cell.key and is_file(cell.path, noted["md5"])
+        noted = journal.get(stage.name)
+        here = noted is not None and noted.key == cell.key and is_file(cell.path, noted.md5)
         if not here and Path(repo.stage_cache._get_cache_dir(cell.key)).is_dir():
             cell.path.unlink(missing_ok=True)  # as `dvc repro` does: DVC replaces no unknown file
+            kept: Any = None
             with contextlib.suppress(RunCacheNotFoundError), contextlib.chdir(settings.FOLDER):
                 repo.stage_cache.restore(stage)
-                here = True
+                kept = repo.stage_cache._load(stage)
+            # DVC believes that an object in its cache has the md5 that is its name
+            here = bool(kept) and is_file(cell.path, kept["outs"][0]["md5"])
         found.append(replace(cell, here=here))
     return found
 
@@ -108,14 +115,32 @@ def take_over(repo: Any, cells: Sequence[Cell]) -> None:
 # --- the journal ---
 
 
-def read_journal() -> dict[str, dict[str, str]]:
-    """What has come, by stage. A line that was not written to its end does not count."""
-    found: dict[str, dict[str, str]] = {}
-    with contextlib.suppress(FileNotFoundError):
-        for line in JOURNAL.read_text(encoding="utf-8").splitlines():
-            with contextlib.suppress(ValueError):
-                entry = json.loads(line)
-                found[entry["stage"]] = entry
+class Note(Section):
+    """A line of the journal."""
+
+    stage: str
+    key: str
+    md5: str
+    worker: str
+
+
+def read_journal() -> dict[str, Note]:
+    """What has come, by stage. A line that is damaged or not written to its end does not count.
+
+    Raises:
+        StageError: It cannot be read.
+    """
+    found: dict[str, Note] = {}
+    try:
+        lines = JOURNAL.read_bytes().splitlines()
+    except FileNotFoundError:
+        return {}
+    except OSError as error:
+        raise StageError(f"{JOURNAL} cannot be read ({error.strerror}): remove it") from None
+    for line in lines:
+        with contextlib.suppress(ValidationError):
+            entry = Note.model_validate_json(line)
+            found[entry.stage] = entry
     return found
 
 

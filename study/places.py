@@ -5,6 +5,7 @@ its jobs are workers of Dask: both engines then take the same path.
 """
 
 import contextlib
+import json
 import logging
 import re
 import shlex
@@ -13,7 +14,7 @@ import socket
 import subprocess
 import sys
 import warnings
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -24,6 +25,7 @@ from dvc_mlflow.commands import quoted
 from dvc_mlflow.errors import InputError, StageError, one_line
 from stages.base import numerics
 from study import worker
+from study.inspection import LARGEST_REPLY
 from study.worker import Order
 
 PATIENCE = 20  # seconds that a scheduler has to answer
@@ -31,8 +33,13 @@ OUTAGE = 60  # seconds that the network to it may fail
 JOBS = 16  # of Slurm at a time, unless ENGINE says so: slurm:100
 INSTALL = "pip install -c constraints.txt -e '.[engines]'"
 
-# Names nothing of ours: so a scheduler needs no clone, and a worker with an older one can say so
-TASK = "__import__('study.worker').worker.answer(order)"
+# Names nothing of ours: so a scheduler needs no clone, and a worker with an older one can say so.
+# The answer comes as a text, because Dask never hands over an object of a class that is not here.
+# Beside it is the address that Dask has for the worker, whatever the answer says
+TASK = (
+    "__import__('distributed').get_worker().address, __import__('json').dumps("
+    f"__import__('study.worker').worker.answer(order), default=bytes.hex)[:{LARGEST_REPLY + 1}]"
+)
 
 # A job of Slurm makes its own clone, of the commit and with the downloads of this folder, and
 # removes it at its end
@@ -66,9 +73,13 @@ class Place:
     known: Collection[str] = ()
 
     def submit(self, order: Order, key: tuple[str, ...], only: Collection[str] = ()) -> Future[Any]:
-        """Ask for a cell, from any worker or only from those with the given addresses."""
+        """Ask for a cell, from any worker or only from those with the given addresses.
+
+        Returns:
+            The address of the worker, if it has one, and its reply as JSON.
+        """
         if not self.client:
-            return self.executor.submit(worker.answer, asdict(order))
+            return self.executor.submit(_answer, asdict(order))
         executor = self.executor
         if only:
             executor = self.client.get_executor(pure=False, workers=list(only))
@@ -122,6 +133,11 @@ class Place:
         for end in (partial(self.executor.shutdown, wait=False), self.client, self.cluster):
             with contextlib.suppress(Exception):  # the scheduler may have gone
                 getattr(end, "close", end)()
+
+
+def _answer(order: Mapping[str, Any]) -> tuple[str, str]:
+    """What TASK gives, for this machine."""
+    return "", json.dumps(worker.answer(order), default=bytes.hex)
 
 
 def local() -> Place:

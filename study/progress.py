@@ -12,11 +12,15 @@ from study.worker import Reply
 
 
 class Progress:
-    """A bar on a terminal, and one line per cell."""
+    """A bar on a terminal, and one line per cell.
+
+    Attributes:
+        epochs: The model and the number of epochs of each cell, by stage.
+    """
 
     def __init__(self, cells: Sequence[Cell]) -> None:
         recipes = params.load_recipes()
-        self._epochs = {
+        self.epochs = {
             cell.stage.name: (model, getattr(recipes[recipe], model).epochs)
             for cell in cells
             for recipe, model, _ in [cell.arguments]
@@ -29,7 +33,7 @@ class Progress:
 
     def came(self, reply: Reply, verified: str) -> None:
         """A cell is here. ``verified`` is the worker that has computed the same, if any."""
-        model, epochs = self._epochs[reply.stage]
+        model, epochs = self.epochs[reply.stage]
         self._took.setdefault(model, []).append(reply.seconds / epochs)
         self._seconds += reply.seconds
         self._left.discard(reply.stage)
@@ -45,7 +49,7 @@ class Progress:
         """When all will be there, if the rest is computed as fast, and by as many workers."""
         known = [seconds for some in self._took.values() for seconds in some]
         work = 0.0
-        for model, epochs in map(self._epochs.__getitem__, self._left):
+        for model, epochs in map(self.epochs.__getitem__, self._left):
             of_model = self._took.get(model, known)
             work += epochs * sum(of_model) / len(of_model)
         now = time.time()

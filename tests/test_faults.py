@@ -15,6 +15,7 @@ from pathlib import Path
 import psutil
 import pytest
 from test_pipeline import STAGES
+from tiny import make_project
 
 from conftest import ROOT, Clone, flip_bit, make_clone, missing, wait_for, weekly
 from dvc_mlflow import alone
@@ -175,6 +176,18 @@ def test_a_torn_dvc_lock_is_taken_back(copy, share, kept):
     # What the copy from before the last stage lacks, that stage is run for again
     copy.run("dvc", "repro")
     assert path.read_bytes() == content
+
+
+def test_make_repro_mends_first_and_a_failed_sync_costs_nothing(tmp_path):
+    project = make_project(tmp_path / "project")
+    shutil.copy(ROOT / "Makefile", project.path)
+    (project.path / ".venv").symlink_to(sys.prefix)
+    (project.path / "dvc.lock").write_text("torn", encoding="utf-8")
+    nowhere = {"MIRROR": "on", "MLFLOW_TRACKING_URI": "http://127.0.0.1:9"}
+    installed = ["-o", "installed", "-o", ".venv/.installed"]
+    ended = project.run("make", *installed, "repro", env=nowhere)
+    assert "dvc.lock could not be read; it is the one of the last commit now" in ended.stdout
+    assert "127.0.0.1:9" in ended.stderr and "# Comparison 0" in ended.stdout
 
 
 # --- damaged ---

@@ -1,6 +1,7 @@
 """The three houses: imports go one way, each stage declares its code, and dvc_mlflow is general."""
 
 import ast
+import json
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -149,3 +150,9 @@ def test_dvc_mlflow_names_nothing_of_this_project():
         if text in names or "mnist" in text.lower()
     ]
     assert found == []
+
+
+def test_each_mistake_of_the_list_can_be_made_in_the_code_of_today():
+    entries = json.loads((ROOT / "tests/mutants.json").read_text(encoding="utf-8"))
+    gone = [one for one in entries if one["old"] not in (ROOT / one["file"]).read_text("utf-8")]
+    assert entries and gone == []

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from test_other_repository import COMMAND, make_repository
+from tiny import make_project
 
 from conftest import ROOT, Clone, missing, qemu
 from dvc_mlflow import attest, files, statements, verify
@@ -140,6 +141,15 @@ def test_an_out_whose_bytes_are_nowhere_is_named_and_not_counted(rebuilt, capsys
     assert {out for out, _ in attest.read(path).outs} == {"figures"}
     attest.report()
     assert "the bytes are not here: model (`dvc pull`" in capsys.readouterr().out
+
+
+def test_a_statement_about_what_no_lock_has_does_not_hold(tmp_path, monkeypatch):
+    project = make_project(tmp_path / "project")
+    monkeypatch.chdir(project.path)
+    outs = ["reports/metrics.json", "code.py"]
+    attest.write(attest.statement(project.path, project.git("rev-parse", "HEAD"), outs))
+    with pytest.raises(StageError, match=r"code\.py"):
+        attest.report()
 
 
 def test_the_committed_statements_hold_for_their_commits(monkeypatch):

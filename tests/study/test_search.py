@@ -93,15 +93,17 @@ def trial(number, accuracy, loss):
 
 def test_the_best_has_the_smallest_sum_of_ranks_and_a_diverged_training_comes_last():
     rows = [
-        trial(0, 0.990, 0.030),  # 2nd and 3rd
+        trial(0, 0.990, 0.030),  # 2nd, as two others, and 3rd
         trial(1, None, None),
-        trial(2, 0.985, 0.025),  # 3rd and 2nd
+        trial(2, 0.985, 0.025),  # 5th and 2nd
         trial(3, 0.991, 0.020),  # both 1st
-        trial(4, 0.980, 0.040),
+        trial(4, 0.980, 0.034),
+        trial(5, 0.990, 0.036),
+        trial(6, 0.990, 0.045),
     ]
     ranked = search.ranked(rows)
-    assert [row["trial"] for row in ranked] == [3, 2, 0, 4, 1]
-    assert [row["rank_sum"] for row in ranked] == [2, 5, 5, 8, 10]
+    assert [row["trial"] for row in ranked] == [3, 0, 2, 5, 6, 4, 1]
+    assert [row["rank_sum"] for row in ranked] == [2, 5, 7, 7, 8, 10, 14]
 
 
 def test_equally_many_go_on_from_each_quarter_of_the_distortions(found):
