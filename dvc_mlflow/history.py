@@ -2,12 +2,13 @@
 
 import contextlib
 import functools
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dvc_mlflow import projects
+from dvc_mlflow import identity, projects
 from dvc_mlflow.errors import InputError, StageError
 from dvc_mlflow.git import git
 
@@ -64,11 +65,15 @@ class Holder:
     first: str  # the oldest commit, which introduced it
     others: int
     stages: dict[str, dict[str, str]]  # the md5 of each out, by stage and path
+    results: frozenset[str] = frozenset()  # the identities, see identity.py
 
-    def holds(self, outs: Mapping[str, str]) -> bool:
-        """Whether each of these outs is in dvc.lock."""
+    def holds(self, outs: Mapping[str, str], results: frozenset[str] = frozenset()) -> bool:
+        """Whether each of these outs is in dvc.lock, and each result with one of these identities.
+
+        The paths of outs may be unknown, so identities alone say enough.
+        """
         held = {path: md5 for stage in self.stages.values() for path, md5 in stage.items()}
-        return all(held.get(path) == md5 for path, md5 in outs.items())
+        return results <= self.results and outs.items() <= held.items()
 
 
 @functools.cache
@@ -104,11 +109,12 @@ def commits(since: str | None = None) -> list[str]:
 
 
 @functools.cache
-def holders(md5s: frozenset[str] | None = None) -> tuple[Holder, ...]:
+def holders(wanted: frozenset[frozenset[str]] | None = None) -> tuple[Holder, ...]:
     """Every dvc.lock of the history, the newest first.
 
     Args:
-        md5s: Only those that name one of these. The others are not parsed, which would take long.
+        wanted: Only those that name all md5s of one of these sets. The others are not parsed, which
+            would take long.
     """
     by_lock: dict[tuple[Path, str], list[str]] = {}
     for commit, blobs in _blobs().items():
@@ -118,10 +124,12 @@ def holders(md5s: frozenset[str] | None = None) -> tuple[Holder, ...]:
     for (lock, _), holding in by_lock.items():
         try:
             text = lock_of(holding[-1], lock)
-            if md5s is not None and not any(md5 in text for md5 in md5s):
+            named = {*re.findall(r"[\w.-]+", text)}
+            if wanted is not None and not any(md5s <= named for md5s in wanted):
                 continue
             outs = _outs(holding[-1], lock, text)
         except Exception:  # a damaged dvc.lock in the history holds nothing
             continue
-        found.append(Holder(holding[-1], len(holding) - 1, outs))
+        results = identity.of_lock(text, lock.parent)
+        found.append(Holder(holding[-1], len(holding) - 1, outs, results))
     return tuple(found)

@@ -144,7 +144,7 @@ def test_each_path_starts_in_the_main_folder_whatever_the_stage_starts_from(repo
 def test_a_stage_without_outs_is_found_again_by_what_it_read(repository):
     result = main().locked()["without-outs"]
     assert (result.outs, result.deps) == ({}, {"out.csv": md5(Path("out.csv"))})
-    assert result.tags == {"read": main().here("without-outs").read}
+    assert result.links == {"read": main().here("without-outs").read}
     text = Path("out.csv").read_text(encoding="utf-8")
     Path("out.csv").write_text("another", encoding="utf-8")
     try:
@@ -170,14 +170,14 @@ def test_the_outs_of_a_commit_and_of_the_folder_are_the_same_without_dvc(reposit
 
 def test_settings_of_foreach_and_matrix_can_be_compared_between_the_items(repository):
     params = {name: result.params for name, result in everything().items()}
-    assert params["plain"] == {"chosen": "warm", "size": 7, "list": [1, 2]}
+    assert params["plain"] == {"chosen": "warm", "warm.size": 7, "list": [1, 2]}
     assert params["moved"] == {"model": "made-elsewhere", "warm.rate": 1}
-    assert params["each@one"] == {"rate": 2, "item": "one"}
-    assert params["each@two"] == {"rate": 3, "item": "two"}
-    assert params["keyed@uk"] == {"rate": 5, "item": "uk"}
-    grid = {"rate": 6, "deep.er": 8, "name": "x", "size": 2}
+    assert params["each@one"] == {"one.rate": 2, "item": "one"}
+    assert params["each@two"] == {"two.rate": 3, "item": "two"}
+    assert params["keyed@uk"] == {"uk.rate": 5, "item": "uk", "n": 2}
+    grid = {"x.rate": 6, "x.deep.er": 8, "name": "x", "size": 2}
     assert params["grid@x-2"] == {"model": "big", **grid}
-    assert params["grid@y-1"] == {"rate": 7, "deep": 9, "name": "y", "size": 1}
+    assert params["grid@y-1"] == {"y.rate": 7, "y.deep": 9, "name": "y", "size": 1}
 
 
 def test_plots_metrics_and_models_are_found_wherever_they_lie(repository):

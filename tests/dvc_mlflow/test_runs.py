@@ -224,21 +224,21 @@ def test_the_tags_of_a_result_find_its_finished_run_also_if_it_is_deleted_and_no
         time.sleep(0.002)  # a millisecond is the store's clock
         return run_id
 
-    links = result("fit", {"it's `a` file": md5, "common": "md5"}).tags
+    made = result("fit", {"it's `a` file": md5, "common": "md5"})
     older, newer = ended("it's `a` file", md5), ended("it's `a` file", md5)
     ended("it's `a` file", md5, "FAILED")
     ended("it's `a` file", other)
     known = Known()
-    assert known.finished(links).info.run_id == newer
-    assert known.deleted(links) is None
-    assert known.finished({**links, "out:more": "md5"}) is None
+    assert known.finished(made).info.run_id == newer
+    assert known.deleted(made) is None
+    assert known.finished(result("fit", {**made.outs, "more": "md5"})) is None
     client.delete_run(newer)
-    assert Known().finished(links).info.run_id == older
-    assert Known().deleted(links).info.run_id == newer
+    assert Known().finished(made).info.run_id == older
+    assert Known().deleted(made).info.run_id == newer
     latest = ended("it's `a` file", md5)
-    assert known.finished(links).info.run_id == newer  # it has read the store once
+    assert known.finished(made).info.run_id == newer  # it has read the store once
     known.add(latest)
-    assert known.finished(links).info.run_id == latest
+    assert known.finished(made).info.run_id == latest
 
 
 def test_a_run_has_the_color_that_the_project_gives_to_one_of_its_settings(experiment, monkeypatch):
