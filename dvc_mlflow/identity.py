@@ -66,6 +66,4 @@ def _plain(tree: Any) -> Any:
         return {str(key): _plain(value) for key, value in tree.items()}
     if isinstance(tree, list | tuple):
         return [_plain(value) for value in tree]
-    if isinstance(tree, set | frozenset):
-        return sorted(map(str, tree))
     return tree if isinstance(tree, str | int | float | None) else str(tree)

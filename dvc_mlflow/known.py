@@ -145,11 +145,19 @@ def _showing(result: Result, found: Iterable[Any]) -> Any:
 
 
 def _agrees(run: Any, result: Result) -> bool:
-    """Whether a complete run has the stage and the settings of a result."""
-    tags, settings = run.data.tags, {named(key): str(v) for key, v in result.params.items()}
-    of = (tags.get("stage"), tags.get("project")) == (result.stage, result.project.as_posix())
-    same = tags.get("read") == result.read or (of and run.data.params == settings)
-    return same and runs.is_complete(run)
+    """Whether a complete run has the stage and the settings of a result.
+
+    The settings may have had other names. Those that the code of a stage logged may be any.
+    """
+    tags, shown = run.data.tags, run.data.params
+    if not runs.is_complete(run):
+        return False
+    settings = {named(key): str(value) for key, value in result.params.items()}
+    if tags.get("read") == result.read:
+        by_code = "process" not in tags
+        return by_code or all(shown.get(key, settings[key]) == settings[key] for key in settings)
+    of = (tags.get("stage"), tags.get("project"))
+    return of == (result.stage, result.project.as_posix()) and shown == settings
 
 
 def _ended(run: Any) -> int:

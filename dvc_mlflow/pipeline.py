@@ -157,7 +157,7 @@ def group(
     if parent is None:
         chosen = dict.fromkeys(value for result in locked.values() for value in result.chosen)
         copied = ("commit", "dirty", "dvc_experiment", "mlflow.user")
-        newest = list(of_stage.values())[-1].data.tags
+        newest = max(of_stage.values(), key=lambda run: run.info.start_time).data.tags
         tags = {key: value for key, value in newest.items() if key in copied}
         name = " ".join([NAME, *chosen, *filter(None, [tags.get("dvc_experiment")])])
         parent_id = runs.write(experiment_id, whole, {**tags, **text}, missing, name)

@@ -98,7 +98,7 @@ def sync(
     commits: list[str | None] = [git.commit_of(rev) if rev else None]
     if all or since:
         commits = [*history.commits(since)]
-    report, claimed = Report(), False
+    report, claimed, told = Report(), False, set[str]()
     store.find_experiment()
     if not dry:
         _end_dead_runs()
@@ -113,9 +113,11 @@ def sync(
                     behind, old = _behind(locked, known, content), _former(locked, known)
                     if dry:
                         for result in behind:
-                            print(f"would log the run of {name_of(result)}")
-                        if old:
-                            print(f"would mark {len(old)} runs of an earlier version")
+                            if result.identity not in told:
+                                print(f"would log the run of {name_of(result)}")
+                        if marked := {run.info.run_id for _, run in old} - told:
+                            print(f"would mark {len(marked)} runs of an earlier version")
+                        told |= {*marked, *(result.identity for result in behind)}
                     elif behind or old or pipeline.is_apart(project, locked, known):
                         if not claimed:
                             store.open_store(project.folder)

@@ -272,15 +272,18 @@ def test_a_lock_that_names_no_stages_is_told(text):
 def test_a_lock_of_dvc_1_which_holds_only_the_stages_is_read_like_one_of_today(fresh):
     make_results(fresh)
     expected = {stage: fresh.outs(stage) for stage in PIPELINE}
+    results = {stage: result.identity for stage, result in locked_of().items()}
     stages = json.loads(Path("dvc.lock").read_text(encoding="utf-8"))["stages"]
     for entry in (entry for stage in stages.values() for entry in stage["deps"] + stage["outs"]):
-        del entry["hash"]  # which is newer, too
+        del entry["hash"], entry["size"]  # which are newer, too
     fresh.write("dvc.lock", json.dumps(stages))
     project = project_in()
     assert {stage: result.outs for stage, result in project.locked().items()} == expected
+    assert {stage: result.identity for stage, result in project.locked().items()} == results
     assert project.problems == []
     fresh.commit("a lock of DVC 1")
-    assert any(holder.stages == expected for holder in history.holders())
+    (holder,) = (holder for holder in history.holders() if holder.stages == expected)
+    assert holder.results == {*results.values()}
 
 
 # --- git ---
