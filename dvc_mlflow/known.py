@@ -1,6 +1,6 @@
 """The runs that the store has, by their tags."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable
 from typing import Any
 
 from dvc_mlflow import runs, store
@@ -21,7 +21,7 @@ def search(condition: str, deleted: bool = False) -> list[Any]:
     from mlflow.entities import ViewType
 
     view = ViewType.DELETED_ONLY if deleted else ViewType.ACTIVE_ONLY
-    ids = [one.experiment_id for one in pages(client().search_experiments)]
+    ids = [one.experiment_id for one in store.every(client().search_experiments)]
     found: dict[str, Any] = {}
     since, token = 0, None
     while ids:
@@ -35,16 +35,6 @@ def search(condition: str, deleted: bool = False) -> list[Any]:
         last = page[-1].info.start_time
         since, token = (last, None) if last > since else (since, page.token)
     return list(found.values())[::-1]
-
-
-def pages(ask: Callable[..., Any], *of: Any, **more: Any) -> Iterator[Any]:
-    """All answers to a search of MLflow's, page by page."""
-    token = None
-    while True:
-        page = ask(*of, **more, page_token=token)
-        yield from page
-        if not (token := page.token):
-            return
 
 
 class Known:

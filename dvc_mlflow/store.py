@@ -6,7 +6,7 @@ import json
 import logging
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -192,6 +192,16 @@ def client() -> Any:
     from mlflow import MlflowClient
 
     return MlflowClient()
+
+
+def every(search: Callable[..., Any], *of: Any, **more: Any) -> Iterator[Any]:
+    """All that a search of MLflow finds, page by page."""
+    token = None
+    while True:
+        page = search(*of, **more, page_token=token)
+        yield from page
+        if not (token := page.token):
+            return
 
 
 def _require_file() -> None:
