@@ -3,14 +3,25 @@
 import contextlib
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from dvc_mlflow import git, history, models, pipeline, projects, registry, runs, store, sync
+from dvc_mlflow import (
+    git,
+    history,
+    identity,
+    models,
+    pipeline,
+    projects,
+    registry,
+    runs,
+    store,
+    sync,
+)
 from dvc_mlflow.errors import InputError, StageError
 from dvc_mlflow.files import md5 as md5_of
-from dvc_mlflow.known import Known, search
+from dvc_mlflow.known import PARENT, Known, is_former, search
 from dvc_mlflow.results import Project
 from dvc_mlflow.store import client
 
@@ -50,57 +61,31 @@ def find(what: str) -> None:
 
 
 def find_run(run: Any) -> None:
-    run_id, runs_of_stages = run.info.run_id, [run]
-    if run.data.tags.get("stage") == pipeline.NAME:
-        children = client().search_runs(
-            [run.info.experiment_id], f"tags.mlflow.parentRunId = '{run_id}'"
-        )
-        runs_of_stages += reversed(children)
-    outs: dict[str, str] = {}
-    for one in runs_of_stages:
-        outs |= _outs(one)
-    commit = run.data.tags.get("commit")
-    ran = f"; it ran on commit {commit[:10]}" if commit else ""
-    if not outs and "stage" not in run.data.tags:
-        raise InputError(f"run {run_id} was not made from a stage of DVC")
-    if not outs and (run.info.status != "FINISHED" or "read" not in run.data.tags):
+    run_id = run.info.run_id
+    shown = _stages_of(run) if run.data.tags.get("stage") == pipeline.NAME else [run]
+    results = frozenset(one.data.tags["result"] for one in shown if "result" in one.data.tags)
+    outs = {path: md5 for one in shown for path, md5 in _outs(one).items()}
+    if not outs and not results:
+        tags, commit = run.data.tags, run.data.tags.get("commit")
+        ran = f"; it ran on commit {commit[:10]}" if commit else ""
+        if "stage" not in tags:
+            raise InputError(f"run {run_id} was not made from a stage of DVC")
+        if run.info.status == "FINISHED" and "read" in tags:
+            raise InputError(f"run {run_id} has no results yet{ran}: `dvc-mlflow sync` adds them")
         raise InputError(f"run {run_id} is {run.info.status} and has no results{ran}")
     print(f"run {run_id} {run.data.tags['stage']} ({run.info.status})")
     print(f"  {store.address(run=run)}")
     store.print_how_to_open()
-    if outs:
-        print_commits(outs, f"run {run_id}")
-    elif not _print_commits_of(runs_of_stages[1:] or runs_of_stages):
-        raise InputError(f"no commit's {projects.LOCK} holds run {run_id}, which has no outs{ran}")
+    former = {path: md5 for one in shown if is_former(one) for path, md5 in _outs(one).items()}
+    print_commits(former, f"run {run_id}", results, frozenset(outs.values()))
 
 
-def _print_commits_of(runs_of_stages: Sequence[Any]) -> bool:
-    """Print the commits that hold runs without outs, by what they read; whether there are any."""
-    tags = [run.data.tags for run in runs_of_stages]
-    folder = Path(tags[0].get("project", ""))
-    file, _, stage = tags[0]["stage"].rpartition(":")
-
-    def holds(project: Project) -> bool:
-        locked = project.locked()
-        return all(
-            one["stage"] in locked and locked[one["stage"]].tags.items() <= one.items()
-            for one in tags
-        )
-
-    def is_in(commit: str) -> bool:
-        files = projects.find(commit=commit).get(folder, [])
-        with history.repo_of(folder, commit) as repo:
-            return holds(Project(folder, files, repo))
-
-    here = projects.find()
-    is_here = folder in here and holds(Project(folder, here[folder]))
-    if is_here:
-        print(f"  {projects.LOCK} in this folder holds it")
-    lock = (folder / (file or projects.DECLARATION)).with_name(projects.LOCK)
-    holding = history.holders_of(lock, stage, is_in)
-    for holder in holding:
-        _print_holder(holder)
-    return is_here or bool(holding)
+def _stages_of(run: Any) -> list[Any]:
+    """The runs of the stages of one state: those below its run, and others that its text names."""
+    below = {one.info.run_id: one for one in search(f"tags.{PARENT} = '{run.info.run_id}'")}
+    text = run.data.tags.get("mlflow.note.content", "")
+    named = (_run(one) for one in re.findall("/runs/([0-9a-f]{32})", text) if one not in below)
+    return [*below.values(), *filter(None, named)]
 
 
 def _print_holder(holder: history.Holder) -> None:
@@ -118,8 +103,9 @@ def find_content(name: str, md5: str) -> None:
     """Print the logged models, versions, runs and commits that have a file, or have read it."""
     logged = models.find(md5)
     readers = search(f"dataset.digest = '{md5[: runs.LONGEST_DIGEST]}'")
+    holders = history.holders(frozenset({frozenset({md5})}))
     paths = {
-        path for holder in history.holders(frozenset({md5})) for stage in holder.stages.values()
+        path for holder in holders for stage in holder.stages.values()
         for path, held in stage.items() if held == md5
     }  # fmt: skip
     if not logged and not paths and not readers:
@@ -142,11 +128,22 @@ def find_content(name: str, md5: str) -> None:
         print_commits({path: md5}, name)
 
 
-def print_commits(outs: Mapping[str, str], name: str) -> None:
-    """Print the commits whose dvc.lock has these outs, and how to get the files back."""
-    some = frozenset(outs.values())
-    holding = [holder for holder in history.holders(some) if holder.holds(outs)]
-    if outs.items() <= _locked_here().items():
+def print_commits(
+    outs: Mapping[str, str],
+    name: str,
+    results: frozenset[str] = frozenset(),
+    md5s: frozenset[str] = frozenset(),
+) -> None:
+    """Print the commits whose dvc.lock has these outs, and how to get the files back.
+
+    Args:
+        results: The identities that it has as well, see identity.py.
+        md5s: Further md5s that it names.
+    """
+    holders = history.holders(frozenset({md5s.union(outs.values())}))
+    holding = [holder for holder in holders if holder.holds(outs, results)]
+    here, results_here = _locked_here()
+    if outs.items() <= here.items() and results <= results_here:
         print(f"  {projects.LOCK} in this folder holds it: `dvc checkout` brings it back")
     elif not holding:
         raise InputError(f"no commit's {projects.LOCK} holds the results of {name}")
@@ -159,15 +156,18 @@ def print_commits(outs: Mapping[str, str], name: str) -> None:
         )
 
 
-def _locked_here() -> dict[str, str]:
-    """The md5s of all outs in the dvc.lock files of this folder, by path."""
+def _locked_here() -> tuple[dict[str, str], set[str]]:
+    """The md5s of all outs in the dvc.lock files of this folder, by path, and all identities."""
     found: dict[str, str] = {}
+    results: set[str] = set()
     for files in projects.find().values():
         for file in files:
             with contextlib.suppress(OSError, StageError):
                 for stage in projects.outs_here(file).values():
                     found |= stage
-    return found
+                text = file.with_name(projects.LOCK).read_text("utf-8")
+                results |= identity.of_lock(text, file.parent)
+    return found, results
 
 
 def find_commit(rev: str) -> None:

@@ -3,12 +3,13 @@
 import contextlib
 import functools
 import posixpath
-from collections.abc import Callable, Iterator, Mapping
+import re
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dvc_mlflow import files, projects
+from dvc_mlflow import files, identity, projects
 from dvc_mlflow.errors import InputError, StageError
 from dvc_mlflow.git import git
 
@@ -78,11 +79,15 @@ class Holder:
     first: str  # the oldest commit, which introduced it
     others: int
     stages: dict[str, dict[str, str]]  # the md5 of each out, by stage and path
+    results: frozenset[str] = frozenset()  # the identities, see identity.py
 
-    def holds(self, outs: Mapping[str, str]) -> bool:
-        """Whether each of these outs is in dvc.lock."""
+    def holds(self, outs: Mapping[str, str], results: frozenset[str] = frozenset()) -> bool:
+        """Whether each of these outs is in dvc.lock, and each result with one of these identities.
+
+        The paths of outs may be unknown, so identities alone say enough.
+        """
         held = {path: md5 for stage in self.stages.values() for path, md5 in stage.items()}
-        return all(held.get(path) == md5 for path, md5 in outs.items())
+        return results <= self.results and outs.items() <= held.items()
 
 
 @functools.cache
@@ -119,53 +124,28 @@ def commits(since: str | None = None) -> list[str]:
     return list(first.values())
 
 
-def _locks() -> Iterator[tuple[Path, str, list[str]]]:
-    """Every dvc.lock of the history, the newest first, its object, and the commits that have it."""
+@functools.cache
+def holders(wanted: frozenset[frozenset[str]] | None = None) -> tuple[Holder, ...]:
+    """Every dvc.lock of the history, the newest first.
+
+    Args:
+        wanted: Only those that name all md5s of one of these sets. The others are not parsed, which
+            would take long.
+    """
     by_lock: dict[tuple[Path, str], list[str]] = {}
     for commit, blobs in _blobs().items():
         for key in blobs.items():
             by_lock.setdefault(key, []).append(commit)
+    found = []
     for (lock, blob), holding in by_lock.items():
-        yield lock, blob, holding
-
-
-def holders_of(lock: Path, stage: str, is_it: Callable[[str], bool]) -> list[Holder]:
-    """The states of a dvc.lock in which a stage passes a test, the newest first.
-
-    Args:
-        stage: Its name in that dvc.lock.
-        is_it: Tells it of a commit, and may take long. Each state of the stage is asked for once.
-    """
-    known: dict[str, bool] = {}
-    found = []
-    for path, blob, holding in _locks():
-        with contextlib.suppress(StageError):  # a damaged dvc.lock holds nothing
-            stages = projects.stages_in(git("cat-file", "blob", blob)) if path == lock else {}
-            if stage in stages:
-                declared = lock_of(holding[-1], lock.with_name(projects.DECLARATION))
-                state = f"{stages[stage]} {declared}"
-                if state not in known:
-                    known[state] = is_it(holding[-1])
-                if known[state]:
-                    found.append(Holder(holding[-1], len(holding) - 1, {}))
-    return found
-
-
-@functools.cache
-def holders(md5s: frozenset[str] | None = None) -> tuple[Holder, ...]:
-    """Every dvc.lock of the history, the newest first.
-
-    Args:
-        md5s: Only those that name one of these. The others are not parsed, which would take long.
-    """
-    found = []
-    for lock, blob, holding in _locks():
         try:
             text = git("cat-file", "blob", blob)
-            if md5s is not None and not any(md5 in text for md5 in md5s):
+            named = {*re.findall(r"[\w.-]+", text)}
+            if wanted is not None and not any(md5s <= named for md5s in wanted):
                 continue
             outs = _outs(holding[-1], lock, text)
         except Exception:  # a damaged dvc.lock in the history holds nothing
             continue
-        found.append(Holder(holding[-1], len(holding) - 1, outs))
+        results = identity.of_lock(text, lock.parent)
+        found.append(Holder(holding[-1], len(holding) - 1, outs, results))
     return tuple(found)

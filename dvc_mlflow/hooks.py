@@ -5,6 +5,8 @@ experiment = "..."       # of the main project; another project's has its folder
 hooks = "package.module" # optional: a module with some of the functions of Hooks
 registered_model = "..." # optional: the name of the models in MLflow's registry
 view = "make ui"         # optional: the command that opens the pages, if not `dvc-mlflow view`
+strip = ["recipe"]       # optional: settings, keys of a matrix, `item.FIELD` of a `foreach`; their
+                         # values, which templates put into keys of settings, are left out there
 
 [tool.dvc-mlflow.pages.main]     # optional: the page of runs; for another project, its folder
 description = "..."

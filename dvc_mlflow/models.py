@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from dvc_mlflow.hooks import hook
 from dvc_mlflow.results import Result
-from dvc_mlflow.store import client
+from dvc_mlflow.store import client, every
 
 if TYPE_CHECKING:
     from dvc_mlflow.runs import Say
@@ -121,12 +121,9 @@ def drop_unfinished(md5: str) -> None:
 def _of(md5: str) -> list[Any]:
     from mlflow.entities import ViewType
 
-    experiments = client().search_experiments(view_type=ViewType.ACTIVE_ONLY)
-    found: list[Any] = client().search_logged_models(
-        [experiment.experiment_id for experiment in experiments],
-        filter_string=f"tags.md5 = '{md5}'",
-    )
-    return found
+    experiments = every(client().search_experiments, view_type=ViewType.ACTIVE_ONLY)
+    ids = [experiment.experiment_id for experiment in experiments]
+    return [*every(client().search_logged_models, ids, filter_string=f"tags.md5 = '{md5}'")]
 
 
 def _status(run_id: str) -> str:

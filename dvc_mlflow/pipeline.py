@@ -5,9 +5,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from dvc_mlflow import files, models, registry, runs, store
+from dvc_mlflow import files, identity, models, registry, runs, store
 from dvc_mlflow.hooks import hook
-from dvc_mlflow.known import Known
+from dvc_mlflow.known import PARENT, Known, is_former
 from dvc_mlflow.results import Project, Result, made_by
 from dvc_mlflow.runs import Say, silent
 from dvc_mlflow.store import client
@@ -73,7 +73,7 @@ def connect(
         missing: Except for these.
     """
     for evaluation in evaluations(locked):
-        run = known.finished(evaluation.tags)
+        run = known.finished(evaluation)
         if run is None or {*evaluation.metrics} & {*missing}:
             continue
         score_models(evaluation, locked)
@@ -109,21 +109,23 @@ def score_models(evaluation: Result, locked: Locked) -> None:
                     runs.log_metrics(model.source_run_id, values, **of)
 
 
-def is_apart(locked: Locked, known: Known) -> bool:
+def is_apart(project: Project, locked: Locked, known: Known) -> bool:
     """Whether something of several runs is missing, although it could be there."""
     if not locked:
         return False
-    parent = known.finished({"pipeline": _state(locked)})
-    if parent is None or any(registry.is_behind(one, locked) for one in evaluations(locked)):
+    parent = known.finished(_whole(project, locked))
+    if parent is None or is_former(parent):
         return True
-    stages = [known.finished(result.tags) for result in locked.values()]
-    below = ("mlflow.parentRunId" in run.data.tags for run in stages if run)
+    if any(registry.is_behind(one, locked) for one in evaluations(locked)):
+        return True
+    stages = [known.finished(result) for result in locked.values()]
+    below = (PARENT in run.data.tags for run in stages if run)
     return not all(below) or bool(known.lost_files(parent))
 
 
 def _state(locked: Locked) -> str:
-    """A hash of the results of all stages."""
-    links = sorted(f"{tag}={value}" for one in locked.values() for tag, value in one.tags.items())
+    """A hash of the links of all stages."""
+    links = sorted(f"{tag}={value}" for one in locked.values() for tag, value in one.links.items())
     return hashlib.md5("".join(links).encode()).hexdigest()
 
 
@@ -134,19 +136,20 @@ def group(
     known: Known,
     missing: Sequence[str] = (),
 ) -> None:
-    """Write one run for one state of dvc.lock, over the runs of its stages.
+    """Write one run for one state of dvc.lock, over the runs of its stages. A run of a stage that
+    its code began below another run stays there.
 
     It has the settings in which all stages agree, the metrics of all stages, and the other files of
     the last ones. A run that belongs to several states is shown under the newest. The description
     of each state names the runs of all its stages.
     """
-    of_stage = {stage: known.finished(result.tags) for stage, result in locked.items()}
+    of_stage = {stage: known.finished(result) for stage, result in locked.items()}
     if None in of_stage.values():
         return
     whole = _whole(project, locked)
-    parent = known.finished(whole.tags)
+    parent = known.finished(whole)
     if parent is None:
-        parent = known.deleted(whole.tags)
+        parent = known.deleted(whole)
     if parent and parent.info.lifecycle_stage == "deleted":
         client().restore_run(parent.info.run_id)
         print("restored the deleted run of the pipeline")
@@ -154,7 +157,7 @@ def group(
     if parent is None:
         chosen = dict.fromkeys(value for result in locked.values() for value in result.chosen)
         copied = ("commit", "dirty", "dvc_experiment", "mlflow.user")
-        newest = list(of_stage.values())[-1].data.tags
+        newest = max(of_stage.values(), key=lambda run: run.info.start_time).data.tags
         tags = {key: value for key, value in newest.items() if key in copied}
         name = " ".join([NAME, *chosen, *filter(None, [tags.get("dvc_experiment")])])
         parent_id = runs.write(experiment_id, whole, {**tags, **text}, missing, name)
@@ -166,11 +169,14 @@ def group(
         parent_id = parent.info.run_id
         if known.lost_files(parent):
             runs.complete(parent_id, whole, missing)
-        runs.log(parent_id, tags=text)
+        runs.log(parent_id, tags={**whole.tags, **text})
     for run in of_stage.values():
-        if run.data.tags.get("mlflow.parentRunId") != parent_id:
-            client().set_tag(run.info.run_id, "mlflow.parentRunId", parent_id)
-            run.data.tags["mlflow.parentRunId"] = parent_id
+        above = known.above(run)
+        if above is not None and above.data.tags.get("stage") != NAME:
+            continue
+        if run.data.tags.get(PARENT) != parent_id:
+            client().set_tag(run.info.run_id, PARENT, parent_id)
+            run.data.tags[PARENT] = parent_id
     known.add(parent_id)
 
 
@@ -179,26 +185,32 @@ def _whole(project: Project, locked: Locked) -> Result:
     metrics, plots = project.loose()
     shown = [path for result in locked.values() for path in result.metrics]
     ends = {path: md5 for result in last(locked) for path, md5 in result.outs.items()}
-    settings = {key: value for result in locked.values() for key, value in result.full.items()}
-    agreed = {
-        key: value
-        for key, value in settings.items()
-        if all(result.full.get(key, value) == value for result in locked.values())
-    }
     kept = [path for path in ends if not any(path in result.models for result in locked.values())]
     return Result(
         project=project.folder,
         stage=NAME,
         desc="",
-        params=agreed,
+        params=_agreed([result.full for result in locked.values()]),
+        former=_agreed([result.former for result in locked.values()]),
         outs={path: ends[path] for path in kept},
         deps={},
         state=_state(locked),
+        identity=identity.of(sorted(result.identity for result in locked.values())),
         sizes={path: size for result in locked.values() for path, size in result.sizes.items()},
         metrics=(*shown, *metrics),
         plots={path: plot for result in last(locked) for path, plot in result.plots.items()}
         | plots,
     )
+
+
+def _agreed(settings: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The settings that have one value in all stages which have them."""
+    found = {key: value for of_stage in settings for key, value in of_stage.items()}
+    return {
+        key: value
+        for key, value in found.items()
+        if all(of_stage.get(key, value) == value for of_stage in settings)
+    }
 
 
 def description(locked: Locked, of_stage: Mapping[str, Any]) -> str:

@@ -4,6 +4,7 @@ MLflow finds :class:`StageContext` by an entry point. `dvc-mlflow sync` later re
 by its tags, and gives it the outs of the stage.
 """
 
+import functools
 import os
 from contextlib import chdir
 from pathlib import Path
@@ -19,18 +20,23 @@ class StageContext(RunContextProvider):
 
     def tags(self) -> dict[str, str]:
         """The tags, or none if they cannot be had: a run is never stopped for them."""
+        from dvc_mlflow import runs
+
         try:
-            return _tags()
+            told = _tags(os.environ["DVC_STAGE"], os.environ["DVC_ROOT"])
+            return {**told, "process": runs.this_process()}
         except Exception:
             return {}
 
 
-def _tags() -> dict[str, str]:
+@functools.cache  # code may begin hundreds of runs, one below the other
+def _tags(stage: str, dvc_root: str) -> dict[str, str]:
+    """The tags of all runs of a stage, from the values of DVC_STAGE and DVC_ROOT."""
     from dvc_mlflow import alone, git, projects, results
 
-    root = projects.root(Path(os.environ["DVC_ROOT"]))
+    root = projects.root(Path(dvc_root))
     assert root
-    address = alone.address()
+    address = alone.address()  # of ``stage``, from the folder of its project
     with chdir(root):
         project, stage = results.project_of(address)
         result = project.here(stage, with_outs=False)

@@ -135,7 +135,7 @@ def _registered() -> Any:
 
 def without_champion() -> str:
     """Why there is no champion, and what to do."""
-    versions = client().search_model_versions(f"name = '{name()}'")
+    versions = [*store.every(client().search_model_versions, f"name = '{name()}'")]
     if not versions:
         return f"no model is registered in {store.name()} yet: `dvc repro` does that"
     registered = _registered()

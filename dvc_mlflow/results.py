@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from dvc_mlflow import declaration, projects
+from dvc_mlflow import declaration, identity, naming, projects
 from dvc_mlflow.errors import InputError, StageError
 from dvc_mlflow.files import LARGEST, checked
 from dvc_mlflow.git import GitError, git
@@ -31,7 +31,7 @@ class Result:
     project: Path
     stage: str  # as `dvc repro` in the folder of the project calls it
     desc: str
-    params: dict[str, Any]  # flat, by short names: see :func:`_short` and :func:`_alone`
+    params: dict[str, Any]  # flat, by short names: see naming.py
     outs: dict[str, str]  # md5 by path
     deps: dict[str, str]
     data: dict[str, str] = field(default_factory=dict)  # names of those deps that are no code
@@ -39,12 +39,19 @@ class Result:
     metrics: tuple[str, ...] = ()  # files that are outs, or lie in one
     plots: dict[str, dict[str, Any]] = field(default_factory=dict)  # likewise, with their options
     models: dict[str, str] = field(default_factory=dict)  # the name of each model, by path
-    chosen: tuple[str, ...] = ()  # the settings that a template of dvc.yaml has in a key
+    chosen: tuple[str, ...] = ()  # the values that the names of the params leave out
     full: dict[str, Any] = field(default_factory=dict)  # the params by names that tell stages apart
+    former: dict[str, Any] = field(default_factory=dict)  # the same by those of earlier versions
     state: str = ""  # for the run over all stages, instead of outs: the state of dvc.lock
+    identity: str = ""  # see identity.py
 
     @property
     def tags(self) -> dict[str, str]:
+        """The tags by which a run is found: its identity and its links."""
+        return {**({"result": self.identity} if self.identity else {}), **self.links}
+
+    @property
+    def links(self) -> dict[str, str]:
         """The tags that link a run to its outs; without any, one for everything that it read."""
         if self.state:
             return {"pipeline": self.state}
@@ -52,9 +59,9 @@ class Result:
 
     @property
     def read(self) -> str:
-        """A hash of everything that the stage read."""
-        found = [self.project.as_posix(), self.stage, self.deps, self.full or self.params]
-        return hashlib.md5(json.dumps(found, sort_keys=True).encode()).hexdigest()
+        """A hash of everything that the stage read. Runs of earlier versions have it as well."""
+        found = [self.project.as_posix(), self.stage, self.deps, self.former or self.params]
+        return hashlib.md5(json.dumps(found, sort_keys=True, default=str).encode()).hexdigest()
 
 
 def made_by(results: Iterable[Result]) -> dict[str, str]:
@@ -111,7 +118,8 @@ class Project:
         self.undeclared: set[str] = set()
         self._stages: dict[str, Any] = {}
         self._definitions: dict[str, Any] = {}  # the groups in the dvc.yaml of each stage
-        self._locked: set[str] = set()
+        self._locked: dict[str, str] = {}  # the identity of the result of each stage in dvc.lock
+        self._places: dict[str, tuple[Path, str]] = {}  # of each stage: folder of dvc.lock, name
         self._metrics: list[str] = []  # those that no stage declares
         self._plots: dict[str, dict[str, Any]] = {}
         self._models: dict[str, str] = {}
@@ -158,8 +166,9 @@ class Project:
             with self._noting(f"{file}: {name}"):
                 self._stages[at + name] = stage = declared.stages[name]
                 self._definitions[at + name] = declared.resolver.definitions
+                self._places[at + name] = (file.parent, name)
                 if name in locked and all(out.hash_info for out in stage.outs):
-                    self._locked.add(at + name)
+                    self._locked[at + name] = identity.of_entry(file.parent, name, locked[name])
                 elif name in locked:
                     self.undeclared.add(at + name)
         # The stages of the groups that are left cannot be read, which was said
@@ -246,31 +255,47 @@ class Project:
     ) -> Result:
         from dvc.dependency.param import ParamsDependency
 
+        from dvc_mlflow import hooks  # which imports this file
+
         stage = self._stages[name]
-        settings: dict[str, Any] = {}
-        sections: list[str] = []
+        settings: list[naming.Setting] = []
+        sections: list[int] = []  # where in the settings the only key of a file is
         deps = {}
         data: set[str] = set()
+        read: dict[str, Any] = {"cmd": stage.cmd, "deps": [], "params": {}, "outs": []}
         for dep in stage.deps:
             path = self._path(stage, dep.def_path)
             if not isinstance(dep, ParamsDependency):
                 deps[path] = md5_of(dep)
                 data |= {path} if deps[path] and self._is_data(path) else set()
-            elif Path(path).name != "pyproject.toml":  # the versions of libraries are not settings
-                tracked = (dep.read_params() if now else dep.hash_info.value) or {}
-                settings |= tracked
-                sections += tracked if len(tracked) == 1 else []
+                read["deps"].append({"path": dep.def_path, "md5": deps[path]})
+                continue
+            tracked = (dep.read_params() if now else dep.hash_info.value) or {}
+            read["params"][dep.def_path] = tracked
+            if Path(path).name == "pyproject.toml":
+                continue  # the versions of libraries are not settings
+            sections += [len(settings)] if len(tracked) == 1 else []
+            is_default = dep.def_path == dep.DEFAULT_PARAMS_FILE
+            settings += [
+                naming.Setting(path, is_default, key, flat(value)) for key, value in tracked.items()
+            ]
         outs = {self._path(stage, out.def_path): out for out in stage.outs}
         own_plots = {path: out.plot for path, out in outs.items() if out.plot}
         plots = {path: plot if isinstance(plot, dict) else {} for path, plot in own_plots.items()}
-        full, chosen = _short(settings, self._item(name))
+        md5s = {path: md5_of(out) for path, out in outs.items()} if with_outs else {}
+        read["outs"] = [
+            {"path": out.def_path, "md5": md5s[path]} for path, out in outs.items() if with_outs
+        ]
+        item, strip = self._item(name), naming.stripped(hooks.settings())
+        full, keys, chosen = naming.names(settings, item, strip)
+        alone = [keys[at] for at in sections if ":" not in keys[at]]  # is that of one file
         models = {path: self._models[path] for path in outs if path in self._models}
         return Result(
             project=self.folder,
             stage=name,
             desc=stage.desc or "",
-            params=_alone(full, sections, chosen, [*models.values()]),
-            outs={path: md5_of(out) for path, out in outs.items()} if with_outs else {},
+            params=naming.alone(full, alone, [*models.values()]),
+            outs=md5s,
             deps={path: found for path, found in deps.items() if found},  # if it was there
             data={path: self._names.get(path, path) for path in deps if path in data},
             sizes={
@@ -286,6 +311,8 @@ class Project:
             models=models,
             chosen=chosen,
             full=full,
+            former=naming.former(settings, item),
+            identity=identity.of_entry(*self._places[name], read) if now else self._locked[name],
         )
 
     def _is_data(self, path: str) -> bool:
@@ -315,18 +342,28 @@ class Project:
             return None
         return {*names, *(folder for name in names for folder in _above(name))}
 
-    def _item(self, name: str) -> dict[str, Any]:
-        """The values of one item of a matrix, by key, or the one of a `foreach`."""
+    def _item(self, name: str) -> naming.Item:
+        """The item of a matrix or of a `foreach` that a stage is for, named as in its templates."""
         from dvc.parsing import MatrixDefinition
 
         group, _, item = name.rpartition(":")[2].partition("@")
         if not item:
-            return {}
+            return naming.NONE
         definition = self._definitions[name][group]
-        if not isinstance(definition, MatrixDefinition):
-            return {"item": item}
-        values = definition.normalized_iterable[item]
-        return {key: getattr(value, "value", value) for key, value in values.items()}
+        value = definition.normalized_iterable[item]
+        value = getattr(value, "value", value)
+        if isinstance(definition, MatrixDefinition):
+            former = {key: getattr(part, "value", part) for key, part in value.items()}
+            return naming.Item(flat(former), flat(former), former)
+        keyed, told = isinstance(definition.resolved_iterable, Mapping), {"key": item, "item": item}
+        if isinstance(value, Mapping):
+            fields = flat(value)
+            params = {"key" if "item" in fields else "item": item, **fields}
+            told |= {f"item.{name}": part for name, part in fields.items()}
+        else:
+            params = {"key": item, "item": value} if keyed else {"item": item}
+            told["item"] = value
+        return naming.Item(params, told, {"item": item})
 
 
 def _md5_now(entry: Any) -> str:
@@ -362,46 +399,6 @@ def _top_plots(plots: list[Any], at: str) -> Iterator[tuple[str, dict[str, Any]]
             for path in y if isinstance(y, dict) else [name]:
                 column = x.get(path) if isinstance(x, dict) else x
                 yield _join(at, path), {**options, "x": column}
-
-
-def _short(
-    settings: Mapping[str, Any], item: Mapping[str, Any]
-) -> tuple[dict[str, Any], tuple[str, ...]]:
-    """Settings under names that can be compared between runs, and the values left out of them.
-
-    A template such as `${recipe}.lenet5` puts the value of a setting into a key. That value is left
-    out of the name: with `recipe: published`, `published.lenet5.epochs` becomes `lenet5.epochs`.
-    It stays if the name would be empty or that of another setting.
-    """
-    values = {str(value) for value in (*settings.values(), *item.values())}
-    found: dict[str, Any] = {}
-    chosen: list[str] = []
-    for key, value in settings.items():
-        parts = key.split(".")
-        left_out = [part for part in parts if part in values]
-        short = flat(value, ".".join(part for part in parts if part not in values))
-        if {"", *found, *item} & short.keys():
-            short, left_out = flat(value, key), []
-        found |= short
-        chosen += left_out
-    return {**found, **item}, tuple(dict.fromkeys(chosen))
-
-
-def _alone(
-    full: Mapping[str, Any], sections: Iterable[str], chosen: Iterable[str], models: list[str]
-) -> dict[str, Any]:
-    """Settings under names that are the same in the runs of similar stages, and the model.
-
-    If a stage tracks one section of a file, such as `lenet5`, then `lenet5.epochs` becomes
-    `epochs`. All names stay as they are if two of them would become the same. A stage that makes
-    one model has its name as the setting `model`.
-    """
-    params = dict(full)
-    for section in sections:
-        prefix = ".".join(part for part in section.split(".") if part not in {*chosen})
-        cut = {key.removeprefix(f"{prefix}."): value for key, value in params.items()}
-        params = cut if len(cut) == len(params) else params
-    return params if len(models) != 1 else {"model": models[0], **params}
 
 
 def all_projects() -> dict[Path, Project]:

@@ -7,7 +7,7 @@ import logging
 import os
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -299,10 +299,11 @@ class _Nothing:
     def __getattr__(self, name: str) -> Any:
         from mlflow.exceptions import MlflowException
         from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST
+        from mlflow.store.entities import PagedList
 
         def ask(*arguments: Any, **named: Any) -> Any:
             if name.startswith("search_"):
-                return []
+                return PagedList([], None)
             raise MlflowException(nothing(), RESOURCE_DOES_NOT_EXIST)
 
         return ask
@@ -311,6 +312,16 @@ class _Nothing:
 def nothing() -> str:
     """That there are no runs, and what to do."""
     return f"no runs in {name()} yet: `dvc-mlflow sync` writes them"
+
+
+def every(search: Callable[..., Any], *of: Any, **more: Any) -> Iterator[Any]:
+    """All that a search of MLflow finds, page by page."""
+    token = None
+    while True:
+        page = search(*of, **more, page_token=token)
+        yield from page
+        if not (token := page.token):
+            return
 
 
 def _require_file() -> None:

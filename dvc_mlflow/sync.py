@@ -3,10 +3,12 @@
 import contextlib
 import json
 import re
+import shlex
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
@@ -14,8 +16,8 @@ from dvc_mlflow import claims, git, history, models, pipeline, projects, runs, s
 from dvc_mlflow.content import Content
 from dvc_mlflow.errors import StageError
 from dvc_mlflow.git import GitError
-from dvc_mlflow.known import Known, search
-from dvc_mlflow.results import Project, Result, changing, made_by, tags_of
+from dvc_mlflow.known import Known, is_former, search
+from dvc_mlflow.results import Project, Result, changing, made_by, named, tags_of
 from dvc_mlflow.store import client
 
 
@@ -145,7 +147,7 @@ def sync(
     commits: list[str | None] = [git.commit_of(rev) if rev else None]
     if all or since:
         commits = [*history.commits(since)]
-    report, claimed, lasting = Report(), False, True
+    report, claimed, lasting, told = Report(), False, True, set[str]()
     if not dry:
         store.settle()
     store.find_experiment()
@@ -161,13 +163,17 @@ def sync(
                 for one in chosen:
                     content = Content(one, state.made, commit, pull)
                     locked = one.locked()
-                    behind = _behind(locked, known, content)
+                    behind, old = _behind(locked, known, content), _former(locked, known)
                     report.written |= len(behind) < len(locked)
                     lasting = lasting and not content.was_missing
                     if dry:
                         for result in behind:
-                            print(f"would log the run of {name_of(result)}")
-                    elif behind or pipeline.is_apart(locked, known):
+                            if result.identity not in told:
+                                print(f"would log the run of {name_of(result)}")
+                        if marked := {run.info.run_id for _, run in old} - told:
+                            print(f"would mark {len(marked)} runs of an earlier version")
+                        told |= {*marked, *(result.identity for result in behind)}
+                    elif behind or old or pipeline.is_apart(one, locked, known):
                         if not claimed:
                             store.open_store(one.folder)
                             # Another machine may have written them meanwhile
@@ -211,19 +217,28 @@ def status() -> None:
 def _print_uncommitted(known: Known, state: State) -> None:
     """Print the runs with results that neither a commit nor this checkout holds."""
     held = {*tags_of(state.made).items()}
-    links_of = {
-        run: {link for link in run.data.tags.items() if link[0].startswith("out:")}
-        for run in known.all()
-    }
-    others = frozenset(md5 for links in links_of.values() for _, md5 in links - held)
+    held |= {("result", one.identity) for read in state.projects for one in read.locked().values()}
+    apart = {run: links for run in known.all() if not (links := _links(run)) <= held}
+    wanted = frozenset(frozenset(md5 for _, md5 in _outs(run)) for run in apart)
     with contextlib.suppress(GitError):  # there is no history
-        for holder in history.holders(others) if others else ():
+        for holder in history.holders(wanted) if wanted else ():
+            held |= {("result", one) for one in holder.results}
             for outs in holder.stages.values():
                 held |= tags_of(outs).items()
-    for run, links in links_of.items():
+    for run, links in apart.items():
         if not links <= held:
             stage = run.data.tags["stage"]
             print(f"no commit holds the results of run {run.info.run_id} ({stage})")
+
+
+def _links(run: Any) -> set[tuple[str, str]]:
+    """The tags of a run with outs that a commit must hold: its result, or else its outs."""
+    outs, result = _outs(run), run.data.tags.get("result")
+    return {("result", result)} if outs and result else outs
+
+
+def _outs(run: Any) -> set[tuple[str, str]]:
+    return {link for link in run.data.tags.items() if link[0].startswith("out:")}
 
 
 def name_of(result: Result) -> str:
@@ -237,6 +252,12 @@ def name_in(project: Path, stage: str) -> str:
 def _behind(locked: Mapping[str, Result], known: Known, content: Content) -> list[Result]:
     """The results that have no finished run, or one that lacks files which could be there."""
     return [one for one in locked.values() if not _is_complete(one, known, content)]
+
+
+def _former(locked: Mapping[str, Result], known: Known) -> list[tuple[Result, Any]]:
+    """The results whose runs are of an earlier version and do not tell which result they show."""
+    found = ((result, known.finished(result)) for result in locked.values())
+    return [(result, run) for result, run in found if run and is_former(run)]
 
 
 def _is_complete(result: Result, known: Known, content: Content) -> bool:
@@ -268,9 +289,32 @@ def _write(project: Project, state: State, known: Known, content: Content, repor
                 report.problems.append(f"{name_of(result)}: {store.explain(error)}")
     finally:
         _print_logged(logged)
-    if pipeline.is_apart(locked, known):
+    old = _former(locked, known)
+    for result, run in old:
+        params = {k: v for k, v in result.params.items() if named(k) not in run.data.params}
+        runs.log(run.info.run_id, params=params, tags=result.tags)
+        known.add(run.info.run_id)
+    if old:
+        print(f"marked {len(old)} runs of an earlier version with the results that they show")
+    _print_elsewhere(project, [known.finished(result) for result in behind], experiment_id)
+    if pipeline.is_apart(project, locked, known):
         with content.laid(pipeline.wanted(project, locked)) as missing:
             pipeline.connect(experiment_id, project, locked, known, missing)
+
+
+def _print_elsewhere(project: Project, written: Sequence[Any], experiment_id: str) -> None:
+    """Print which runs of the stages' own code are in another experiment, and what to do."""
+    apart: dict[str, list[str]] = {}
+    for run in written:
+        if run is not None and run.info.experiment_id != experiment_id:
+            apart.setdefault(run.info.experiment_id, []).append(run.data.tags["stage"])
+    ours = store.experiment(project.folder).name
+    for other, stages in apart.items():
+        print(
+            f"the code of {', '.join(stages[:3])}{' and others' if stages[3:] else ''} logs to the "
+            f"experiment {client().get_experiment(other).name}, and sync to {ours}: "
+            f"`MLFLOW_EXPERIMENT_NAME={shlex.quote(ours)} dvc repro` lets it log there as well"
+        )
 
 
 def _print_logged(names: Sequence[str]) -> None:
@@ -302,7 +346,7 @@ def _complete(
             if path not in report.missing
         ]
         if run is None:
-            run = known.deleted(result.tags)
+            run = known.deleted(result)
         if run and run.info.lifecycle_stage == "deleted":
             client().restore_run(run.info.run_id)
             tqdm.write(f"restored the deleted run of {name_of(result)}")

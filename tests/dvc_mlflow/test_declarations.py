@@ -38,6 +38,10 @@ stages:
       cmd: echo ${item.n} > ${key}.json
       params: ["${key}.rate"]
       metrics: [{"${key}.json": {cache: false}}]
+  shaped:
+    matrix: {net: [{name: a, n: {deep: 1}}], size: [3]}
+    cmd: echo ${item.net.n.deep}
+    deps: [out.csv]
   without-outs:
     cmd: cat out.csv
     deps: [out.csv]
@@ -65,7 +69,7 @@ RATES = {"warm": {"rate": 1}, "one": {"rate": 2}, "two": {"rate": 3}}
 FILES = {
     "dvc.yaml": MAIN,
     "params.yaml": json.dumps({"chosen": "warm", **RATES, "us": {"rate": 4}, "uk": {"rate": 5}}),
-    "other.yaml": "warm: {size: 7}\nlist: [1, 2]\n",
+    "other.yaml": "warm: {size: 7}\nlist: [1, 2]\nchosen: cold\n",
     "a/in.txt": "step,loss\n1,0.5\n2,0.25\n",
     "a/made/.keep": "",
     "one/in.txt": "1",
@@ -122,6 +126,7 @@ PLACES = {
     "each@two": (["two/out.txt"], ["two/in.txt"]),
     "keyed@us": (["us.json"], []),
     "keyed@uk": (["uk.json"], []),
+    "shaped@net0-3": ([], ["out.csv"]),
     "without-outs": ([], ["out.csv"]),
     **{
         f"grid@{name}-{size}": ([f"more/work/{name}-{size}.txt"], ["a/in.txt"])
@@ -144,7 +149,7 @@ def test_each_path_starts_in_the_main_folder_whatever_the_stage_starts_from(repo
 def test_a_stage_without_outs_is_found_again_by_what_it_read(repository):
     result = main().locked()["without-outs"]
     assert (result.outs, result.deps) == ({}, {"out.csv": md5(Path("out.csv"))})
-    assert result.tags == {"read": main().here("without-outs").read}
+    assert result.links == {"read": main().here("without-outs").read}
     text = Path("out.csv").read_text(encoding="utf-8")
     Path("out.csv").write_text("another", encoding="utf-8")
     try:
@@ -170,14 +175,16 @@ def test_the_outs_of_a_commit_and_of_the_folder_are_the_same_without_dvc(reposit
 
 def test_settings_of_foreach_and_matrix_can_be_compared_between_the_items(repository):
     params = {name: result.params for name, result in everything().items()}
-    assert params["plain"] == {"chosen": "warm", "size": 7, "list": [1, 2]}
+    whole = {"warm.size": 7, "list": [1, 2], "other.yaml:chosen": "cold"}
+    assert params["plain"] == {"chosen": "warm", **whole}  # two files have that key
+    assert params["shaped@net0-3"] == {"net.name": "a", "net.n.deep": 1, "size": 3}
     assert params["moved"] == {"model": "made-elsewhere", "warm.rate": 1}
-    assert params["each@one"] == {"rate": 2, "item": "one"}
-    assert params["each@two"] == {"rate": 3, "item": "two"}
-    assert params["keyed@uk"] == {"rate": 5, "item": "uk"}
-    grid = {"rate": 6, "deep.er": 8, "name": "x", "size": 2}
+    assert params["each@one"] == {"one.rate": 2, "item": "one"}
+    assert params["each@two"] == {"two.rate": 3, "item": "two"}
+    assert params["keyed@uk"] == {"uk.rate": 5, "item": "uk", "n": 2}
+    grid = {"x.rate": 6, "x.deep.er": 8, "name": "x", "size": 2}
     assert params["grid@x-2"] == {"model": "big", **grid}
-    assert params["grid@y-1"] == {"rate": 7, "deep": 9, "name": "y", "size": 1}
+    assert params["grid@y-1"] == {"y.rate": 7, "y.deep": 9, "name": "y", "size": 1}
 
 
 def test_plots_metrics_and_models_are_found_wherever_they_lie(repository):

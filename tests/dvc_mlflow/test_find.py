@@ -75,7 +75,7 @@ def test_the_pipelines_run_leads_to_the_commits_with_all_results_of_its_stages(
     project.lock()
     try:
         assert "in this folder" not in said(run_id)  # one of the five differs
-        assert "in this folder" in said(run_of(client, "plot").info.run_id)
+        assert "in this folder" in said(run_of(client, "train_mlp").info.run_id)
     finally:
         metrics.write_text(content)
         project.lock()

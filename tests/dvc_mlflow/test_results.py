@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from tiny import PIPELINE, Project, make_code, make_project, make_results, md5_of
 
-from dvc_mlflow import git, history, projects, results, sync
+from dvc_mlflow import git, history, naming, projects, results, sync
 from dvc_mlflow.content import Content
 from dvc_mlflow.errors import InputError, StageError
 from dvc_mlflow.git import GitError
@@ -57,7 +57,7 @@ def test_the_results_of_the_lock_come_in_the_order_of_the_stages_with_paths_and_
         assert result.desc == PIPELINE[stage].desc
         assert result.outs == project.outs(stage)
         assert result.deps == {path: project.md5(path) for path in PIPELINE[stage].deps}
-        assert result.tags == {f"out:{path}": md5 for path, md5 in result.outs.items()}
+        assert result.links == {f"out:{path}": md5 for path, md5 in result.outs.items()}
         sizes = {path: (project.path / path).stat().st_size for path in result.metrics}
         assert sizes.items() <= result.sizes.items()
 
@@ -121,7 +121,6 @@ def test_settings_are_named_without_the_recipe_that_they_are_of(project):
         ({"seed": 1, "svm.c": 2}, [], ["m", "n"], {"seed": 1, "svm.c": 2}),  # which model?
         ({"c": 1, "svm.c": 2, "svm.d": 3}, ["svm"], [], {"c": 1, "svm.c": 2, "svm.d": 3}),
         ({"a.c": 1, "b.c": 2}, ["a", "b"], [], {"c": 1, "b.c": 2}),
-        ({"svm.c": 2}, ["chosen.svm"], [], {"c": 2}),
         ({"svm": 2, "svm2.c": 3}, ["svm"], [], {"svm": 2, "svm2.c": 3}),
         ({"model": "forest", "c": 1}, [], ["m"], {"model": "forest", "c": 1}),
     ],
@@ -129,7 +128,7 @@ def test_settings_are_named_without_the_recipe_that_they_are_of(project):
 def test_settings_of_one_section_have_the_names_of_other_stages_unless_two_would_be_the_same(
     full, sections, models, expected
 ):
-    assert results._alone(full, sections, ["chosen"], models) == expected
+    assert naming.alone(full, sections, models) == expected
 
 
 def test_metrics_plots_and_models_are_those_that_dvc_yaml_declares(project):
@@ -187,26 +186,35 @@ def test_the_result_of_a_stage_that_has_just_run_is_the_one_that_its_lock_will_h
 
 
 @pytest.mark.parametrize(
-    ("settings", "item", "names", "chosen"),
+    ("settings", "item", "expected"),
     [
-        ({"recipe": "a", "a.epochs": 1}, {}, ["recipe", "epochs"], ["a"]),
-        ({"a.b": {"c": 1, "d": {"e": 2}}}, {"x": "b"}, ["a.c", "a.d.e", "x"], ["b"]),
-        ({"n": 3, "layer.3.width": 1}, {}, ["n", "layer.width"], ["3"]),
+        # The value of a setting is left out of keys if `strip` names the setting, and only then
+        ({"s": "a", "a.epochs": 1}, {}, {"s": "a", "epochs": 1}),
+        ({"mode": "train", "train.epochs": 1}, {}, {"mode": "train", "train.epochs": 1}),
+        ({"a.b": {"c": 1, "d": {"e": 2}}}, {"s": "b"}, {"a.c": 1, "a.d.e": 2, "s": "b"}),
+        ({"s": "a", "a": {"k": 1}}, {}, {"s": "a", "k": 1}),
         # A name that would be empty, or that of another setting, stays as it is
-        ({"split": "test", "test": 0.2}, {}, ["split", "test"], []),
-        ({"a": "x", "b": "y", "x.k": 1, "y.k": 2}, {}, ["a", "b", "k", "y.k"], ["x"]),
-        ({"a": "x", "k": 1, "x.k": 2}, {}, ["a", "k", "x.k"], []),
-        ({"x.seed": 1}, {"r": "x", "seed": 5}, ["x.seed", "r", "seed"], []),
-        ({"a": "x", "x": {"k": 1}}, {}, ["a", "k"], ["x"]),
+        ({"s": "test", "test": 0.2}, {}, {"s": "test", "test": 0.2}),
+        ({"s": "x", "t": "y", "x.k": 1, "y.k": 2}, {}, {"s": "x", "t": "y", "x.k": 1, "y.k": 2}),
+        ({"s": "x", "x.k": 2, "k": 1}, {}, {"s": "x", "x.k": 2, "k": 1}),
+        ({"x.n": 1}, {"s": "x", "n": 5}, {"x.n": 1, "s": "x", "n": 5}),
+        # Two files with the same key, and a matrix with the name of a setting
+        ({"lr": 1, "b.yaml:lr": 2, "b.yaml:n": 3}, {}, {"lr": 1, "b.yaml:lr": 2, "n": 3}),
+        ({"a": {"lr": 1}, "b.yaml:a.lr": 2}, {}, {"a.lr": 1, "b.yaml:a.lr": 2}),
+        ({"c.yaml:lr": 1, "b.yaml:lr": 2}, {}, {"c.yaml:lr": 1, "b.yaml:lr": 2}),
+        ({"seed": 1}, {"seed": 2}, {"seed": 1, "item.seed": 2}),
     ],
 )
-def test_the_value_of_a_setting_is_left_out_of_the_names_of_the_others(
-    settings, item, names, chosen
+def test_no_two_settings_have_one_name_and_no_value_changes_one_undeclared(
+    settings, item, expected
 ):
-    found, left_out = results._short(settings, item)
-    assert list(found) == names
-    assert list(left_out) == chosen
-    assert item.items() <= found.items()
+    tracked = [
+        naming.Setting(file or "params.yaml", not file, key, results.flat(value))
+        for told, value in settings.items()
+        for file, _, key in [told.rpartition(":")]
+    ]
+    found, _, _ = naming.names(tracked, naming.Item(item, item, item), ["s", "t", "gone"])
+    assert found == expected
 
 
 def test_a_stage_that_no_project_declares_is_told_also_where_a_dvc_yaml_is_damaged(fresh):
@@ -275,15 +283,18 @@ def test_a_lock_that_names_no_stages_is_told(text):
 def test_a_lock_of_dvc_1_which_holds_only_the_stages_is_read_like_one_of_today(fresh):
     make_results(fresh)
     expected = {stage: fresh.outs(stage) for stage in PIPELINE}
+    results = {stage: result.identity for stage, result in locked_of().items()}
     stages = json.loads(Path("dvc.lock").read_text(encoding="utf-8"))["stages"]
     for entry in (entry for stage in stages.values() for entry in stage["deps"] + stage["outs"]):
-        del entry["hash"]  # which is newer, too
+        del entry["hash"], entry["size"]  # which are newer, too
     fresh.write("dvc.lock", json.dumps(stages))
     project = project_in()
     assert {stage: result.outs for stage, result in project.locked().items()} == expected
+    assert {stage: result.identity for stage, result in project.locked().items()} == results
     assert project.problems == []
     fresh.commit("a lock of DVC 1")
-    assert any(holder.stages == expected for holder in history.holders())
+    (holder,) = (holder for holder in history.holders() if holder.stages == expected)
+    assert holder.results == {*results.values()}
 
 
 # --- git ---
@@ -446,7 +457,7 @@ def test_a_lock_of_the_history_that_names_none_of_the_wanted_contents_is_not_par
         fresh.write("dvc.lock", f"stages: {{prepare: {{cmd: x, outs: [{{path: a, md5: {md5}}}]}}}}")
         fresh.commit(md5)
     projects.stages_in.cache_clear()
-    wanted = frozenset({"two", "four"})
+    wanted = frozenset({frozenset({"two"}), frozenset({"three", "four"})})
     assert [holder.stages["prepare"] for holder in history.holders(wanted)] == [{"a": "two"}]
     assert projects.stages_in.cache_info().misses == 2  # it and its dvc.yaml
 

@@ -16,7 +16,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.utils import validation
 from sqlalchemy import Engine, event
 
-from dvc_mlflow import files, models, pipeline, runs
+from dvc_mlflow import files, known, models, pipeline, runs
 from dvc_mlflow.errors import StageError
 from dvc_mlflow.known import Known, search
 from dvc_mlflow.results import Result
@@ -224,21 +224,48 @@ def test_the_tags_of_a_result_find_its_finished_run_also_if_it_is_deleted_and_no
         time.sleep(0.002)  # a millisecond is the store's clock
         return run_id
 
-    links = result("fit", {"it's `a` file": md5, "common": "md5"}).tags
+    made = result("fit", {"it's `a` file": md5, "common": "md5"})
     older, newer = ended("it's `a` file", md5), ended("it's `a` file", md5)
     ended("it's `a` file", md5, "FAILED")
     ended("it's `a` file", other)
-    known = Known()
-    assert known.finished(links).info.run_id == newer
-    assert known.deleted(links) is None
-    assert known.finished({**links, "out:more": "md5"}) is None
+    read = Known()
+    assert read.finished(made).info.run_id == newer
+    assert read.deleted(made) is None
+    assert read.finished(result("fit", {**made.outs, "more": "md5"})) is None
     client.delete_run(newer)
-    assert Known().finished(links).info.run_id == older
-    assert Known().deleted(links).info.run_id == newer
+    assert Known().finished(made).info.run_id == older
+    assert Known().deleted(made).info.run_id == newer
     latest = ended("it's `a` file", md5)
-    assert known.finished(links).info.run_id == newer  # it has read the store once
-    known.add(latest)
-    assert known.finished(links).info.run_id == latest
+    assert read.finished(made).info.run_id == newer  # it has read the store once
+    read.add(latest)
+    assert read.finished(made).info.run_id == latest
+
+
+def test_no_run_of_many_pages_is_missed_while_others_are_deleted(experiment, monkeypatch):
+    """Some of the first page go before the second is asked for, and MLflow counts the rest anew."""
+    client, asked = MlflowClient(), list[str]()
+    made = [
+        client.create_run(experiment, start_time=1_000 + at // 3, tags={"many": "yes"}).info.run_id
+        for at in range(60)
+    ]
+    monkeypatch.setattr(known, "PAGE", 7)
+
+    def another(connection, cursor, statement, *more):
+        asked.extend([statement] if "OFFSET" in statement and "FROM runs" in statement else [])
+        if len(asked) == 2:
+            asked.append("and its answer comes after this")
+            for run_id in made[:3]:
+                client.delete_run(run_id)
+
+    event.listen(Engine, "before_cursor_execute", another)
+    try:
+        found = [run.info.run_id for run in search("tags.many = 'yes'")]
+    finally:
+        event.remove(Engine, "before_cursor_execute", another)
+    assert len(asked) > 60 / 7 and len(found) == len({*found})
+    assert {*found} >= {*made[3:]}
+    gone = [run.info.run_id for run in search("tags.many = 'yes'", deleted=True)]
+    assert {*gone} == {*made[:3]}
 
 
 def test_a_run_has_the_color_that_the_project_gives_to_one_of_its_settings(experiment, monkeypatch):
