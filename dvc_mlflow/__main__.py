@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import NoReturn
 
-from dvc_mlflow import projects, store
+from dvc_mlflow import projects, reasons
 from dvc_mlflow.errors import InputError, main_function
 
 STARTED = Path.cwd()
@@ -68,7 +68,7 @@ def main() -> None:
     os.environ["PWD"] = str(STARTED)  # for the names of files
     os.chdir(root)
     sys.path.insert(0, str(root))  # for the hooks
-    with store.explained():
+    with reasons.explained():
         getattr(importlib.import_module(f"dvc_mlflow.{module}"), function)(**given)
 
 

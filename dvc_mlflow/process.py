@@ -25,7 +25,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
-from dvc_mlflow import claims, git, pipeline, results, runs, store
+from dvc_mlflow import claims, git, pipeline, reasons, results, runs, store
 from dvc_mlflow.content import Content
 from dvc_mlflow.errors import StageError
 from dvc_mlflow.hooks import hook
@@ -95,7 +95,7 @@ def attend(connection: socket.socket) -> NoReturn:
         follow(messages(said), say)
         say("done")
     except BaseException as error:
-        say(f"failed: {store.explain(error)}")
+        say(f"failed: {reasons.explain(error)}")
     # Threads and exit handlers of MLflow may hang where the server does
     os._exit(0)
 

@@ -10,7 +10,7 @@ import time
 import urllib.request
 from types import FrameType
 
-from dvc_mlflow import pages, projects, store
+from dvc_mlflow import pages, projects, reasons, store
 from dvc_mlflow.errors import InputError, StageError
 
 PORT = 5000
@@ -67,7 +67,7 @@ def show(port: str = "") -> None:
     if store.is_remote(store.uri()):
         print(f"The tracking server has the UI: {store.name().rstrip('/')}", flush=True)
         try:
-            with store.explained():
+            with reasons.explained():
                 print_links()
         except StageError as error:  # its address is all that can be told
             print(f"warning: {error}", file=sys.stderr)

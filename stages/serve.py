@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from dvc_mlflow import find, history, models, store, sync
+from dvc_mlflow import find, history, models, reasons, store, sync
 from dvc_mlflow.content import Content
 from dvc_mlflow.errors import InputError, StageError, main_function
 from stages import hooks
@@ -129,7 +129,7 @@ def main() -> None:
     os.chdir(Path(__file__).parents[1])
     with tempfile.TemporaryDirectory(prefix="serve-") as scratch:
         folder = Path(scratch) / "model"
-        with store.explained():
+        with reasons.explained():
             store.find_experiment()
             said, drawing = build(what, folder)
             print(said)
