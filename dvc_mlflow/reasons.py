@@ -141,12 +141,17 @@ def _variable(server: str) -> str:
 
 def _of_server(reason: str) -> str:
     """What is wrong with the certificate of a server or with its protocol; empty for all else."""
+    server = _asked(reason)
+    if "TLS CA certificate bundle" in reason:
+        given = os.environ.get("MLFLOW_TRACKING_SERVER_CERT_PATH", "")
+        return f"MLFLOW_TRACKING_SERVER_CERT_PATH is {given}, where no certificate is: correct it"
+    if "Connection aborted" in reason and server.startswith("http://"):
+        return f"{server} ended the connection without an answer: is it up, or is it https://?"
     if "SSLError" not in reason and "CERTIFICATE_VERIFY_FAILED" not in reason:
         return ""
-    server = _asked(reason)
     found = re.search(r"certificate verify failed: (.+?)\.? \(_ssl", reason)
     if not found:
-        detail = re.search(r"\[SSL\S*\] (.+?) \(_ssl", reason)
+        detail = re.search(r"\[SSL[^\]]*\] (.+?) \(_ssl", reason)
         why = detail[1] if detail else shortened(reason, LONGEST)
         return f"{server} does not speak TLS as this machine does ({why}): is it http://?"
     why = found[1]

@@ -143,6 +143,9 @@ def log(
 def log_epoch(run_id: str, row: Mapping[str, Any]) -> None:
     """Log the metrics of one epoch. The column `epoch` has its number."""
     step = int(row["epoch"])
+    for key, value in row.items():
+        if changed := values.stored(value):
+            values.note(f"{key} is {value} in epoch {step}, and {changed} in MLflow")
     log(run_id, metrics=[(key, value, step) for key, value in row.items() if key != "epoch"])
 
 

@@ -230,20 +230,22 @@ def overview(experiment_id: str, ui: str = UI, view: str = pages.TABLE) -> str:
     """
     mode = "&compareRunsMode=CHART" if view == pages.CHARTS else ""
     key = view.removeprefix(pages.TAG)
-    return f"{_ui(ui)}/#/experiments/{experiment_id}/runs?viewStateShareKey={key}{mode}&{_side()}"
+    return (
+        f"{_ui(ui)}/#/experiments/{experiment_id}/runs?{_query(f'viewStateShareKey={key}{mode}')}"
+    )
 
 
 def address(*, run: Any = None, model: Any = None) -> str:
     """Where the UI shows a run or a logged model."""
     if run is not None:
         return f"{_ui()}/{page_of(run)}"
-    return f"{_ui()}/#/experiments/{model.experiment_id}/models/{model.model_id}?{_side()}"
+    return f"{_ui()}/#/experiments/{model.experiment_id}/models/{model.model_id}?{_query()}"
 
 
 def page_of(run: Any) -> str:
     """The page of a run, below the address of the UI: its curves, if it has any."""
     tab = "/model-metrics" if curves_of(run) else ""
-    return f"#/experiments/{run.info.experiment_id}/runs/{run.info.run_id}{tab}?{_side()}"
+    return f"#/experiments/{run.info.experiment_id}/runs/{run.info.run_id}{tab}?{_query()}"
 
 
 def curves_of(run: Any) -> list[str]:
@@ -259,13 +261,18 @@ def comparison(runs: Sequence[Any], ui: str = UI) -> str:
         return ""
     ids = quote(json.dumps([run.info.run_id for run in compared]))
     of = quote(json.dumps([compared[0].info.experiment_id]))
-    return f"{_ui(ui)}/#/compare-runs?runs={ids}&experiments={of}&{_side()}"
+    return f"{_ui(ui)}/#/compare-runs?{_query(f'runs={ids}&experiments={of}')}"
 
 
-def _side() -> str:
-    """The end of an address: the side of the UI, and the workspace of a server that has several."""
-    workspace = os.environ.get("MLFLOW_WORKSPACE", "").strip() if is_remote(uri()) else ""
-    return f"{TRAINING}&workspace={quote(workspace, safe='')}" if workspace else TRAINING
+def _query(asked: str = "") -> str:
+    """The end of an address: the workspace of a server that has several, and the side of the UI."""
+    return "&".join(filter(None, (workspace(), asked, TRAINING)))
+
+
+def workspace() -> str:
+    """What an address says of the workspace; empty for a store that has none."""
+    chosen = os.environ.get("MLFLOW_WORKSPACE", "").strip() if is_remote(uri()) else ""
+    return f"workspace={quote(chosen, safe='')}" if chosen else ""
 
 
 def _ui(ui: str = UI) -> str:

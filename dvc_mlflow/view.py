@@ -65,7 +65,8 @@ def show(port: str = "") -> None:
         StageError: The server ended.
     """
     if store.is_remote(store.uri()):
-        print(f"The tracking server has the UI: {store.name().rstrip('/')}", flush=True)
+        home = f"/#/?{store.workspace()}" if store.workspace() else ""
+        print(f"The tracking server has the UI: {store.name().rstrip('/')}{home}", flush=True)
         try:
             with reasons.explained():
                 print_links()
