@@ -29,8 +29,8 @@ def one_line(error: BaseException | str) -> str:
 
 def shortened(text: str, longest: int) -> str:
     """A text without its middle, if it is longer: the end of a reason is often the reason."""
-    kept = longest // 2 - 2
-    return text if len(text) <= longest else f"{text[:kept]} ... {text[-kept:]}"
+    first, last = (longest - 5) // 2, (longest - 4) // 2
+    return text if len(text) <= longest else f"{text[:first]} ... {text[-last:]}"
 
 
 def did_you_mean(given: object, names: Iterable[str]) -> str:
