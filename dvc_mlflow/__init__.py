@@ -25,11 +25,12 @@ from typing import Any
 from filelock import FileLock
 
 from dvc_mlflow import alone, projects, store
-from dvc_mlflow.errors import StageError, one_line
+from dvc_mlflow.errors import StageError, one_line, shortened
 from dvc_mlflow.hooks import settings
 
 PATIENCE = 5.0  # seconds without progress that a stage waits for at its end
 LOCAL_PATIENCE = 60.0  # the same, while the process does not wait for a server
+NOTE = "note: "  # before a line of the process that the stage prints
 LONGEST_PATIENCE = 86_400  # the most, because a socket takes no timeout of centuries
 
 
@@ -79,7 +80,7 @@ class Run:
     def _wait(self, process: socket.socket) -> str:
         """Why the mirror failed, or nothing."""
         lines: list[str] = []
-        said, patience = b"", LOCAL_PATIENCE
+        said, patience, printed = b"", LOCAL_PATIENCE, 0
         while True:
             process.settimeout(patience)
             try:
@@ -93,6 +94,11 @@ class Run:
                 chunk = b""
             said += chunk
             *lines, _ = said.decode(errors="replace").split("\n")
+            notes = [line.removeprefix(NOTE) for line in lines if line.startswith(NOTE)]
+            lines = [line for line in lines if not line.startswith(NOTE)]
+            for note in notes[printed:]:
+                print(note)
+            printed = len(notes)
             if lines and lines[-1] == "done":
                 return ""
             if lines and lines[-1].startswith("failed: "):
@@ -166,6 +172,6 @@ def run(stage: str) -> Iterator[Run]:
             current.close("KILLED", "interrupted")
             raise
         except BaseException as error:
-            current.close("FAILED", store.without_user(one_line(error))[:500])
+            current.close("FAILED", shortened(store.without_user(one_line(error)), 500))
             raise
         current.close("FINISHED")

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import NoReturn
 
-from dvc_mlflow import commands, projects, store
+from dvc_mlflow import commands, projects, reasons
 from dvc_mlflow.errors import InputError, main_function
 
 STARTED = Path.cwd()
@@ -72,7 +72,7 @@ def main() -> None:
     os.chdir(root)
     commands.started = Path(os.path.relpath(STARTED))
     sys.path.insert(0, str(root))  # for the hooks
-    with store.explained():
+    with reasons.explained():
         if given.get("project") is not None:
             given["project"] = projects.named(given["project"], STARTED)
         getattr(importlib.import_module(f"dvc_mlflow.{module}"), function)(**given)

@@ -1,57 +1,69 @@
 """Plots of DVC as metrics by step, and as tables."""
 
+import contextlib
 import csv
+import io
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import math
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from dvc_mlflow.errors import StageError, one_line
+from dvc_mlflow import values
+from dvc_mlflow.errors import StageError, one_line, shortened
 from dvc_mlflow.files import read_tree
 from dvc_mlflow.results import Result
 
 TABLES = (".csv", ".tsv", ".json", ".yaml", ".yml")
 # DVC's templates that draw curves. A template of your own does so if its name begins like that
 LINES = ("linear", "simple", "smooth")
+COUNTERS = ("step", "epoch")  # the columns that count steps where dvc.yaml names none
 MOST_STEPS = 2_500  # points of a curve that MLflow shows
+LAST_STEP = 2**63 - 1
+ROW = "row"  # the steps of a plot without a column for them
 
 Columns = dict[str, list[Any]]
+Curve = tuple[list[int], list[float]]  # steps and values
 Points = Iterator[tuple[str, float, int]]  # key, value, step
 
 
 def of_result(result: Result, there: Iterable[str]) -> Points:
     """The points of all curves of a result, whose plots lie in this folder.
 
-    A plot is a curve if its x counts steps: whole numbers that grow. A plot without an x counts
-    rows. A curve has the name of its column, and the path of its file before it where two files
-    have the same column or the plot is a folder.
+    A plot is a curve if its x counts steps: whole numbers that grow. A plot without an x has the
+    column `step` or `epoch`, or else counts rows, unless its rows are the labels of samples. A
+    curve has the name of its column, and the path of its file before it where two files have the
+    same column or the plot is a folder. What is no curve for another reason than its kind is named.
     """
-    found: dict[tuple[str, ...], tuple[list[int], list[float]]] = {}
-    named: dict[str, tuple[list[int], list[float]]] = {}
+    found: dict[Path, dict[str, Curve]] = {}
+    named: dict[str, Curve] = {}
     for path in there:
         options = result.plots.get(path)
         if options is None or not (options.get("template") or "linear").startswith(LINES):
             continue
         for file in files(Path(path)):
-            for column, curve in _curves(read(file), options.get("x")).items():
-                if Path(path).is_dir():
-                    below = file.relative_to(path).with_suffix("").parts
-                    named[_joined(below, column)] = curve
-                else:
-                    found[*file.with_suffix("").parts, column] = curve
-    for name, (steps, values) in {**named, **_short_names(found)}.items():
+            curves = _curves(read(file), options, file)
+            if Path(path).is_dir():
+                below = file.relative_to(path).with_suffix("").parts
+                named |= {values.name_of(below, name): curve for name, curve in curves.items()}
+            else:
+                found[file] = curves
+    for name, (steps, numbers) in {**named, **values.joined(found)}.items():
         every = -(-len(steps) // MOST_STEPS)
         chosen = [*range(0, len(steps) - 1, every), len(steps) - 1]
         if every > 1:
-            print(f"{name} has {len(steps):,} points: {len(chosen):,} of them are logged")
-        yield from ((name, values[at], steps[at]) for at in chosen)
+            values.note(f"{name} has {len(steps):,} points: {len(chosen):,} of them are logged")
+        if changed := [number for number in numbers if values.stored(number)]:
+            first = f"{changed[0]} is {values.stored(changed[0])} in MLflow"
+            values.note(f"{len(changed)} points of the curve {name} are changed: {first}")
+        yield from ((name, numbers[at], steps[at]) for at in chosen)
 
 
 def points(columns: Columns, x: str) -> Points:
     """The points of all columns over the column ``x``, if that counts steps."""
-    for name, (steps, values) in _curves(columns, x).items():
-        yield from ((name, value, step) for step, value in zip(steps, values, strict=True))
+    for name, (steps, numbers) in _curves(columns, {"x": x}).items():
+        yield from ((name, value, step) for step, value in zip(steps, numbers, strict=True))
 
 
 def files(path: Path) -> list[Path]:
@@ -64,18 +76,20 @@ def read(path: Path) -> Columns:
     """The columns of a table by name. Empty if the file holds none.
 
     As for DVC, the table in a JSON or YAML file is the first list of mappings in it.
+
+    Raises:
+        StageError: It cannot be read.
     """
     if path.suffix in (".csv", ".tsv"):
         try:
-            text = path.read_text(encoding="utf-8-sig")
-        except (ValueError, OSError) as error:
+            text = io.StringIO(path.read_text(encoding="utf-8-sig"))
+            rows = list(csv.DictReader(text, delimiter="\t" if path.suffix == ".tsv" else ","))
+        except (ValueError, OSError, csv.Error) as error:
             raise StageError(f"{path} cannot be read ({one_line(error)})") from None
-        rows = list(
-            csv.DictReader(text.splitlines(), delimiter="\t" if path.suffix == ".tsv" else ",")
-        )
     else:
         rows = _rows(read_tree(path))
-    return {name: [row.get(name) for row in rows] for name in (rows[0] if rows else ())}
+    names = {name: None for row in rows for name in row if name is not None}
+    return {str(name): [row.get(name) for row in rows] for name in names}
 
 
 def _rows(tree: Any) -> list[dict[str, Any]]:
@@ -85,51 +99,156 @@ def _rows(tree: Any) -> list[dict[str, Any]]:
     return next((rows for item in inside if (rows := _rows(item))), [])
 
 
-def _curves(columns: Columns, x: str | None) -> dict[str, tuple[list[int], list[float]]]:
-    """Steps and values of each column of numbers, if the column ``x`` counts steps."""
-    numbers = {name: values for name, cells in columns.items() if (values := _numbers(cells))}
-    if x is None:
-        x = "step" if "step" in numbers else None
-    length = len(next(iter(columns.values()), ()))
-    steps = [float(row) for row in range(length)] if x is None else numbers.get(x, [])
-    whole = all(step >= 0 and step == int(step) for step in steps)
-    if len(steps) < 2 or not whole or any(b <= a for a, b in pairwise(steps)):
-        return {}
-    counted = [int(step) for step in steps]
-    return {name: (counted, values) for name, values in numbers.items() if name != x}
+def _curves(
+    columns: Columns, options: Mapping[str, Any], file: Path | None = None
+) -> dict[str, Curve]:
+    """Steps and values of each column of numbers, if something counts steps.
+
+    Args:
+        file: To be named with each column that might be a curve and is none.
+    """
+
+    def told(curves: dict[str, Curve], wrong: Mapping[str, str]) -> dict[str, Curve]:
+        for why in dict.fromkeys(wrong.values()) if file else ():
+            names = ", ".join(name for name in columns if wrong.get(name) == why)
+            values.note(f"{file}: no curve of {names} in MLflow, because {why}")
+        return curves
+
+    x, chosen = options.get("x"), [*_texts(options.get("y"))]
+    if x is not None:
+        return told(*_over(columns, x))
+    for name in COUNTERS:
+        curves, wrong = _over(columns, name) if name in columns else ({}, {})
+        if curves:
+            return told(curves, wrong)
+    rows = [*range(len(next(iter(columns.values()), ())))]
+    curves, wrong = _over({**columns, ROW: rows}, ROW)
+    if chosen or options.get("template"):
+        others = {*columns} - {*chosen} if chosen else {*()}
+    else:
+        others = {*_labels(columns)}
+        why = "its rows are labels; `x` or `template: linear` in dvc.yaml makes it one"
+        wrong |= dict.fromkeys(curves.keys() & others, why)
+    return told({name: curves[name] for name in curves if name not in others}, wrong)
 
 
-def _numbers(cells: list[Any]) -> list[float]:
-    """The cells as numbers, or nothing."""
+def _over(columns: Columns, x: str) -> tuple[dict[str, Curve], dict[str, str]]:
+    """The curves over a column that counts steps, and why other columns are none."""
+    curves: dict[str, Curve] = {}
+    wrong: dict[str, str] = {}
+    if x not in columns:
+        return {}, dict.fromkeys(columns, f"it has no column {x}")
+    steps, why = _steps(columns[x])
+    if why or len(steps) < 2:
+        return {}, dict.fromkeys(columns.keys() - {x}, why) if why else {}
+    for name in columns.keys() - {x}:
+        try:
+            cells = [_number(cell) for cell in columns[name]]
+        except ValueError as error:
+            if any(_numbers([cell])[:1] not in ([], [None]) for cell in columns[name]):
+                wrong[name] = str(error)  # otherwise it is of another kind
+            continue
+        rows = [
+            (at, _float(n))
+            for at, n in zip(steps, cells, strict=True)
+            if at is not None and n is not None
+        ]
+        if any(b <= a for (a, _), (b, _) in pairwise(rows)):
+            wrong[name] = f"its steps, the column {x}, do not grow"
+        elif rows:
+            curves[name] = [at for at, _ in rows], [n for _, n in rows]
+    return {name: curves[name] for name in columns if name in curves}, wrong
+
+
+def _steps(cells: list[Any]) -> tuple[list[int | None], str]:
+    """The cells as steps, where they are not empty; or why they are none, if they might be."""
     try:
-        return [float(cell) for cell in cells]
-    except (TypeError, ValueError):
+        numbers = [_number(cell) for cell in cells]
+    except ValueError:
+        return [], ""
+    given = [number for number in numbers if number is not None]
+    fractions = [n for n in given if isinstance(n, float) and math.isfinite(n) and n % 1]
+    if fractions:  # of another kind, such as the rates of a ROC curve
+        return [], ""
+    if wrong := [n for n in given if not 0 <= n <= LAST_STEP]:
+        return [], f"its x has {shortened(str(wrong[0]), 40)}, which is no step"
+    return [None if number is None else int(number) for number in numbers], ""
+
+
+def _number(cell: Any) -> int | float | None:
+    """A cell as a number; None if it is empty.
+
+    Raises:
+        ValueError: It is something else.
+    """
+    if cell is None or isinstance(cell, int | float):
+        return cell
+    if isinstance(cell, str) and not cell.strip():
+        return None
+    for kind in (int, float) if isinstance(cell, str) and "_" not in cell else ():
+        with contextlib.suppress(ValueError):
+            return kind(cell)
+    raise ValueError(f"it has {shortened(one_line(str(cell)), 40)}, which is no number")
+
+
+def _numbers(cells: list[Any]) -> list[float | None]:
+    """The cells as numbers where they are not empty, or nothing if one is something else."""
+    try:
+        return [None if (n := _number(cell)) is None else _float(n) for cell in cells]
+    except ValueError:
         return []
 
 
-def _joined(path: Sequence[str], column: str) -> str:
-    """The name of a curve. A file has often the name of its column."""
-    return ".".join([*path, *([] if path and path[-1] == column else [column])])
+def _float(number: int | float) -> float:
+    try:
+        return float(number)
+    except OverflowError:
+        return math.inf if number > 0 else -math.inf
 
 
-def _short_names(found: Mapping[tuple[str, ...], Any]) -> dict[str, Any]:
-    """Curves by column, with as much of the path before it as tells them apart."""
-    columns = [parts[-1] for parts in found]
-    named = {}
-    for parts, curve in found.items():
-        path, column = list(parts[:-1]), parts[-1]
-        if columns.count(column) == 1:
-            named[column] = curve
+def _labels(columns: Columns) -> list[str]:
+    """The columns that say of which class something is: texts or whole numbers of a small set.
+
+    If two of them have the same classes, such as `actual` and `predicted`, the rows are samples in
+    no order, and all columns are returned.
+    """
+    classes: dict[str, tuple[set[Any], bool]] = {}  # and whether they are in order
+    for name, cells in columns.items():
+        numbers = [n for n in _numbers(cells) if n is not None and n % 1 == 0]
+        texts = [] if _numbers(cells) else [str(cell) for cell in cells]
+        its = {*numbers, *texts}
+        pairs = [*pairwise(numbers)]
+        counts = numbers and all(a < b for a, b in pairs)
+        if len(numbers or texts) < len(cells) or len(its) < 2 or counts:
             continue
-        others = [other[:-1] for other in found if other[-1] == column]
-        while len(path) > 1 and len({other[0] for other in others}) == 1:
-            path, others = path[1:], [other[1:] for other in others]
-        named[_joined(path, column)] = curve
-    return named
+        ordered = all(a <= b for a, b in pairs) or all(a >= b for a, b in pairs)
+        classes[name] = its, bool(numbers) and ordered
+    for one, (its, ordered) in classes.items():
+        if any(
+            its <= others and not (ordered and also)
+            for other, (others, also) in classes.items()
+            if other != one
+        ):
+            return [*columns]
+    return [
+        name
+        for name, (its, ordered) in classes.items()
+        if not ordered and _numbers(columns[name]) and len(its) * 2 <= len(columns[name])
+    ]
+
+
+def _texts(tree: Any) -> Iterator[str]:
+    """The names in the option `y`, which may be one, several, or those of each file."""
+    if isinstance(tree, str):
+        yield tree
+    for item in tree.values() if isinstance(tree, dict) else tree if isinstance(tree, list) else ():
+        yield from _texts(item)
 
 
 def as_table(columns: Columns) -> str:
-    """A table in the format of MLflow."""
-    names = list(columns)
-    rows = [list(row) for row in zip(*columns.values(), strict=True)]
-    return json.dumps({"columns": names, "data": rows})
+    """A table in the format of MLflow. JSON has no NaN, no infinity and no dates."""
+    rows = [
+        [str(cell) if isinstance(cell, float) and not math.isfinite(cell) else cell for cell in row]
+        for row in zip(*columns.values(), strict=True)
+    ]
+    return json.dumps({"columns": list(columns), "data": rows}, default=str)

@@ -32,6 +32,12 @@ def one_line(error: BaseException | str) -> str:
     return " ".join(str(error).split())
 
 
+def shortened(text: str, longest: int) -> str:
+    """A text without its middle, if it is longer: the end of a reason is often the reason."""
+    first, last = (longest - 5) // 2, (longest - 4) // 2
+    return text if len(text) <= longest else f"{text[:first]} ... {text[-last:]}"
+
+
 def did_you_mean(given: object, names: Iterable[str]) -> str:
     """A hint at the most similar name, or nothing."""
     near = difflib.get_close_matches(str(given), list(names), n=1)

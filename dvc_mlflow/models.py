@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dvc_mlflow import reasons, values
 from dvc_mlflow.hooks import hook
 from dvc_mlflow.results import Result
 from dvc_mlflow.store import client, every
@@ -29,7 +30,10 @@ def log(run_id: str, result: Result, path: str, say: "Say") -> None:
         name=result.models[path],
         source_run_id=run_id,
         tags={"md5": result.outs[path], "file": path},
-        params={key: str(value) for key, value in result.params.items()},
+        params={
+            name: values.param(key, result.params[key])
+            for key, name in values.told_apart(result.params).items()
+        },
     )
     try:
         log_files(model, result, say)
@@ -53,7 +57,8 @@ def log_files(model: Any, result: Result, say: "Say") -> None:
         folder = Path(scratch) / "model"
         export(result, Path(model.tags["file"]), folder, model)
         say("ready")
-        client().log_model_artifacts(model.model_id, str(folder))
+        with reasons.artifacts(lambda: str(model.artifact_location)):
+            client().log_model_artifacts(model.model_id, str(folder))
 
 
 def export(result: Result, path: Path, folder: Path, model: Any = None) -> None:
@@ -94,12 +99,13 @@ def lost_files(model: Any) -> list[str]:
     copied = ["MLmodel", *([] if is_folder else [path.name])]
     wanted = hook("model_files", lambda _: copied)(path)
     folders = {Path(name).parent.as_posix() for name in wanted} - {"."}
-    kept = {
-        file.path
-        for folder in (None, *sorted(folders))
-        for file in client().list_logged_model_artifacts(model.model_id, folder)
-        if file.file_size
-    }
+    with reasons.artifacts(lambda: str(model.artifact_location)):
+        kept = {
+            file.path
+            for folder in (None, *sorted(folders))
+            for file in client().list_logged_model_artifacts(model.model_id, folder)
+            if file.file_size
+        }
     return sorted({*wanted} - kept)
 
 

@@ -11,8 +11,8 @@ from dvc_mlflow.known import PARENT, Known, is_former
 from dvc_mlflow.results import Project, Result, made_by
 from dvc_mlflow.runs import Say, silent
 from dvc_mlflow.store import client
+from dvc_mlflow.values import LONGEST_TAG, cut, only_numbers
 
-LONGEST = 7_900  # characters of a description that every store takes
 MOST_COLUMNS = 5  # of metrics on the page of runs
 SCORE = "trained_model."  # before the name of a score: behind `loss`, `test_...` and `train_...`
 NAME = "pipeline"  # of the run, and its tag `stage`
@@ -100,7 +100,7 @@ def score_models(evaluation: Result, locked: Locked) -> None:
         for path, name in names.items():
             if path not in evaluation.deps or not isinstance(metrics.get(name), Mapping):
                 continue
-            scores = runs.only_numbers(metrics[name])
+            scores = only_numbers(metrics[name])
             values = {f"{SCORE}{key}": value for key, value in scores.items()}
             for model in models.find(evaluation.deps[path])[:1]:
                 known = {(metric.key, metric.value) for metric in model.metrics or []}
@@ -229,5 +229,4 @@ def description(locked: Locked, of_stage: Mapping[str, Any]) -> str:
         for stage, run in of_stage.items()
     ]
     lines = ["| stage | description |", "|---|---|", *(f"| {' | '.join(row)} |" for row in rows)]
-    whole = "\n".join([*texts, *lines])
-    return whole if len(whole) <= LONGEST else f"{whole[:LONGEST].rpartition(chr(10))[0]}\n..."
+    return cut("\n".join([*texts, *lines]), LONGEST_TAG)

@@ -9,11 +9,13 @@ A stage sends one JSON object per line: first `{"stage": ..., "environment": {..
 `{"epoch": {...}}` for each epoch, and at last `{"end": STATUS, "reason": ...}`. If the connection
 ends before that, the stage was killed. The answer has one line per step: first `process PID`, then
 `local` before work of its own, which may take long, `ready` before and after a request to the store
-(`local` if that is a file), and at the end `done` or `failed: REASON`.
+(`local` if that is a file), `note: LINE` about a value that MLflow does not hold as it is, and at
+the end `done` or `failed: REASON`.
 """
 
 import contextlib
 import importlib
+import io
 import json
 import os
 import select
@@ -25,7 +27,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
-from dvc_mlflow import claims, git, pipeline, results, runs, store
+from dvc_mlflow import claims, git, pipeline, reasons, results, runs, store
 from dvc_mlflow.content import Content
 from dvc_mlflow.errors import StageError
 from dvc_mlflow.hooks import hook
@@ -92,12 +94,25 @@ def attend(connection: socket.socket) -> NoReturn:
     try:
         say(f"process {os.getpid()}")
         say("local")
-        follow(messages(said), say)
+        with contextlib.redirect_stdout(Notes(say)):
+            follow(messages(said), say)
         say("done")
     except BaseException as error:
-        say(f"failed: {store.explain(error)}")
+        say(f"failed: {reasons.explain(error)}")
     # Threads and exit handlers of MLflow may hang where the server does
     os._exit(0)
+
+
+class Notes(io.TextIOBase):
+    """An output whose lines the stage prints."""
+
+    def __init__(self, say: Say) -> None:
+        self._say = say
+
+    def write(self, text: str) -> int:
+        for line in filter(str.strip, text.splitlines()):
+            self._say(f"note: {line}")
+        return len(text)
 
 
 def messages(stream: Iterable[str]) -> Iterator[dict[str, Any]]:

@@ -77,6 +77,9 @@ def tags_of(outs: Mapping[str, str]) -> dict[str, str]:
 def named(key: str) -> str:
     """A key as MLflow takes it: other characters become ``_``, and a long one ends in a hash."""
     valid = re.sub(r"[^/\w.\- :]", "_", posixpath.normpath(key).lstrip("/"))
+    if not valid.strip("./"):  # an empty key, or one of dots
+        valid = "_" * max(1, len(valid))
+    valid = re.sub(r"^(\.\./)*\.\.", lambda dots: dots[0].replace(".", "_"), valid)
     if len(valid) <= LONGEST_KEY:
         return valid
     return f"{valid[: LONGEST_KEY - 9]}-{hashlib.sha256(key.encode()).hexdigest()[:8]}"

@@ -9,25 +9,28 @@ import shutil
 import socket
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
-from dvc_mlflow import curves, files, models
+from dvc_mlflow import curves, files, models, reasons, values
 from dvc_mlflow.hooks import hook, settings
-from dvc_mlflow.results import Result, flat, named
+from dvc_mlflow.results import Result
 from dvc_mlflow.store import client
 
 Say = Callable[[str], None]
 Files = dict[Path, Path]  # a file by its place among the artifacts of a run
 
 LARGEST_BATCH = 1_000  # metrics that MLflow takes in one call
+LARGEST_TEXT = 60_000  # characters of settings in one call, which may have 10^6 bytes in all
 SOME = "/*"  # after a folder: those files in it that people look at
 SHOWN = (".csv", ".html", ".json", ".md", ".png", ".svg", ".txt", ".yaml")  # kept of a folder
 SMALL, LARGEST = 2**20, 2**26  # bytes: an out that is copied, and a metric, plot or model
 LONGEST_TAG = 5_000  # characters of a value that every store takes
 LONGEST_NAME, LONGEST_DIGEST = 500, 36  # characters of a data set that MLflow takes
-LARGEST_NUMBER = 10**308  # larger ones are no floating-point numbers
+MOST_SAME = 10  # files with the same metric that the run over all stages tells apart
 TABLES = "tables"  # the folder of the artifacts for plots as tables of MLflow
 MOST_FILES = 20  # copied of a folder that is neither metric nor plot
 
@@ -64,8 +67,8 @@ def start(
         described["mlflow.source.git.commit"] = tags["commit"]
     run = client().create_run(
         experiment_id,
-        run_name=name or result.stage.rpartition(":")[2],
-        tags={**described, **tags},
+        run_name=values.cut(name or result.stage.rpartition(":")[2], values.LONGEST_NAME),
+        tags=values.tags({**described, **tags}),
     )
     return str(run.info.run_id)
 
@@ -94,7 +97,7 @@ def write(
         client().update_run(run_id, status="FINISHED")
     except BaseException:
         with contextlib.suppress(Exception):  # the first failure is reported
-            client().set_terminated(run_id, "FAILED")
+            client().update_run(run_id, status="FAILED")
             client().delete_run(run_id)
         raise
     return run_id
@@ -123,23 +126,26 @@ def log(
     """
     from mlflow.entities import Metric, Param, RunTag
 
-    for key in [*(params or {}), *dict.fromkeys(key for key, _, _ in metrics)]:
-        if named(key) != key:
-            print(f"{key[:60]} is called {named(key)[:60]} in MLflow")
+    names, keys = values.told_apart(key for key, _, _ in metrics), values.told_apart(params or {})
     now = int(time.time() * 1000)
-    many = [Metric(named(key), value, now, step, **of) for key, value, step in metrics]
-    settings = [Param(named(key), str(value)) for key, value in (params or {}).items()]
-    links = [RunTag(key, value) for key, value in (tags or {}).items()]
+    many = [Metric(names[key], value, now, step, **of) for key, value, step in metrics]
+    settings = [Param(keys[key], values.param(key, value)) for key, value in (params or {}).items()]
+    links = [RunTag(key, value) for key, value in values.tags(tags or {}).items()]
     while many or settings or links:
+        total = accumulate(len(setting.value) for setting in settings[:100])
+        first = max(1, sum(length <= LARGEST_TEXT for length in total))
         client().log_batch(
-            run_id, metrics=many[:LARGEST_BATCH], params=settings[:100], tags=links[:100]
+            run_id, metrics=many[:LARGEST_BATCH], params=settings[:first], tags=links[:50]
         )
-        many, settings, links = many[LARGEST_BATCH:], settings[100:], links[100:]
+        many, settings, links = many[LARGEST_BATCH:], settings[first:], links[50:]
 
 
 def log_epoch(run_id: str, row: Mapping[str, Any]) -> None:
     """Log the metrics of one epoch. The column `epoch` has its number."""
     step = int(row["epoch"])
+    for key, value in row.items():
+        if changed := values.stored(value):
+            values.note(f"{key} is {value} in epoch {step}, and {changed} in MLflow")
     log(run_id, metrics=[(key, value, step) for key, value in row.items() if key != "epoch"])
 
 
@@ -207,19 +213,19 @@ def _log_contents(
                     target.write_text(curves.as_table(curves.read(file)), encoding="utf-8")
                 else:  # MLflow refuses links, and DVC may have linked a file to its cache
                     shutil.copyfile(file, target)
-            client().log_artifacts(run_id, scratch)
+            with reasons.artifacts(lambda: str(client().get_run(run_id).info.artifact_uri)):
+                client().log_artifacts(run_id, scratch)
     say("ready")
     outs = _outs(result, missing)
     points = list(curves.of_result(result, outs))
     for path in outs:
         points += curves.points(hook("history", lambda _: {})(Path(path)), "epoch")
-    drawn = {key for key, _, _ in points}
-    last = {key: value for path in outs for key, value in numbers(result, path).items()}
-    points += [(key, value, 0) for key, value in last.items() if key not in drawn]
+    points += _numbers(result, outs, {key: value for key, value, _ in points})
     params = result.params
     if present:
-        points = [point for point in points if named(point[0]) not in present.metrics]
-        params = {key: params[key] for key in params if named(key) not in present.params}
+        names, keys = values.told_apart(key for key, _, _ in points), values.told_apart(params)
+        points = [point for point in points if names[point[0]] not in present.metrics]
+        params = {key: params[key] for key in params if keys[key] not in present.params}
     log(run_id, params=params, metrics=points)
     say("ready")
     for path in models_of(result):
@@ -254,17 +260,40 @@ def _shown(result: Result, missing: Sequence[str]) -> Files:
         for file in chosen if whole else chosen[:MOST_FILES]:
             place = file.relative_to(out.parent) if whole else Path(file.name)
             found[file if place in found else place] = file
-            if whole and file.suffix in (".json", ".yaml") and curves.read(file):
+            if whole and file.suffix in (".json", ".yaml", ".yml") and curves.read(file):
                 found[(Path(TABLES) / place).with_suffix(".json")] = file
     return found
 
 
-def numbers(result: Result, path: str) -> dict[str, float]:
-    """The metrics in an out."""
-    found = only_numbers(tree(Path(path))) if path in result.metrics else {}
-    if further := hook("metrics"):
-        found |= further(Path(path.removesuffix(SOME)))
-    return found
+def _numbers(
+    result: Result, outs: Sequence[str], drawn: Mapping[str, float]
+) -> list[tuple[str, float, int]]:
+    """The metrics in the outs as points, without those that a curve ends with.
+
+    Args:
+        drawn: The last value of each curve. A metric with another value and the same name gets the
+            name of its file before it.
+    """
+    found: dict[Path, dict[str, float]] = {}
+    further = hook("metrics", lambda _: {})
+    for path in outs:
+        of_file = values.of_file(Path(path)) if path in result.metrics else {}
+        of_file |= further(Path(path.removesuffix(SOME)))
+        found |= {Path(path): of_file} if of_file else {}
+    if result.state:  # each stage has its own; those of many stages would hide all others
+        counted = Counter(key for of_file in found.values() for key in of_file)
+        found = {
+            path: {key: value for key, value in of_file.items() if counted[key] <= MOST_SAME}
+            for path, of_file in found.items()
+        }
+    single: list[tuple[str, float, int]] = []
+    for key, value in values.joined(found).items():
+        if key not in drawn:
+            single.append((key, value, 0))
+        elif repr(value) != repr(float(drawn[key])):  # NaN is not equal to itself
+            file = next(path for path, of_file in found.items() if key in of_file)
+            single.append((f"{file.stem}.{key}", value, 0))
+    return single
 
 
 def tree(path: Path) -> dict[str, Any]:
@@ -273,13 +302,7 @@ def tree(path: Path) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def only_numbers(metrics: Mapping[str, Any]) -> dict[str, float]:
-    """The numbers of a metrics file, flat. As for `dvc metrics show`, lists are not metrics."""
-    return {
-        key: value
-        for key, value in flat(metrics).items()
-        if isinstance(value, float) or (isinstance(value, int) and abs(value) < LARGEST_NUMBER)
-    }
+only_numbers = values.only_numbers
 
 
 def is_complete(run: Any) -> bool:
@@ -294,7 +317,8 @@ def lost_files(run: Any) -> list[str]:
     noted = json.loads(run.data.tags.get("artifacts", "{}"))
     if not noted:
         return []
-    listed = get_artifact_repository(run.info.artifact_uri).list_artifacts()
+    with reasons.artifacts(lambda: str(run.info.artifact_uri)):
+        listed = get_artifact_repository(run.info.artifact_uri).list_artifacts()
     kept = {file.path: file.file_size for file in listed}
     return [
         name for name, size in noted.items() if name not in kept or kept[name] not in (None, size)
@@ -309,7 +333,11 @@ def _log_inputs(run_id: str, result: Result) -> None:
     def noted(path: str, md5: str, name: str, context: str, **more: str) -> DatasetInput:
         source = json.dumps({"tags": {"mlflow.source.name": path}})
         described = Dataset(
-            name[-LONGEST_NAME:], md5[:LONGEST_DIGEST], source_type="code", source=source, **more
+            values.cut(name, LONGEST_NAME),
+            values.cut(md5, LONGEST_DIGEST),
+            source_type="code",
+            source=source,
+            **more,
         )
         return DatasetInput(described, [InputTag("mlflow.data.context", context)])
 

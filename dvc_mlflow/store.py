@@ -16,7 +16,7 @@ from urllib.parse import quote, unquote
 
 from dvc_mlflow import database, pages, projects
 from dvc_mlflow.commands import quoted
-from dvc_mlflow.errors import StageError, one_line
+from dvc_mlflow.errors import StageError
 from dvc_mlflow.git import git
 from dvc_mlflow.hooks import settings
 
@@ -56,6 +56,7 @@ SETTINGS = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # also of a run that is deleted next
 }
 
 
@@ -253,10 +254,12 @@ def find_experiment(project: Path = projects.MAIN, make: bool = False) -> str | 
     import mlflow
     from mlflow import MlflowClient
 
+    from dvc_mlflow import reasons  # which names this store
+
     for noisy in ("mlflow", "alembic"):
         logging.getLogger(noisy).setLevel(logging.CRITICAL)
     mlflow.set_tracking_uri(uri())
-    _require_file()
+    reasons.require_file()
     with _creating():
         if _is_older():
             shared = "" if is_local(uri()) else ' "$MLFLOW_TRACKING_URI"'
@@ -324,17 +327,6 @@ def every(search: Callable[..., Any], *of: Any, **more: Any) -> Iterator[Any]:
             return
 
 
-def _require_file() -> None:
-    """Refuse a file that is not there and cannot be made: MLflow would try for two minutes."""
-    file = Path(uri().removeprefix("sqlite:///"))
-    local = uri().startswith("sqlite:///") and not uri().startswith("sqlite:///file:")
-    if local and not file.exists() and not os.access(file.parent, os.W_OK):
-        raise StageError(
-            f"{name()} is not there and {file.parent} cannot be written: name another store in "
-            "MLFLOW_TRACKING_URI"
-        )
-
-
 @contextmanager
 def _creating() -> Iterator[None]:
     """Two processes that create a store's tables at the same time can break each other's work."""
@@ -368,7 +360,9 @@ def overview(experiment_id: str, ui: str = UI, view: str = pages.TABLE) -> str:
     """
     mode = "&compareRunsMode=CHART" if view == pages.CHARTS else ""
     key = view.removeprefix(pages.TAG)
-    return f"{_ui(ui)}/#/experiments/{experiment_id}/runs?viewStateShareKey={key}{mode}&{TRAINING}"
+    return (
+        f"{_ui(ui)}/#/experiments/{experiment_id}/runs?{_query(f'viewStateShareKey={key}{mode}')}"
+    )
 
 
 def print_how_to_open() -> None:
@@ -382,13 +376,13 @@ def address(*, run: Any = None, model: Any = None) -> str:
     """Where the UI shows a run or a logged model."""
     if run is not None:
         return f"{_ui()}/{page_of(run)}"
-    return f"{_ui()}/#/experiments/{model.experiment_id}/models/{model.model_id}?{TRAINING}"
+    return f"{_ui()}/#/experiments/{model.experiment_id}/models/{model.model_id}?{_query()}"
 
 
 def page_of(run: Any) -> str:
     """The page of a run, below the address of the UI: its curves, if it has any."""
     tab = "/model-metrics" if curves_of(run) else ""
-    return f"#/experiments/{run.info.experiment_id}/runs/{run.info.run_id}{tab}?{TRAINING}"
+    return f"#/experiments/{run.info.experiment_id}/runs/{run.info.run_id}{tab}?{_query()}"
 
 
 def curves_of(run: Any) -> list[str]:
@@ -404,63 +398,19 @@ def comparison(runs: Sequence[Any], ui: str = UI) -> str:
         return ""
     ids = quote(json.dumps([run.info.run_id for run in compared]))
     of = quote(json.dumps([compared[0].info.experiment_id]))
-    return f"{_ui(ui)}/#/compare-runs?runs={ids}&experiments={of}&{TRAINING}"
+    return f"{_ui(ui)}/#/compare-runs?{_query(f'runs={ids}&experiments={of}')}"
+
+
+def _query(asked: str = "") -> str:
+    """The end of an address: the workspace of a server that has several, and the side of the UI."""
+    return "&".join(filter(None, (workspace(), asked, TRAINING)))
+
+
+def workspace() -> str:
+    """What an address says of the workspace; empty for a store that has none."""
+    chosen = os.environ.get("MLFLOW_WORKSPACE", "").strip() if is_remote(uri()) else ""
+    return f"workspace={quote(chosen, safe='')}" if chosen else ""
 
 
 def _ui(ui: str = UI) -> str:
     return name().rstrip("/") if is_remote(uri()) else ui
-
-
-@contextmanager
-def explained() -> Iterator[None]:
-    """Turn an error of MLflow into a :class:`StageError`, one line."""
-    try:
-        yield
-    except StageError as error:
-        raise type(error)(without_user(str(error))) from None
-    except BrokenPipeError:  # who reads our output has read enough
-        raise
-    except Exception as error:
-        raise StageError(explain(error)) from None
-
-
-# MLflow's codes for a request that it does not take
-REFUSED = ("BAD_REQUEST", "INVALID_PARAMETER_VALUE")
-
-# The words of requests to a server that is not there, or that does not answer
-UNREACHED = ("NewConnectionError", "NameResolutionError", "ConnectTimeoutError")
-UNANSWERED = ("ReadTimeoutError", "Read timed out")
-
-# The words of databases that refuse a change
-READ_ONLY = ("readonly database", "read-only transaction", "permission denied for table")
-
-
-def is_refusal(error: BaseException) -> bool:
-    """Whether one run could not be written, as opposed to a store that takes none."""
-    return isinstance(error, StageError) or getattr(error, "error_code", "") in REFUSED
-
-
-def explain(error: BaseException) -> str:
-    """MLflow's error as one line."""
-    reason = without_user(one_line(error))
-    if isinstance(error, StageError):
-        return reason
-    if "Can't locate revision" in reason or "out-of-date database schema" in reason:
-        reason = f"{name()} has the tables of another version of MLflow than this one. {reason}"
-    if any(refusal in reason for refusal in READ_ONLY):
-        reason = f"{name()} can only be read: write to another store, or as its owner. {reason}"
-    if any(words in reason for words in (*UNREACHED, *UNANSWERED)):
-        reason = _no_answer(reason)
-    return f"MLflow: {type(error).__name__}: {reason}"[:300]
-
-
-def _no_answer(reason: str) -> str:
-    """Which server did not answer a request, and what to do."""
-    asked = re.search("API request to (.+?)/(?:ajax-)?api/", reason)
-    tracking = name().rstrip("/")
-    server = asked[1] if asked else tracking
-    if any(words in reason for words in UNANSWERED):
-        seconds = os.environ.get(TIMEOUT, SETTINGS[TIMEOUT])
-        return f"{server} did not answer in {seconds} s: {TIMEOUT}=60 gives it longer"
-    variable = "TRACKING" if server == tracking else "REGISTRY"
-    return f"nothing answers at {server}: start it, or name another in MLFLOW_{variable}_URI"

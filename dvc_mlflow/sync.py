@@ -12,7 +12,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from dvc_mlflow import claims, git, history, models, pipeline, projects, runs, store
+from dvc_mlflow import claims, git, history, models, pipeline, projects, reasons, runs, store
 from dvc_mlflow.content import Content
 from dvc_mlflow.errors import StageError
 from dvc_mlflow.git import GitError
@@ -277,29 +277,40 @@ def _write(project: Project, state: State, known: Known, content: Content, repor
     locked = project.locked()
     experiment_id = store.open_store(project.folder)
     behind, logged = _behind(locked, known, content), list[str]()
+    refused: dict[str, list[str]] = {}  # the stages of each reason
+
+    @contextlib.contextmanager
+    def alone(name: str) -> Iterator[None]:
+        """Whatever is wrong with one run, the others are written."""
+        try:
+            yield
+        except Exception as error:
+            if not reasons.is_refusal(error):
+                raise
+            refused.setdefault(reasons.explain(error), []).append(name)
+
     try:
         for result in tqdm(behind, "logging", unit="run", leave=False, delay=2, disable=None):
-            try:
+            with alone(name_of(result)):
                 if _complete(experiment_id, result, state, known, content, report):
                     logged.append(name_of(result))
                 report.written = True
-            except Exception as error:
-                if not store.is_refusal(error):
-                    raise
-                report.problems.append(f"{name_of(result)}: {store.explain(error)}")
     finally:
         _print_logged(logged)
-    old = _former(locked, known)
-    for result, run in old:
-        params = {k: v for k, v in result.params.items() if named(k) not in run.data.params}
-        runs.log(run.info.run_id, params=params, tags=result.tags)
-        known.add(run.info.run_id)
-    if old:
+    if old := _former(locked, known):
+        for result, run in old:
+            params = {k: v for k, v in result.params.items() if named(k) not in run.data.params}
+            runs.log(run.info.run_id, params=params, tags=result.tags)
+            known.add(run.info.run_id)
         print(f"marked {len(old)} runs of an earlier version with the results that they show")
     _print_elsewhere(project, [known.finished(result) for result in behind], experiment_id)
-    if pipeline.is_apart(project, locked, known):
-        with content.laid(pipeline.wanted(project, locked)) as missing:
-            pipeline.connect(experiment_id, project, locked, known, missing)
+    with alone(pipeline.NAME if project.folder == projects.MAIN else f"{project.folder}: pipeline"):
+        if pipeline.is_apart(project, locked, known):
+            with content.laid(pipeline.wanted(project, locked)) as missing:
+                pipeline.connect(experiment_id, project, locked, known, missing)
+    for reason, names in refused.items():
+        others = f" and {len(names) - 3} more" if names[3:] else ""
+        report.problems.append(f"{', '.join(names[:3])}{others}: {reason}")
 
 
 def _print_elsewhere(project: Project, written: Sequence[Any], experiment_id: str) -> None:

@@ -10,7 +10,7 @@ import time
 import urllib.request
 from types import FrameType
 
-from dvc_mlflow import pages, projects, store
+from dvc_mlflow import pages, projects, reasons, store
 from dvc_mlflow.errors import InputError, StageError
 
 PORT = 5000
@@ -71,9 +71,10 @@ def show(port: str = "") -> None:
         StageError: The server ended.
     """
     if store.is_remote(store.uri()):
-        print(f"The tracking server has the UI: {store.name().rstrip('/')}", flush=True)
+        home = f"/#/?{store.workspace()}" if store.workspace() else ""
+        print(f"The tracking server has the UI: {store.name().rstrip('/')}{home}", flush=True)
         try:
-            with store.explained():
+            with reasons.explained():
                 print(links())
         except StageError as error:  # its address is all that can be told
             print(f"warning: {error}", file=sys.stderr)

@@ -17,7 +17,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from dvc_mlflow import find, history, models, store, sync
+from dvc_mlflow import find, history, models, reasons, store, sync
 from dvc_mlflow.commands import shown
 from dvc_mlflow.content import Content
 from dvc_mlflow.errors import InputError, StageError, main_function
@@ -166,7 +166,7 @@ def main() -> None:
     os.chdir(Path(__file__).parents[1])
     with tempfile.TemporaryDirectory(prefix="serve-") as scratch:
         folder = Path(scratch) / "model"
-        with store.explained():
+        with reasons.explained():
             store.find_experiment()
             said, drawing = build(what, folder)
             print(said)

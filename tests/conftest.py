@@ -21,7 +21,7 @@ from filelock import FileLock
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import stages  # noqa: F401  (sets how long threads spin, before any test imports torch)
-from dvc_mlflow import history, store
+from dvc_mlflow import history, store, values
 from dvc_mlflow.files import md5
 from dvc_mlflow.hooks import settings
 from stages.base import files
@@ -99,6 +99,7 @@ def settings_of_the_folder():
 def forget_the_folder() -> None:
     settings.cache_clear()
     store.root.cache_clear()
+    values.note.cache_clear()
     forget_the_history()
 
 

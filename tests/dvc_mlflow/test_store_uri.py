@@ -1,18 +1,26 @@
 """Which store is meant, how it is named to people, and what is said when it cannot be used."""
 
+import http.server
 import json
 import os
+import re
 import socket
+import ssl
+import subprocess
+import sys
+import threading
 from pathlib import Path
 
 import pytest
+from dvc.repo import Repo
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 from tiny import make_code
 
 from conftest import forget_the_folder
-from dvc_mlflow import hooks, store
+from dvc_mlflow import hooks, reasons, runs, store
 from dvc_mlflow.errors import InputError, StageError
+from dvc_mlflow.results import Result
 
 STUDY = Path("study")
 
@@ -150,26 +158,26 @@ def test_a_file_that_is_not_there_and_cannot_be_made_is_told_before_mlflow_tries
     nowhere = tmp_path / "no such folder" / "mlflow.db"
     uri(f"sqlite:///{nowhere}")
     with pytest.raises(StageError, match=f"^sqlite:///{nowhere} is not there and .* cannot be wri"):
-        store._require_file()
+        reasons.require_file()
     (tmp_path / "no such folder").mkdir()
-    store._require_file()
+    reasons.require_file()
     for other in ("sqlite:///file:/no/such?mode=ro", "http://127.0.0.1:9"):
         uri(other)
-        store._require_file()
+        reasons.require_file()
 
 
 # --- what is said ---
 
 
 def test_whatever_goes_wrong_in_a_store_is_one_line_without_a_password():
-    with pytest.raises(StageError, match=r"^MLflow: ValueError: http://host b$"), store.explained():
+    with pytest.raises(StageError, match=r"^ValueError: http://host b$"), reasons.explained():
         raise ValueError("http://bob:secret@host\n  b")
-    with pytest.raises(InputError, match=r"^not http://host$") as told, store.explained():
+    with pytest.raises(InputError, match=r"^not http://host$") as told, reasons.explained():
         raise InputError("not http://bob:secret@host")
     assert told.value.exit_code == 2
-    with pytest.raises(BrokenPipeError), store.explained():
+    with pytest.raises(BrokenPipeError), reasons.explained():
         raise BrokenPipeError
-    with store.explained():
+    with reasons.explained():
         pass
 
 
@@ -183,10 +191,10 @@ def test_whatever_goes_wrong_in_a_store_is_one_line_without_a_password():
         ("Detected out-of-date database schema", "another version of MLflow"),
     ],
 )
-def test_a_store_that_refuses_is_named_with_what_to_do(uri, tmp_path, said, expected):
-    name = f"sqlite:///{tmp_path}/mlflow.db"
+def test_a_store_that_refuses_is_named_with_what_to_do(uri, said, expected):
+    name = "postgresql://host/db"
     uri(name)
-    told = store.explain(RuntimeError(said))
+    told = reasons.explain(RuntimeError(said))
     assert told.startswith(f"MLflow: RuntimeError: {name} ")
     assert expected in told and told.endswith(said)
 
@@ -202,7 +210,7 @@ def test_a_server_that_is_not_there_or_does_not_answer_is_named_with_what_to_do(
         store.apply_settings()
         client = MlflowClient(store.uri(), os.environ.get("MLFLOW_REGISTRY_URI"))
         ask = client.get_run if variable == "MLFLOW_TRACKING_URI" else client.get_registered_model
-        with pytest.raises(StageError) as failed, store.explained():
+        with pytest.raises(StageError) as failed, reasons.explained():
             ask("0" * 32)
         return str(failed.value).replace(server, "SERVER")
 
@@ -221,10 +229,117 @@ def test_a_server_that_is_not_there_or_does_not_answer_is_named_with_what_to_do(
     )
 
 
+SELF_SIGNED = """the certificate of ADDRESS is not trusted (self-signed certificate): \
+MLFLOW_TRACKING_SERVER_CERT_PATH=FILE names the certificate to trust"""
+MISMATCH = """the certificate of ADDRESS is not trusted (IP address mismatch, certificate is not \
+valid for '127.0.0.1'): write the name that its certificate has in MLFLOW_TRACKING_URI"""
+ENDED = "ADDRESS ended the connection without an answer: is it up, or is it https://?"
+
+
+def test_a_certificate_that_is_not_trusted_is_named_with_the_cure(uri, monkeypatch, tmp_path):
+    made = "req -x509 -newkey rsa:2048 -nodes -keyout key -out cert -days 2 -subj /CN=localhost"
+    command = ["openssl", *made.split(), "-addext", "subjectAltName=DNS:localhost"]
+    subprocess.run(command, cwd=tmp_path, check=True, capture_output=True)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(tmp_path / "cert", tmp_path / "key")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    kind = http.server.SimpleHTTPRequestHandler
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), kind) as server:
+        server.socket = context.wrap_socket(server.socket, server_side=True)
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        for host, trusted, expected in (
+            ("https://localhost", "", SELF_SIGNED),
+            ("http://localhost", "", ENDED),
+            ("https://127.0.0.1", str(tmp_path / "cert"), MISMATCH),
+        ):
+            address = f"{host}:{server.server_address[1]}"
+            if trusted:
+                monkeypatch.setenv("MLFLOW_TRACKING_SERVER_CERT_PATH", trusted)
+            with pytest.raises(StageError) as failed, reasons.explained():
+                MlflowClient(uri(address)).get_run("0" * 32)
+            assert str(failed.value) == expected.replace("ADDRESS", address)
+        server.shutdown()
+
+
+@pytest.mark.parametrize(
+    ("how", "expected"),
+    [
+        (
+            "cut short",
+            "is damaged (database disk image is malformed): move it away, and the next `",
+        ),
+        (
+            "garbage",
+            "is damaged (file is not a database): move it away, and the next `dvc-mlflow s",
+        ),
+        (
+            "a folder",
+            "is a folder, and the store would be a file: move it away, and the next `dvc-",
+        ),
+        ("deleted", "was deleted or replaced while it was in use: the next `dvc-mlflow sync` wr"),
+    ],
+)
+def test_a_file_of_the_store_that_is_no_database_is_named_with_the_cure(
+    standing_in, tmp_path, how, expected
+):
+    project = make_code(tmp_path / "project")
+    with standing_in(project) as client:
+        run, file = client.create_run(store.open_store()), project.path / "mlflow.db"
+        if how in ("cut short", "garbage"):
+            file.write_bytes(file.read_bytes()[:20_000] if how == "cut short" else b"none " * 99)
+        else:
+            file.unlink()
+            file.mkdir() if how == "a folder" else None
+        with pytest.raises(StageError) as failed, reasons.explained():
+            if how in ("cut short", "deleted"):  # while it is in use
+                client.set_tag(run.info.run_id, "a", "b")
+            store.find_experiment()
+    assert str(failed.value).startswith(f"{file} {expected}") and "SQL" not in str(failed.value)
+
+
+@pytest.mark.parametrize(
+    ("fail", "expected"),
+    [
+        (lambda: Path("no/such").read_text(), "no/such: No such file or directory"),
+        (lambda: Repo("/"), "DVC: NotDvcRepoError: you are not inside of a DVC repository.*"),
+        (lambda: MlflowClient().get_run("0" * 32), "MLflow: MlflowException: Run .* not found"),
+        (lambda: runs.log_epoch("", {"epoch": None}), "dvc-mlflow: TypeError: .*"),
+    ],
+)
+def test_the_one_that_failed_is_blamed(mlflow_store, fail, expected):
+    with mlflow_store(), pytest.raises(StageError) as failed, reasons.explained():
+        fail()
+    assert re.fullmatch(expected, str(failed.value))
+
+
+@pytest.mark.parametrize(
+    ("place", "cure"),
+    [("s3://bucket/x", "`pip install boto3`"), ("/dev/null/x", "Not a directory")],
+)
+def test_a_place_of_artifacts_that_cannot_be_used_is_named_with_the_cure(
+    mlflow_store, tmp_path, monkeypatch, place, cure
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(sys.modules, "boto3", None)  # its import fails, as where it is missing
+    Path("a.json").write_text("1")
+    made = Result(Path(), "a", "", {}, {"a.json": "md5"}, {}, metrics=("a.json",))
+    with mlflow_store(), pytest.raises(reasons.StoreError) as refused:
+        runs.write(MlflowClient().create_experiment(place, place), made, {})
+    assert place in str(refused.value) and cure in str(refused.value)
+
+
+def test_an_address_names_the_workspace_of_the_server(uri, monkeypatch):
+    monkeypatch.setenv("MLFLOW_WORKSPACE", "team a")
+    uri("https://host")
+    assert "/#/experiments/3/runs?workspace=team%20a&viewState" in store.overview("3")
+    uri("sqlite:///a.db")
+    assert "workspace" not in store.overview("3")
+
+
 def test_a_long_reason_is_cut_and_another_one_is_left_as_it_is():
-    assert store.explain(RuntimeError("a  b")) == "MLflow: RuntimeError: a b"
-    assert len(store.explain(RuntimeError("a" * 1000))) == 300
-    assert store.explain(StageError("a\nhttp://b:c@d")) == "a http://d"
+    assert reasons.explain(RuntimeError("a  b")) == "RuntimeError: a b"
+    assert reasons.explain(RuntimeError("a" * 1000 + "why")).endswith("a" * 100 + "why")
+    assert reasons.explain(StageError("a\nhttp://b:c@d")) == "a http://d"
 
 
 def test_a_store_that_can_only_be_read_says_so_itself(standing_in, tmp_path, monkeypatch):
@@ -236,5 +351,5 @@ def test_a_store_that_can_only_be_read_says_so_itself(standing_in, tmp_path, mon
         assert store.find_experiment() == "1"
         with pytest.raises(MlflowException) as refused:
             store.open_store(STUDY)
-        assert "can only be read" in store.explain(refused.value)
+        assert "can only be read" in reasons.explain(refused.value)
         assert Path.cwd() == project.path
