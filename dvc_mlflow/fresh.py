@@ -192,7 +192,9 @@ class _Listener:
 
     def write(self, text: str) -> int:
         self._said.append(text)
-        return int(self._stream.write(text)) if self._show else len(text)
+        if self._show:
+            self._stream.write(text)
+        return len(text)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)

@@ -113,7 +113,7 @@ def assert_refused(line: str) -> None:
             "study: {seeds: [0]}\ndevice: cpu",
             "study is not a setting, expected here: recipe, seed, threads, device, data, registry",
         ),
-        ("seed: 0 ", "seed: 0\nseed: 1 ", 'line 7: found duplicate key "seed"'),
+        ("seed: 0 ", "seed: 0\nseed: 1 ", 'line 8: found duplicate key "seed"'),
         ("seed: 0 ", "seed: [0 ", "line "),
     ],
 )
@@ -226,8 +226,8 @@ def test_a_mistake_in_params_yaml_is_named_with_the_value_and_the_allowed_ones(
             "\nfa-st:\n",
             "fa-st is 'fa-st', expected to match pattern '^[A-Za-z0-9_]+$'",
         ),
-        ("*published_mlp", "*publishd_mlp", "line 40: found undefined alias 'publishd_mlp'"),
-        ("fast:\n", "published:\n", 'line 43: found duplicate key "published"'),
+        ("*published_mlp", "*publishd_mlp", "line 41: found undefined alias 'publishd_mlp'"),
+        ("fast:\n", "published:\n", 'line 44: found duplicate key "published"'),
         ("fast:\n", "fast: [\n", "line "),
     ],
 )

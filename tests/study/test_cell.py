@@ -235,7 +235,7 @@ def test_a_cell_of_a_seed_is_trained_on_all_images_with_that_seed(stage, small, 
 def test_a_cell_is_named_as_the_studys_dvc_yaml_names_it(stage, small, recipe, seed, name, capsys):
     """One that DVC did not start says which command would have."""
     stage(small, recipe, "mlp", seed)
-    assert f"`cd study && dvc repro {name}`" in capsys.readouterr().err
+    assert f"`(cd study && dvc repro {name})`" in capsys.readouterr().err
 
 
 def test_each_epoch_of_a_cell_is_shown_in_the_run_of_its_stage(stage, small, monkeypatch):
