@@ -10,9 +10,8 @@ import shutil
 from pathlib import Path
 
 import pytest
-from mlflow import MlflowClient
 
-from conftest import ROOT, Clone
+from conftest import ROOT, Clone, client_of
 
 pytestmark = [pytest.mark.slow, pytest.mark.weekly]  # real `dvc` and `mlflow` in real repositories
 
@@ -150,10 +149,6 @@ def repository(tmp_path_factory) -> Clone:
     assert "warning" not in ran.stderr
     made.commit("the results")
     return made
-
-
-def client_of(repository: Clone) -> MlflowClient:
-    return MlflowClient(f"sqlite:///{repository.path / 'mlflow.db'}")
 
 
 def runs_of(repository: Clone, experiment: str = "digits") -> dict:

@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 from mlflow.entities import ViewType
-from test_live import STAGES, client_of, find, runs_of, stages_of, sync
+from test_live import STAGES, find, runs_of, stages_of, sync
 
-from conftest import BUSY, Clone, free_port, mlflow_server, wait_for, weekly
+from conftest import BUSY, Clone, client_of, free_port, mlflow_server, wait_for, weekly
 from dvc_mlflow import store
 
 COMMAND = ("python", "-m", "dvc_mlflow")

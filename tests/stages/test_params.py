@@ -1,6 +1,7 @@
 """A mistake in params.yaml or recipes.yaml is one line: the key, its value, the allowed values."""
 
 import io
+import itertools
 import re
 from pathlib import Path
 
@@ -42,66 +43,41 @@ def assert_refused(line: str) -> None:
 @pytest.mark.parametrize(
     ("old", "new", "line"),
     [
-        (
-            "seed: 0 ",
-            "sed: 0 ",
-            "seed is missing\nerror: params.yaml: sed is not a setting, "
-            "expected here: recipe, seed, threads, device, data, registry",
-        ),
+        ("seed: 0 ", "sed: 0 ", "seed is missing\nerror: params.yaml: sed is not a setting, "
+         "expected here: recipe, seed, threads, device, data, registry"),
         ("recipe: published", "recipe: 7", "recipe is 7, expected one of: published, documented,"),
         ("recipe: published", "recipe: [fast]", "recipe is ['fast'], expected one of: published,"),
         ("recipe: published", "recipe:", "recipe is empty, expected one of: published, documented"),
-        (
-            "recipe: published",
-            "recipe: publishd",
-            "recipe is 'publishd', expected one of: published, documented, "
-            "published_without_softmax, fast, record, record_without_distortions, "
-            "record_in_20_epochs, record_without_adamw, record_without_schedule, "
-            "record_without_decay; did you mean published?",
-        ),
-        (
-            "recipe: published",
-            "recip: published",
-            "recipe is missing, expected one of: published, documented, published_without_softmax, "
-            "fast, record, record_without_distortions, record_in_20_epochs, record_without_adamw, "
-            "record_without_schedule, record_without_decay\nerror: params.yaml: recip is not a "
-            "setting, expected here: recipe, seed, threads, device, data, registry"
-            "; did you mean recipe?",
-        ),
-        (
-            "device: cpu",
-            "device: cudda",
-            "device is 'cudda', expected 'cpu' or 'cuda'; did you mean cuda?",
-        ),
-        (
-            "  sources:\n",
-            "  sources: raw\n  moved:\n",
-            "data.sources is 'raw', expected a list of: raw, torchvision, package\nerror: "
-            "params.yaml: data.moved is not a setting",
-        ),
+        ("recipe: published", "recipe: publishd",
+         "recipe is 'publishd', expected one of: published, documented, "
+         "published_without_softmax, fast, record, record_without_distortions, "
+         "record_in_20_epochs, record_without_adamw, record_without_schedule, "
+         "record_without_decay; did you mean published?"),
+        ("recipe: published", "recip: published",
+         "recipe is missing, expected one of: published, documented, published_without_softmax, "
+         "fast, record, record_without_distortions, record_in_20_epochs, record_without_adamw, "
+         "record_without_schedule, record_without_decay\nerror: params.yaml: recip is not a "
+         "setting, expected here: recipe, seed, threads, device, data, registry"
+         "; did you mean recipe?"),
+        ("device: cpu", "device: cudda",
+         "device is 'cudda', expected 'cpu' or 'cuda'; did you mean cuda?"),
+        ("  sources:\n", "  sources: raw\n  moved:\n",
+         "data.sources is 'raw', expected a list of: raw, torchvision, package\nerror: "
+         "params.yaml: data.moved is not a setting"),
         ("threads: 1", "threads: 1000", "threads is 1000, expected less than or equal to 64"),
         ("- raw", "- row", "data.sources.0 is 'row', expected 'raw', 'torchvision' or 'package'"),
-        (
-            "sources:\n",
-            "sources: []\n  moved:\n",
-            "data.sources is [], expected at least 1 item of: raw, torchvision, package\nerror: "
-            "params.yaml: data.moved is not a setting",
-        ),
-        (
-            "validation_size: 0",
-            "validation_size: 9",
-            "data.validation_size is 9, expected 0 or at leas",
-        ),
-        (
-            "registry:\n",
-            "registry: 7\nmoved:\n",
-            "registry is 7, expected keys: min_accuracy, max_p\n"
-            "error: params.yaml: moved is not a setting",
-        ),
+        ("sources:\n", "sources: []\n  moved:\n",
+         "data.sources is [], expected at least 1 item of: raw, torchvision, package\nerror: "
+         "params.yaml: data.moved is not a setting"),
+        ("validation_size: 0", "validation_size: 9",
+         "data.validation_size is 9, expected 0 or at leas"),
+        ("registry:\n", "registry: 7\nmoved:\n",
+         "registry is 7, expected keys: min_accuracy, max_p\n"
+         "error: params.yaml: moved is not a setting"),
         ("seed: 0 ", "seed: 0\nseed: 1 ", 'line 8: found duplicate key "seed"'),
         ("seed: 0 ", "seed: [0 ", "line "),
     ],
-)
+)  # fmt: skip
 def test_a_mistake_in_params_yaml_is_named_with_the_value_and_the_allowed_ones(
     write, old, new, line
 ):
@@ -114,84 +90,47 @@ def test_a_mistake_in_params_yaml_is_named_with_the_value_and_the_allowed_ones(
 @pytest.mark.parametrize(
     ("old", "new", "line"),
     [
-        (
-            "dropout: 0.0",
-            "drop_out: 0.0\n    dropout: 0.0",
-            "published.lenet5.drop_out is not a setting, expected here: epochs, batch_size",
-        ),
-        (
-            "epochs: 20",
-            "epochs: twenty",
-            "published.lenet5.epochs is 'twenty', expected a valid in",
-        ),
+        ("dropout: 0.0", "drop_out: 0.0\n    dropout: 0.0",
+         "published.lenet5.drop_out is not a setting, expected here: epochs, batch_size"),
+        ("epochs: 20", "epochs: twenty",
+         "published.lenet5.epochs is 'twenty', expected a valid in"),
         ("epochs: 20", "epochs: 20.0", "published.lenet5.epochs is 20.0, expected a valid integer"),
         ("epochs: 20", "epochs: true", "published.lenet5.epochs is True, expected a valid integer"),
-        (
-            "learning_rate: 0.01",
-            "learning_rate: .nan",
-            "published.lenet5.learning_rate is nan, expected a finite",
-        ),
-        (
-            "learning_rate: 0.01",
-            "learning_rate: '1e-3'",
-            "published.lenet5.learning_rate is '1e-3', expected a valid number",
-        ),
-        (
-            "learning_rate",
-            "lerning_rate",
-            "published.lenet5.learning_rate is missing\nerror: recipes.yaml: "
-            "published.lenet5.lerning_rate is not a setting, expected here: epochs, ",
-        ),
-        (
-            "optimizer: adamw",
-            "optimizer: adam",
-            "record.lenet5.optimizer is 'adam', expected 'sgd' or 'adamw'; did you mean adamw?\n"
-            "error: recipes.yaml: record.mlp.optimizer is 'adam', expected 'sgd' or 'adamw'",
-        ),
-        (
-            "before_loss: true",
-            "before_loss: yes",
-            "published.lenet5.softmax_before_loss is 'yes', expected true or false",
-        ),
-        (
-            "  mlp: *published_mlp",
-            "  other: *published_mlp",
-            "published_without_softmax.mlp is missing\nerror: recipes.yaml: "
-            "published_without_softmax.other is not a setting, expected here: lenet5, mlp",
-        ),
-        (
-            "augmentation: null",
-            "augmentation: mild",
-            "record_without_distortions.lenet5.augmentation is 'mild', expected keys: rotation, "
-            "shift, scale, shear, elastic",
-        ),
-        (
-            "      shear: 0.1\n",
-            "      sheer: 0.1\n",
-            "record.lenet5.augmentation.shear is missing\nerror: recipes.yaml: "
-            "record.lenet5.augmentation.sheer is not a setting, expected here: rotation, shift, "
-            "scale, shear, elastic; did you mean shear?\nerror: recipes.yaml: "
-            "record.mlp.augmentation.shear is missing\nerror: recipes.yaml: "
-            "record.mlp.augmentation.sheer is not a setting",
-        ),
+        ("learning_rate: 0.01", "learning_rate: .nan",
+         "published.lenet5.learning_rate is nan, expected a finite"),
+        ("learning_rate: 0.01", "learning_rate: '1e-3'",
+         "published.lenet5.learning_rate is '1e-3', expected a valid number"),
+        ("learning_rate", "lerning_rate",
+         "published.lenet5.learning_rate is missing\nerror: recipes.yaml: "
+         "published.lenet5.lerning_rate is not a setting, expected here: epochs, "),
+        ("optimizer: adamw", "optimizer: adam",
+         "record.lenet5.optimizer is 'adam', expected 'sgd' or 'adamw'; did you mean adamw?\n"
+         "error: recipes.yaml: record.mlp.optimizer is 'adam', expected 'sgd' or 'adamw'"),
+        ("before_loss: true", "before_loss: yes",
+         "published.lenet5.softmax_before_loss is 'yes', expected true or false"),
+        ("  mlp: *published_mlp", "  other: *published_mlp",
+         "published_without_softmax.mlp is missing\nerror: recipes.yaml: "
+         "published_without_softmax.other is not a setting, expected here: lenet5, mlp"),
+        ("augmentation: null", "augmentation: mild",
+         "record_without_distortions.lenet5.augmentation is 'mild', expected keys: rotation, "
+         "shift, scale, shear, elastic"),
+        ("      shear: 0.1\n", "      sheer: 0.1\n",
+         "record.lenet5.augmentation.shear is missing\nerror: recipes.yaml: "
+         "record.lenet5.augmentation.sheer is not a setting, expected here: rotation, shift, "
+         "scale, shear, elastic; did you mean shear?\nerror: recipes.yaml: "
+         "record.mlp.augmentation.shear is missing\nerror: recipes.yaml: "
+         "record.mlp.augmentation.sheer is not a setting"),
         ("fast:\n", "plain: fast\nfast:\n", "plain is 'fast', expected keys: lenet5, mlp"),
         ("fast:\n", "plain:\nfast:\n", "plain is empty, expected keys: lenet5, mlp"),
-        (
-            "fast:\n",
-            "5: fast\nfast:\n",
-            "5 is 5, expected a valid string\nerror: recipes.yaml: "
-            "5 is 'fast', expected keys: lenet5, mlp",
-        ),
-        (
-            "\nfast:\n",
-            "\nfa-st:\n",
-            "fa-st is 'fa-st', expected to match pattern '^[A-Za-z0-9_]+$'",
-        ),
+        ("fast:\n", "5: fast\nfast:\n", "5 is 5, expected a valid string\nerror: recipes.yaml: "
+         "5 is 'fast', expected keys: lenet5, mlp"),
+        ("\nfast:\n", "\nfa-st:\n",
+         "fa-st is 'fa-st', expected to match pattern '^[A-Za-z0-9_]+$'"),
         ("*published_mlp", "*publishd_mlp", "line 41: found undefined alias 'publishd_mlp'"),
         ("fast:\n", "published:\n", 'line 44: found duplicate key "published"'),
         ("fast:\n", "fast: [\n", "line "),
     ],
-)
+)  # fmt: skip
 def test_a_mistake_in_recipes_yaml_is_named_with_the_value_and_the_allowed_ones(
     write, old, new, line
 ):
@@ -342,8 +281,13 @@ def test_train_limit_and_validation_share_the_60000(write):
         params.load()
 
 
-@pytest.mark.parametrize("file", ["params.yaml", "recipes.yaml"])
-@pytest.mark.parametrize("text", ["", "just a word", "- a\n- b", "\x00", "[" * 2_000])
+WRONG = ["", "just a word", "- a\n- b", "\x00"]
+
+
+@pytest.mark.parametrize(
+    ("text", "file"),
+    [*itertools.product(WRONG, ["params.yaml", "recipes.yaml"]), ("[" * 2_000, "params.yaml")],
+)
 def test_a_file_that_is_not_a_mapping_is_refused(write, text, file):
     write(**{"settings" if file == "params.yaml" else "recipes": text})
     with pytest.raises(InputError, match=rf"^{re.escape(file)}: [^\n]*$"):

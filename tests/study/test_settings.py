@@ -38,82 +38,45 @@ def write(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("old", "new", "line"),
     [
-        (
-            "seeds: [0, 1,",
-            "seed: [0, 1,",
-            "seeds is missing\nerror: study/params.yaml: seed is not a setting, expected here: "
-            "seeds, recipes, ablations, ablation_seeds, differences, validation_size"
-            "; did you mean seeds?",
-        ),
+        ("seeds: [0, 1,", "seed: [0, 1,",
+         "seeds is missing\nerror: study/params.yaml: seed is not a setting, expected here: "
+         "seeds, recipes, ablations, ablation_seeds, differences, validation_size"
+         "; did you mean seeds?"),
         ("seeds: [0, 1,", "seeds: [0, 1, 1,", "seeds has 1 more than once"),
         (SEEDS, "seeds: []", "seeds is [], expected at least 1 item"),
         (SEEDS, "seeds: 5", "seeds is 5, expected a valid list"),
         ("seeds: [0, 1,", "seeds: ['0', 1,", "seeds.0 is '0', expected a valid integer"),
         ("recipes: [published,", "recipes: [7,", f"recipes.0 is 7, expected one of: {ALL_RECIPES}"),
-        (
-            "recipes: [published,",
-            "recipes: [publish,",
-            f"recipes is 'publish', expected one of: {ALL_RECIPES}; did you mean published?",
-        ),
-        (
-            "recipes: [published,",
-            "recipes: [documented, published,",
-            "recipes has documented more than once",
-        ),
-        (
-            "recipes: [published,",
-            "recipes: []\nmoved: [published,",
-            f"recipes is [], expected at least 1 item of: {ALL_RECIPES}\n"
-            "error: study/params.yaml: moved is not a setting",
-        ),
-        (
-            "recipes:",
-            "recipe:",
-            f"recipes is missing, expected one of: {ALL_RECIPES}\nerror: study",
-        ),
-        (
-            "- record_in_20_epochs\n",
-            "- fast\n",
-            "recipes and ablations has fast more than once",
-        ),
-        (
-            "- record_in_20_epochs\n",
-            "- record_in_no_time\n",
-            f"ablations is 'record_in_no_time', expected one of: {ALL_RECIPES}",
-        ),
-        (
-            "ablations:  ",
-            "ablations: fast\nmoved:  ",
-            f"ablations is 'fast', expected a list of: {ALL_RECIPES}\n"
-            "error: study/params.yaml: moved is not a setting",
-        ),
-        (
-            "- [record, doc",
-            "- [record, duc",
-            "differences is 'ducumented', expected one of: published, published_without_softmax, "
-            "documented, fast, record, record_without_distortions, record_in_20_epochs, "
-            "record_without_schedule, record_without_adamw, record_without_decay"
-            "; did you mean documented?",
-        ),
-        (
-            "- [record, documented]",
-            "- [record, [documented]]",
-            f"differences.4.1 is ['documented'], expected one of: {ALL_RECIPES}",
-        ),
-        (
-            "- [record, documented]",
-            "- record",
-            f"differences.4 is 'record', expected a list of: {ALL_RECIPES}",
-        ),
+        ("recipes: [published,", "recipes: [publish,",
+         f"recipes is 'publish', expected one of: {ALL_RECIPES}; did you mean published?"),
+        ("recipes: [published,", "recipes: [documented, published,",
+         "recipes has documented more than once"),
+        ("recipes: [published,", "recipes: []\nmoved: [published,",
+         f"recipes is [], expected at least 1 item of: {ALL_RECIPES}\n"
+         "error: study/params.yaml: moved is not a setting"),
+        ("recipes:", "recipe:",
+         f"recipes is missing, expected one of: {ALL_RECIPES}\nerror: study"),
+        ("- record_in_20_epochs\n", "- fast\n", "recipes and ablations has fast more than once"),
+        ("- record_in_20_epochs\n", "- record_in_no_time\n",
+         f"ablations is 'record_in_no_time', expected one of: {ALL_RECIPES}"),
+        ("ablations:  ", "ablations: fast\nmoved:  ",
+         f"ablations is 'fast', expected a list of: {ALL_RECIPES}\n"
+         "error: study/params.yaml: moved is not a setting"),
+        ("- [record, doc", "- [record, duc",
+         "differences is 'ducumented', expected one of: published, published_without_softmax, "
+         "documented, fast, record, record_without_distortions, record_in_20_epochs, "
+         "record_without_schedule, record_without_adamw, record_without_decay"
+         "; did you mean documented?"),
+        ("- [record, documented]", "- [record, [documented]]",
+         f"differences.4.1 is ['documented'], expected one of: {ALL_RECIPES}"),
+        ("- [record, documented]", "- record",
+         f"differences.4 is 'record', expected a list of: {ALL_RECIPES}"),
         ("size: 10000", "size: 1e4", "validation_size is 10000.0, expected a valid integer"),
         ("ablation_seeds: [0,", "ablation_seeds: [0, 0,", "ablation_seeds has 0 more than once"),
-        (
-            "ablation_seeds: [0,",
-            "ablation_seeds: [17,",
-            "ablation_seeds has 17, expected some of `seeds`, so that an ablation can be compared",
-        ),
+        ("ablation_seeds: [0,", "ablation_seeds: [17,",
+         "ablation_seeds has 17, expected some of `seeds`, so that an ablation can be compared"),
     ],
-)
+)  # fmt: skip
 def test_a_mistake_is_named_with_the_value_and_the_allowed_ones(write, old, new, line):
     assert old in GOOD
     write(GOOD.replace(old, new, 1))
