@@ -40,19 +40,6 @@ if _script.parent.name in ("stages", "study") and sys.modules["__main__"].__spec
     _module = ["-m", f"{_script.parent.name}.{_script.stem}"]
     os.execv(sys.executable, [sys.executable, *_options, *_module, *sys.argv[1:]])
 
-# The names of version 1.0.0
-_RENAMED = {
-    "stages.attest": "dvc_mlflow attest",
-    "stages.cell": "study.cell",
-    "stages.damage": "dvc_mlflow damage",
-    "stages.preflight": "dvc_mlflow mend",
-    "stages.report": "study.report",
-    "stages.tracking": "dvc_mlflow",
-    "stages.verify": "dvc_mlflow verify",
-}
-for _name in {*_RENAMED} & {*sys.orig_argv[:4]} if "-m" in sys.orig_argv else ():
-    sys.exit(f"error: `python -m {_name}` is `python -m {_RENAMED[_name]}` now")
-
 if importlib.util.find_spec("torch") is None:
     sys.exit(
         f"error: {sys.executable} has no torch: activate the project's environment first "

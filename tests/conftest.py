@@ -278,6 +278,13 @@ class Clone:
         return lenet5_first([line.removeprefix(prefix).split("'")[0] for line in lines])
 
 
+def client_of(clone: Clone, name: str = "mlflow.db"):
+    """Of the store in this folder."""
+    from mlflow import MlflowClient  # seconds, which most tests do without
+
+    return MlflowClient(f"sqlite:///{clone.path / name}")
+
+
 def make_clone(path: Path) -> Clone:
     """Clone the last commit, lay the working tree's changes over it, and commit them."""
     subprocess.run(["git", "init", "--quiet", "--initial-branch=main", str(path)], check=True)

@@ -150,25 +150,6 @@ def test_a_script_named_by_its_path_is_the_same_as_its_module(checkout, script):
     assert "threads is 0, expected" in by_path.stderr
 
 
-@pytest.mark.parametrize(
-    ("old", "new"),
-    [
-        (["stages.tracking", "sync"], "dvc_mlflow"),
-        (["stages.preflight"], "dvc_mlflow mend"),
-        (["stages.damage", "remove"], "dvc_mlflow damage"),
-        (["stages.verify"], "dvc_mlflow verify"),
-        (["stages.attest"], "dvc_mlflow attest"),
-        (["stages.cell", "fast", "mlp", "0"], "study.cell"),
-        (["stages.report"], "study.report"),
-    ],
-)
-@pytest.mark.parametrize("options", [[], ["-u"]])
-def test_a_command_of_version_1_names_the_one_of_today(checkout, old, new, options):
-    refused = checkout.run("python", *options, "-m", *old, check=False)
-    assert refused.returncode != 0 and refused.stdout == ""
-    assert refused.stderr == f"error: `python -m {old[0]}` is `python -m {new}` now\n"
-
-
 # --- output that nobody reads ---
 
 

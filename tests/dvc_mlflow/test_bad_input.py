@@ -4,9 +4,9 @@ import subprocess
 
 import pytest
 from test_other_repository import COMMAND, Here, make_repository
-from test_shapes import client_of, runs_of
+from test_shapes import runs_of
 
-from conftest import Clone
+from conftest import Clone, client_of
 
 pytestmark = pytest.mark.slow  # real `dvc` and `mlflow` in real repositories
 
@@ -71,14 +71,6 @@ def test_deep_metrics_and_a_plot_of_a_million_rows_are_shortened_and_it_says_so(
     assert (len(steps), steps[0], steps[-1]) == (2501, 0, MANY - 1)
 
 
-def errors_of(faulty: Clone) -> list[str]:
-    """The errors of a sync that ends with exit code 1, and writes the run of `good`."""
-    result = faulty.run(*COMMAND, "sync", check=False)
-    assert result.returncode == 1 and "Traceback" not in result.stderr
-    assert runs_of(faulty)["good"].data.metrics == {"score": 1}
-    return [line for line in result.stderr.splitlines() if line.startswith("error: ")]
-
-
 def test_a_settings_file_that_is_gone_costs_nothing_because_the_lock_has_the_values(faulty):
     (faulty.path / "here.yaml").unlink()
     faulty.run(*COMMAND, "sync")
@@ -91,14 +83,6 @@ def test_a_lock_with_conflict_markers_is_named(faulty):
     result = faulty.run(*COMMAND, "sync", check=False)
     assert result.returncode == 1 and "Traceback" not in result.stderr
     assert result.stderr.startswith("error: dvc.yaml: dvc.lock has conflict markers: `git checkout")
-
-
-def test_a_metrics_file_that_is_damaged_costs_its_own_run_alone(faulty):
-    path = faulty.path / "deep.json"
-    path.write_text("{", encoding="utf-8")
-    faulty.run("dvc", "commit", "--force", "deep")
-    errors = errors_of(faulty)
-    assert len(errors) == 2 and errors[0].startswith("error: deep: deep.json")
 
 
 def test_a_shallow_clone_is_mirrored(faulty, tmp_path):

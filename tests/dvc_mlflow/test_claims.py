@@ -96,19 +96,12 @@ def test_who_waits_takes_the_claim_as_soon_as_it_is_released(client):
     assert order == ["first", "second"]
 
 
-def test_the_claim_of_a_process_that_is_gone_is_taken_at_once(client):
-    claim = client.create_experiment("mnist-claim", tags={"process": dead_process(), "beat": "0"})
-    started = time.monotonic()
-    with claims.held():
-        assert claim_of(client).experiment_id != claim
-    assert time.monotonic() - started < claims.SILENCE / 2
-    assert left(client, claim) == (f"mnist-claim-{claim}", "deleted")
-
-
-def test_a_claim_that_was_deleted_and_not_renamed_is_taken_at_once(client):
-    alive = {"process": runs.this_process(), "beat": "0"}
-    claim = client.create_experiment("mnist-claim", tags=alive)
-    client.delete_experiment(claim)
+@pytest.mark.parametrize("deleted", [False, True])  # it was not renamed
+def test_a_claim_whose_process_or_which_itself_is_gone_is_taken_at_once(client, deleted):
+    process = runs.this_process() if deleted else dead_process()
+    claim = client.create_experiment("mnist-claim", tags={"process": process, "beat": "0"})
+    if deleted:
+        client.delete_experiment(claim)
     started = time.monotonic()
     with claims.held():
         assert claim_of(client).experiment_id != claim

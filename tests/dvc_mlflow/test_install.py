@@ -5,10 +5,9 @@ import subprocess
 import sys
 
 import pytest
-from mlflow import MlflowClient
 from test_other_repository import COMMAND, make_repository
 
-from conftest import Clone, wait_for
+from conftest import Clone, client_of, wait_for
 from dvc_mlflow import install
 from dvc_mlflow.errors import InputError
 
@@ -48,7 +47,7 @@ def test_a_commit_writes_the_runs_and_a_merge_too_until_that_is_taken_back(repos
     repository.commit("the result")
     status = wait_for(lambda: repository.run(*COMMAND, "status"), 120)
     assert status.stdout == "1 of 1 results have their run\n"
-    client = MlflowClient(f"sqlite:///{repository.path / 'mlflow.db'}")
+    client = client_of(repository)
     found = client.search_runs(["1"], "tags.stage = 'one'")
     assert [run.info.status for run in found] == ["FINISHED"]
     assert repository.run("git", "status", "--porcelain").stdout == ""

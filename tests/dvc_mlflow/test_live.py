@@ -4,7 +4,6 @@ import contextlib
 import json
 import os
 import re
-import shutil
 import signal
 import socket
 import subprocess
@@ -22,6 +21,7 @@ from mlflow import MlflowClient
 from conftest import (
     BUSY,
     Clone,
+    client_of,
     free_port,
     lenet5_first,
     make_clone,
@@ -40,10 +40,6 @@ TRAIN = ("python", "-m", "stages.train", "lenet5")
 @pytest.fixture(autouse=True)
 def with_runs(monkeypatch):
     monkeypatch.setenv("MIRROR", "on")
-
-
-def client_of(clone: Clone, name: str = "mlflow.db") -> MlflowClient:
-    return MlflowClient(f"sqlite:///{clone.path / name}")
 
 
 def runs_of(client: MlflowClient) -> list:
@@ -102,15 +98,6 @@ def test_each_epoch_shows_at_once_and_the_run_ends_as_the_stage_did(copy, sent, 
         assert "system/cpu_utilization_percentage" in run.data.metrics
     else:
         assert epochs < 60
-
-
-@pytest.mark.slow
-def test_a_stage_that_fails_ends_its_run_failed_with_the_reason(copy):
-    copy.edit("recipes.yaml", "learning_rate: 0.01", "learning_rate: 1e+20", count=-1)
-    copy.run("python", "-m", "stages.train", "mlp", check=False)
-    (run,) = runs_of(client_of(copy))
-    assert run.info.status == "FAILED"
-    assert "the loss is nan in epoch" in run.data.tags["reason"]
 
 
 # --- a server that is down ---
@@ -248,26 +235,6 @@ def test_processes_that_start_together_create_one_store(copy):
 # --- sync and find ---
 
 
-@pytest.mark.slow
-def test_a_store_that_is_empty_after_a_restored_stage_is_filled_once(copy):
-    assert copy.repro() == []
-    assert not (copy.path / "mlflow.db").exists()
-    sync(copy)
-    client = client_of(copy)
-    assert stages_of(client) == [*STAGES, "pipeline"]
-    first = {run.info.run_id for run in runs_of(client)}
-    versions = client.search_model_versions("name = 'mnist'")
-    assert sync(copy).stdout == ""
-    assert {run.info.run_id for run in runs_of(client)} == first
-    assert len(client.search_model_versions("name = 'mnist'")) == len(versions) == 2
-    pipeline = next(run for run in runs_of(client) if run.data.tags["stage"] == "pipeline")
-    for run in runs_of(client):
-        if run is not pipeline and run.data.tags["stage"] != "pipeline":
-            assert run.data.tags["backfilled"] == "true"
-            assert run.data.tags["mlflow.parentRunId"] == pipeline.info.run_id
-            assert run.info.run_id in pipeline.data.tags["mlflow.note.content"]
-
-
 @pytest.mark.weekly
 @pytest.mark.slow
 def test_commits_lead_to_their_runs_and_back(copy):
@@ -295,26 +262,6 @@ def test_commits_lead_to_their_runs_and_back(copy):
         assert re.findall(r"^  commit ([0-9a-f]{7})", back, re.M) == [commit[:7]]
     # All three commits have the same data
     assert find(copy, found["prepare"]).count("  commit ") == 3
-
-
-@pytest.mark.slow
-def test_results_that_are_not_here_are_named_with_the_command_that_brings_them(copy):
-    copy.commit("the small results")
-    copy.run("dvc", "remote", "add", "--local", "--default", "other", f"{copy.path}.remote")
-    copy.run("dvc", "push")
-    shutil.rmtree(copy.path / ".dvc/cache")
-    gone = copy.path / "models/mlp.safetensors"
-    gone.unlink()
-    said = sync(copy)
-    assert said.stderr.startswith("1 files are not here, and are only linked (models/mlp.safetens")
-    client = client_of(copy)
-    assert stages_of(client) == [*STAGES, "pipeline"]
-    assert len(client.search_model_versions("name = 'mnist'")) == 1
-    command = re.search(r"`(dvc pull)`", said.stderr)[1]
-    copy.run(*command.split())
-    assert sync(copy).stdout == "completed the run of train_mlp\n"
-    assert len(client.search_model_versions("name = 'mnist'")) == 2
-    assert sync(copy).stdout == ""
 
 
 # --- a real server with a real database ---

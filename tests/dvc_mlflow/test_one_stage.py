@@ -2,7 +2,8 @@
 
 import pytest
 from test_other_repository import COMMAND, make_repository
-from test_shapes import client_of
+
+from conftest import client_of
 
 pytestmark = pytest.mark.slow  # real `dvc` and `mlflow` in real repositories
 

@@ -8,10 +8,9 @@ import mlflow.store.db.utils as tables
 import pytest
 import sqlalchemy
 from alembic import command
-from mlflow import MlflowClient
 from mlflow.store.tracking.dbmodels.initial_models import Base
 
-from conftest import Clone, forget_the_history
+from conftest import Clone, client_of, forget_the_history
 from dvc_mlflow import find, sync, view
 from dvc_mlflow.errors import StageError
 
@@ -180,7 +179,7 @@ def test_a_folder_that_was_moved_has_its_artifacts_where_it_is_now(copy, tmp_pat
     assert said[0] == f"this folder was moved from {copy.path}: its artifacts are kept here now"
     assert len([line for line in said if line.startswith("completed")]) == (4 if lost else 0)
     assert not copy.path.exists() and moved.run(*ours, "sync").stdout == ""
-    client = MlflowClient(f"sqlite:///{moved.path}/mlflow.db")
+    client = client_of(moved)
     runs = client.search_runs([client.get_experiment_by_name("fixed").experiment_id])
     here = (moved.path / "mlartifacts").as_uri()
     assert {run.info.artifact_uri.rsplit("/", 2)[0] for run in runs} == {here}

@@ -10,9 +10,8 @@ import shutil
 from pathlib import Path
 
 import pytest
-from mlflow import MlflowClient
 
-from conftest import ROOT, Clone
+from conftest import ROOT, Clone, client_of
 
 pytestmark = [pytest.mark.slow, pytest.mark.weekly]  # real `dvc` and `mlflow` in real repositories
 
@@ -152,10 +151,6 @@ def repository(tmp_path_factory) -> Clone:
     return made
 
 
-def client_of(repository: Clone) -> MlflowClient:
-    return MlflowClient(f"sqlite:///{repository.path / 'mlflow.db'}")
-
-
 def runs_of(repository: Clone, experiment: str = "digits") -> dict:
     """The newest run of each stage."""
     client = client_of(repository)
@@ -242,14 +237,6 @@ def test_runs_models_and_files_lead_to_their_commit_and_it_leads_back(repository
     assert f"made by run {found['fit']}" in find(repository, "models/perceptron.joblib")
 
 
-def test_a_command_in_a_folder_below_means_the_files_there(repository):
-    below = Clone(repository.path / "models")
-    env = {"PYTHONPATH": str(repository.path)}
-    assert below.run(*COMMAND, "status", env=env).stdout == "3 of 3 results have their run\n"
-    told = below.run(*COMMAND, "find", "perceptron.joblib", env=env).stdout
-    assert told.startswith("file perceptron.joblib: md5 ")
-
-
 @pytest.fixture
 def copy(repository, tmp_path) -> Clone:
     """A copy without the store."""
@@ -274,41 +261,6 @@ def test_sync_writes_everything_again_after_the_store_is_lost(copy):
         for stage, names in zip(STAGES, lost, strict=True)
     ]
     assert_complete(copy)
-
-
-def test_another_state_has_its_own_runs_and_each_commit_leads_to_its_own(copy):
-    first = copy.run("git", "rev-parse", "HEAD").stdout.strip()
-    copy.edit("params.yaml", "kind: quick", "kind: slow")
-    ran = copy.run("dvc", "repro", env={"MIRROR": "on"}).stdout
-    assert "Stage 'split' didn't change" in ran
-    copy.commit("slow")
-    runs = runs_of(copy)
-    assert set(runs) == {"fit", "evaluate"}  # the store was empty, so nothing is over them yet
-    assert (runs["fit"].data.params["iterations"], runs["fit"].data.params["kind"]) == ("9", "slow")
-    assert "backfilled" not in runs["fit"].data.tags
-    assert copy.run(*COMMAND, "sync").stdout == "logged the run of split from its results\n"
-    said = copy.run(*COMMAND, "sync", "--rev", first).stdout.splitlines()
-    assert said == [f"logged the run of {name} from its results" for name in ("fit", "evaluate")]
-    told = [find(copy, commit) for commit in (first, "HEAD")]
-    split, fit = (
-        [re.search(rf"^  {stage} +\S+/runs/(\w+)\S*$", text, re.M)[1] for text in told]
-        for stage in ("split", "fit")
-    )
-    assert split[0] == split[1] and fit[0] != fit[1]
-    names = [run.info.run_name for run in client_of(copy).search_runs(["1"])]
-    assert sorted(name for name in names if name.startswith("pipeline")) == [
-        "pipeline quick",
-        "pipeline slow",
-    ]
-
-
-def test_a_stage_that_fails_says_so_in_its_run(copy):
-    copy.edit("fit.py", "    for folder in", "    raise RuntimeError('no luck')\n    for folder in")
-    assert copy.run("dvc", "repro", env={"MIRROR": "on"}, check=False).returncode
-    run = runs_of(copy)["fit"]
-    assert (run.info.status, run.data.tags["reason"]) == ("FAILED", "no luck")
-    assert len(client_of(copy).get_metric_history(run.info.run_id, "loss")) == 4
-    assert not [tag for tag in run.data.tags if tag.startswith("out:")]
 
 
 HOOKS = """

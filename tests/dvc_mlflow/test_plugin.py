@@ -10,10 +10,9 @@ import subprocess
 import sys
 
 import pytest
-from mlflow import MlflowClient
 from test_other_repository import COMMAND, make_repository
 
-from conftest import Clone, missing
+from conftest import Clone, client_of, missing
 from stages.mnist import sources
 
 pytestmark = pytest.mark.slow  # real `dvc` and `mlflow` in real repositories
@@ -138,7 +137,7 @@ def repository(tmp_path_factory) -> Clone:
 
 
 def runs_of(repository: Clone) -> dict[str, list]:
-    client = MlflowClient(f"sqlite:///{repository.path / 'mlflow.db'}")
+    client = client_of(repository)
     ids = [one.experiment_id for one in client.search_experiments()]
     found: dict[str, list] = {}
     for run in client.search_runs(ids):
@@ -166,16 +165,6 @@ def test_sync_adds_what_dvc_knows_and_leaves_what_the_code_logged(repository):
     assert "out:sklearn.joblib" in fit.data.tags
     assert plain.data.params == {"width": "8", "depth": "three"}  # not the 3 of params.yaml
     assert plain.data.metrics == {"loss": pytest.approx(1 / 3), "error": 0.125}
-
-
-def test_its_commit_leads_to_each_run_and_a_second_sync_writes_nothing(repository):
-    said = repository.run(*COMMAND, "find", "HEAD").stdout
-    for stage in ("sklearn", "plain"):
-        [run] = runs_of(repository)[stage]
-        assert run.info.run_id in said
-        commit = repository.run("git", "rev-parse", "--short=7", "HEAD").stdout.strip()
-        assert f"commit {commit}" in repository.run(*COMMAND, "find", run.info.run_id).stdout
-    assert repository.run(*COMMAND, "sync").stdout == ""
 
 
 def test_of_several_runs_the_last_finished_one_gets_the_results_and_failed_ones_stay(repository):

@@ -70,16 +70,6 @@ def test_a_run_begins_without_links_and_gets_settings_files_and_links_from_its_r
     assert kept_in(run_id) == {"b.csv"}
 
 
-def test_a_run_that_is_written_from_results_is_finished_and_claims_no_end(experiment):
-    outs = {"b.csv": write("b.csv", "x\n1\n")}
-    made = result("plot", outs, params={"seed": 3}, sizes=sizes_of("b.csv"))
-    run = MlflowClient().get_run(runs.write(experiment, made, {"commit": "c0ffee"}))
-    assert (run.info.status, run.info.end_time) == ("FINISHED", None)
-    assert run.data.params == {"seed": "3"}
-    assert (run.data.tags["commit"], run.data.tags["out:b.csv"]) == ("c0ffee", outs["b.csv"])
-    assert kept_in(run.info.run_id) == {"b.csv"}
-
-
 def test_a_run_is_written_whole_or_not_at_all(experiment):
     outs = {"m.toml": write("m.toml", "cut = ")}
     made = result("evaluate", outs, metrics=("m.toml",))
@@ -194,22 +184,15 @@ def test_a_curve_longer_than_one_call_is_logged_whole(experiment, monkeypatch):
     assert len(history(run_id, "b")) == 7
 
 
-METRICS = {
-    "m.json": '{"a": {"accuracy": 0.9, "b": {"n": 3}}, "list": [1, 2], "text": "x", "none": null}',
-    "m.yaml": "a: {accuracy: 0.9, b: {n: 3}}\nlist: [1, 2]\ntext: x\nnone:\n",
-    "m.toml": 'list = [1, 2]\ntext = "x"\n[a]\naccuracy = 0.9\nb = {n = 3}\n',
-}
-
-
-@pytest.mark.parametrize("name", METRICS)
-def test_the_numbers_of_a_metrics_file_become_metrics_and_nothing_else_does(experiment, name):
-    outs = {name: write(name, METRICS[name]), "other.json": write("other.json", '{"c": 1}')}
-    made = result("evaluate", outs, metrics=(name,), sizes=sizes_of("other.json"))
+def test_the_numbers_of_a_metrics_file_become_metrics_and_nothing_else_does(experiment):
+    text = 'list = [1, 2]\ntext = "x"\n[a]\naccuracy = 0.9\nb = {n = 3}\n'
+    outs = {"m.toml": write("m.toml", text), "other.json": write("other.json", '{"c": 1}')}
+    made = result("evaluate", outs, metrics=("m.toml",), sizes=sizes_of("other.json"))
     run_id = runs.write(experiment, made, {})
     run = MlflowClient().get_run(run_id)
     assert run.data.metrics == {"a.accuracy": 0.9, "a.b.n": 3}
     assert run.inputs.dataset_inputs == []
-    assert kept_in(run_id) == {name, "other.json"}
+    assert kept_in(run_id) == {"m.toml", "other.json"}
 
 
 def test_the_tags_of_a_result_find_its_finished_run_also_if_it_is_deleted_and_no_other(experiment):

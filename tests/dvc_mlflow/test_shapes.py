@@ -4,14 +4,12 @@ No code of these repositories knows MLflow. DVC, git and MLflow are real.
 """
 
 import json
-import re
 from pathlib import Path
 
 import pytest
-from mlflow import MlflowClient
 from test_other_repository import COMMAND, make_repository
 
-from conftest import Clone
+from conftest import Clone, client_of
 
 pytestmark = pytest.mark.slow  # real `dvc` and `mlflow` in real repositories
 
@@ -135,10 +133,6 @@ def shapes(tmp_path_factory) -> Clone:
     return made
 
 
-def client_of(repository: Clone) -> MlflowClient:
-    return MlflowClient(f"sqlite:///{repository.path / 'mlflow.db'}")
-
-
 def runs_of(repository: Clone) -> dict:
     found = client_of(repository).search_runs(["1"], max_results=1000)
     return {run.data.tags["stage"]: run for run in found}
@@ -209,11 +203,3 @@ def test_a_second_sync_writes_nothing(shapes):
         shapes.run(*COMMAND, "status").stdout
         == f"{len(RAN)} of {len(RAN)} results have their run\n"
     )
-
-
-def test_a_commit_leads_to_the_run_of_each_stage(shapes):
-    first, *others = shapes.run(*COMMAND, "find", "HEAD").stdout.splitlines()
-    assert first.startswith("commit ") and first.endswith(" the results")
-    found = dict(line.strip().split(maxsplit=1) for line in others)
-    ids = {stage: run.info.run_id for stage, run in runs_of(shapes).items() if stage != "pipeline"}
-    assert {stage: re.search("/runs/(\\w+)", page)[1] for stage, page in found.items()} == ids

@@ -6,18 +6,16 @@ import re
 import shutil
 import signal
 import sqlite3
-import subprocess
 import time
 from pathlib import Path
 
 import pytest
 from mlflow import MlflowClient
 from mlflow.entities import ViewType
-from test_live import STAGES, client_of, find, runs_of, stages_of, sync
+from test_live import STAGES, find, runs_of, stages_of, sync
 
-from conftest import BUSY, Clone, free_port, mlflow_server, wait_for, weekly
+from conftest import BUSY, Clone, client_of, free_port, mlflow_server, wait_for, weekly
 from dvc_mlflow import store
-from stages.base import files
 
 COMMAND = ("python", "-m", "dvc_mlflow")
 SECRETS = ("p@ss#w/0rd".replace("/", "?"), "p%40ss", "s3cret")
@@ -153,89 +151,6 @@ def test_a_deleted_experiment_is_told_with_the_command_that_restores_it(copy):
     assert_whole(client)
 
 
-@pytest.mark.slow
-def test_deleted_runs_are_restored_and_lost_artifacts_written_again(copy):
-    copy.commit("the small results")
-    sync(copy)
-    client = client_of(copy)
-    before = {run.info.run_id for run in runs_of(client)}
-    for run in runs_of(client):
-        client.delete_run(run.info.run_id)
-    assert sync(copy).stdout.count("restored the deleted run of ") == 6
-    assert sync(copy).stdout == ""
-    assert {run.info.run_id for run in runs_of(client)} == before
-    assert_whole(client)
-
-    artifacts = copy.path / "mlartifacts"
-    listed = {path.relative_to(artifacts) for path in artifacts.rglob("*") if path.is_file()}
-    shutil.rmtree(artifacts)
-    told = call(copy, "status", check=False).stderr
-    assert told.startswith("error: no run for ") and "`dvc-mlflow sync` writes them" in told
-    assert "train_" in told
-    assert "completed the run of " in sync(copy).stdout
-    assert sync(copy).stdout == ""
-    found = {path.relative_to(artifacts) for path in artifacts.rglob("*") if path.is_file()}
-    assert found == listed
-    assert call(copy, "status").stdout.startswith("5 of 5 results have their run\n")
-    assert_whole(client)
-
-
-@pytest.mark.weekly
-@pytest.mark.slow
-def test_a_lost_champion_is_restored_and_its_lack_explained(copy):
-    find_it = ("find", "models:/mnist@champion")
-    nothing = one_line(copy.run("python", "-m", "stages.serve", check=False))
-    assert "no model is registered" in nothing and "`dvc repro`" in nothing
-    sync(copy)
-    assert "needed is 0.98" in one_line(call(copy, *find_it, check=False))
-    copy.edit("params.yaml", "min_accuracy: 0.98", "min_accuracy: 0.5")
-    copy.repro()
-    copy.commit("a champion")
-    client = client_of(copy)
-
-    def champion() -> tuple[str, str]:
-        version = client.get_model_version_by_alias("mnist", "champion")
-        return version.tags["model"], version.tags["md5"]
-
-    first = champion()
-
-    def delete_version():
-        version = client.get_model_version_by_alias("mnist", "champion").version
-        client.delete_model_version("mnist", version)
-
-    for lose in (
-        lambda: client.delete_registered_model_alias("mnist", "champion"),
-        delete_version,
-        lambda: client.delete_registered_model("mnist"),
-    ):
-        lose()
-        one_line(call(copy, *find_it, check=False))
-        sync(copy)
-        assert champion() == first
-        assert len(client.search_model_versions("name = 'mnist'")) == 2
-        assert sync(copy).stdout == ""
-        assert "  commit " in call(copy, *find_it).stdout
-
-
-@pytest.mark.slow
-def test_runs_that_sync_writes_claim_no_duration_and_each_stage_has_metrics_and_artifacts(copy):
-    sync(copy)
-    client = client_of(copy)
-    for run in runs_of(client):
-        assert run.info.status == "FINISHED"
-        assert run.info.end_time in (None, run.info.start_time)
-    assert stages_of(client) == [*STAGES, "pipeline"]
-    copy.run("python", "-m", "stages.plot")  # and live
-    for run in runs_of(client):
-        stage = run.data.tags["stage"]
-        assert client.list_artifacts(run.info.run_id)
-        assert bool(run.data.metrics) == (stage != "plot")  # which makes no numbers
-        if stage.startswith("train_"):
-            history = files.read_csv(copy.path / files.history_path(stage.removeprefix("train_")))
-            for key in ("test_accuracy", "test_loss"):
-                assert run.data.metrics[key] == history[key][-1]
-
-
 # --- what a store refuses ---
 
 
@@ -269,14 +184,6 @@ def test_a_store_of_no_use_is_one_line_and_an_exit_code(copy, tmp_path):
         (f"sqlite:///file:{copy.path}/mlflow.db?mode=ro&uri=true", "write a readonly database"),
     ]:
         assert line in one_line(sync(copy, env={"MLFLOW_TRACKING_URI": uri}, check=False))
-
-
-def test_a_store_that_cannot_be_made_is_told_at_once(clone, tmp_path):
-    started = time.monotonic()
-    uri = f"sqlite:///{tmp_path}/no such folder/mlflow.db"
-    refused = one_line(call(clone, "links", env={"MLFLOW_TRACKING_URI": uri}, check=False))
-    assert f"{uri} is not there" in refused
-    assert time.monotonic() - started < 60
 
 
 @pytest.mark.slow
@@ -364,85 +271,6 @@ def test_a_sync_beside_a_stage_that_connects_the_pipeline_connects_it_once(copy,
     client.delete_run(written.info.run_id)
     sync(other, env=env)
     assert_whole(client)
-
-
-@pytest.mark.weekly
-@pytest.mark.slow
-def test_the_claim_of_another_machine_ends_when_it_falls_silent_and_its_runs_stay(copy):
-    sync(copy)
-    client = client_of(copy)
-    experiment = client.get_experiment_by_name("mnist").experiment_id
-    elsewhere = {"process": f"{os.uname().nodename}-elsewhere 1 0", "stage": "plot"}
-    run = client.create_run(experiment, tags=elsewhere).info.run_id
-    client.create_experiment("mnist-claim", tags=elsewhere)
-    assert sync(copy).stdout == ""  # nothing to write: nobody is asked
-    client.delete_registered_model("mnist")
-    started = time.monotonic()
-    sync(copy)
-    assert 25 < time.monotonic() - started < 60
-    assert client.get_run(run).info.status == "RUNNING"
-    client.delete_run(run)
-    assert_whole(client)
-
-
-# --- names of commits ---
-
-
-@pytest.mark.weekly
-@pytest.mark.slow
-def test_whatever_git_and_dvc_call_a_commit_is_found(copy, tmp_path):
-    copy.commit("the small results")
-    copy.run("git", "tag", "released")
-    copy.run("git", "branch", "topic/a")
-    copy.run("git", "-c", "user.name=t", "-c", "user.email=t@e", "commit", "--allow-empty", "-qm2")
-    sync(copy)
-    ref = f"refs/exps/{copy.run('git', 'rev-parse', 'HEAD').stdout.strip()}"
-    copy.run("git", "update-ref", f"{ref[:12]}/{ref[12:]}/warm", "HEAD")
-    for name in ("main", "released", "topic/a", "HEAD~1", "@{1}", "warm"):
-        assert find(copy, name).count("/runs/") == 5, name
-        assert sync(copy, "--rev", name).stdout == ""
-    (copy.path / "main").write_text("")
-    result = call(copy, "find", "main", check=False)
-    assert "main names a file and a commit" in result.stdout
-    assert "is in no commit's dvc.lock" in result.stderr
-    assert sync(copy, "--rev", "main").stdout == ""
-
-    shallow = Clone(tmp_path / "shallow")
-    subprocess.run(
-        ["git", "clone", "-q", "--depth=1", f"file://{copy.path}", shallow.path], check=True
-    )
-    env = {"MLFLOW_TRACKING_URI": f"sqlite:///{copy.path}/mlflow.db"}
-    assert find(shallow, "HEAD", env=env).count("/runs/") == 5
-
-
-@pytest.mark.slow
-def test_git_says_itself_why_it_cannot_tell(copy, tmp_path):
-    python = shutil.which("python", path=os.environ["PATH"]) or "python"
-    no_git = {"PATH": str(tmp_path)}
-    for env, reason in [
-        ({"GIT_TEST_ASSUME_DIFFERENT_OWNER": "1"}, "dubious ownership"),
-        ({"GIT_DIR": str(tmp_path)}, "not a git repository"),
-        (no_git, "there is no git in PATH"),
-    ]:
-        for command in (("find",), ("sync", "--rev")):
-            ours = (python, "-m", "dvc_mlflow", *command, "HEAD")
-            said = one_line(copy.run(*ours, env=env, check=False))
-            assert reason in said and "is not a commit" not in said
-
-
-@pytest.mark.slow
-def test_output_into_a_closed_pipe_ends_quietly(copy):
-    copy.commit("the small results")
-    sync(copy)
-    for command, reader in (
-        ("find HEAD", "true"),
-        ("find HEAD", "head -n 1"),
-        ("status", "true"),
-    ):
-        piped = f"python -m dvc_mlflow {command} | {reader} >&2; echo ${{PIPESTATUS[0]}}"
-        said = copy.run("bash", "-c", piped)
-        assert int(said.stdout) in (0, 128 + signal.SIGPIPE)
-        assert said.stderr.count("\n") == (0 if reader == "true" else 1)
 
 
 # --- make ---

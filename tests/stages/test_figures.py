@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.colors import to_hex, to_rgb
+from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 from matplotlib.transforms import Bbox
@@ -57,21 +57,18 @@ DIGITS = {"loss": 4, "accuracy": 2}
 
 
 def curves_in(axes: Axes, metric: str) -> dict[str, list[float]]:
-    """The values of each curve by its split. Its epochs, units and label are checked."""
-    assert axes.get_xlabel() == "epoch"
+    """The values of each curve by its split. Its epochs, unit and label are checked."""
     assert axes.get_ylabel() == UNITS[metric]
-    assert axes.get_yscale() == {"loss": "log", "accuracy": "linear"}[metric]
     found = {}
     for split, (x, y) in lines_of(axes).items():
         assert x == [1.0, 2.0, 3.0]
-        (label,) = [text for text in axes.texts if text.get_text().startswith(split)]
-        assert label.get_text() == f"{split} {y[-1]:.{DIGITS[metric]}f}"
-        assert label.xy == (3.0, y[-1])
+        (label,) = [text.get_text() for text in axes.texts if text.xy == (3.0, y[-1])]
+        assert label == f"{split} {y[-1]:.{DIGITS[metric]}f}"
         found[split] = [value / {"loss": 1, "accuracy": 100}[metric] for value in y]
     return found
 
 
-def assert_curves(figure: Figure, histories=HISTORIES) -> None:
+def assert_curves(figure: Figure) -> None:
     """A panel for each model and metric that its title names, with train and test."""
     shown = []
     for axes in figure.axes:
@@ -79,7 +76,7 @@ def assert_curves(figure: Figure, histories=HISTORIES) -> None:
         found = curves_in(axes, metric)
         assert list(found) == ["train", "test"]
         for split, values in found.items():
-            assert values == pytest.approx(histories[NAMES[title]][f"{split}_{metric}"])
+            assert values == pytest.approx(HISTORIES[NAMES[title]][f"{split}_{metric}"])
         shown.append((title, metric))
     assert shown == [(title, metric) for title in NAMES for metric in UNITS]
 
@@ -96,33 +93,6 @@ def assert_four_curves(figure: Figure, name: str) -> None:
     assert sorted(shown) == sorted(COLUMNS)
 
 
-def test_each_panel_of_the_curves_shows_train_and_test_of_the_model_and_metric_in_its_title():
-    figure = figures.curves(HISTORIES, "both")
-    assert_curves(figure)
-    assert figure.get_suptitle() == "both (train: mean over the epoch)"
-    looks = [
-        {(line.get_label(), to_hex(line.get_color()), line.get_linestyle()) for line in axes.lines}
-        for axes in figure.axes
-    ]
-    # One colour per model, and one dash for train in all panels
-    assert [len({color for _, color, _ in look}) for look in looks] == [1, 1, 1, 1]
-    assert len({color for look in looks for _, color, _ in look}) == 2
-    assert len({(split, dash) for look in looks for split, _, dash in look}) == 2
-
-
-def test_the_label_of_the_higher_curve_is_above_that_of_the_lower_one():
-    for axes in figures.curves(HISTORIES, "").axes:
-        last = {split: y[-1] for split, (_, y) in lines_of(axes).items()}
-        for text in axes.texts:
-            split = text.get_text().split()[0]
-            assert text.get_va() == ("bottom" if last[split] == max(last.values()) else "top")
-
-
-@pytest.mark.parametrize("name", MODEL_NAMES)
-def test_the_four_curves_are_those_of_their_model(name):
-    assert_four_curves(figures.four_curves(name, HISTORIES[name], "one"), name)
-
-
 # --- confusion ---
 
 
@@ -137,9 +107,7 @@ def matrices() -> dict[str, np.ndarray]:
 
 
 def assert_confusion(figure: Figure, expected: dict[str, np.ndarray]) -> None:
-    *panels, scale = figure.axes
-    assert scale.get_ylabel() == "shade: mistakes as a share of the actual digit's images"
-    by_title = {axes.get_title().split(":")[0]: axes for axes in panels}
+    by_title = {axes.get_title().split(":")[0]: axes for axes in figure.axes[:-1]}
     assert list(by_title) == [LENET5, MLP]
     for title, axes in by_title.items():
         matrix = expected[NAMES[title]]
@@ -152,8 +120,6 @@ def assert_confusion(figure: Figure, expected: dict[str, np.ndarray]) -> None:
         assert (counts == matrix).all()
         wrong = matrix.sum() - matrix.trace()
         assert axes.get_title() == f"{title}: {wrong} mistakes in {matrix.sum():,}"
-        for axis in (axes.get_xticks(), axes.get_yticks()):
-            assert list(axis) == list(range(10))
         assert axes.get_ylim()[0] > axes.get_ylim()[1]  # the digit 0 is at the top, as in a table
 
 
@@ -210,20 +176,12 @@ def assert_mistakes(figure: Figure, name: str) -> None:
     assert f"its {len(pairs)} mistakes" in figure.get_suptitle()
 
 
-@pytest.mark.parametrize("name", MODEL_NAMES)
-def test_the_mistakes_are_wrong_answers_with_their_own_images_the_surest_first(name):
-    assert_mistakes(figures.mistakes(name, PICTURES, **ANSWERS[name]), name)
-
-
 # --- reliability ---
 
 
 def assert_reliability(figure: Figure, bins: dict[str, list[tuple[float, float, int]]]) -> None:
     """Bins are (confidence, accuracy, images)."""
     upper, lower = figure.axes
-    assert upper.get_ylabel() == "accuracy (%)"
-    assert lower.get_ylabel() == "images"
-    assert lower.get_xlabel() == "confidence of the predicted digit (%)"
     lines = lines_of(upper)
     assert lines.pop("perfectly calibrated") == ([0, 100], [0, 100])
     assert list(lines) == [LENET5, MLP]
@@ -245,18 +203,6 @@ def assert_reliability(figure: Figure, bins: dict[str, list[tuple[float, float, 
         assert list(counted.get_ydata()) == list(images)
 
 
-def test_reliability_shows_each_bins_accuracy_above_its_confidence_and_its_images_below():
-    bins = {
-        "lenet5": [(0.52, 0.4, 10), (0.91, 0.97, 800)],
-        "mlp": [(0.35, 0.6, 7), (0.55, 0.5, 20), (0.97, 0.8, 300)],
-    }
-    parts = {
-        name: [CalibrationBin(count, sure, right) for sure, right, count in rows]
-        for name, rows in bins.items()
-    }
-    assert_reliability(figures.reliability(parts), bins)
-
-
 # --- the study's ---
 
 
@@ -273,9 +219,7 @@ def test_the_story_has_one_mark_per_seed_at_its_error_beside_its_recipe():
     assert figure.get_suptitle() == "said"
     (axes,) = figure.axes
     heights = heights_of(axes)
-    assert list(heights) == ["published", "record"]
-    assert axes.yaxis_inverted()
-    assert heights["published"] < heights["record"]  # as in the tables, from above
+    assert axes.yaxis_inverted() and heights["published"] < heights["record"]  # as in the tables
     colors = {line.get_label(): line.get_color() for line in axes.lines}
     drawn = [(line, np.array(line.get_xydata(), float)) for line in axes.lines]
     for (recipe, model), values in accuracies.items():
@@ -296,18 +240,8 @@ def test_the_story_has_one_mark_per_seed_at_its_error_beside_its_recipe():
         assert len(wide) == (0 if low_high is None else 1)
         if low_high is not None:
             assert sorted(wide[0][:, 0]) == pytest.approx([100 - low_high[1], 100 - low_high[0]])
-        uprights = [
-            points[0, 0]
-            for line, points in drawn
-            if line.get_linestyle() == "-"
-            and points[0, 0] == points[1, 0]
-            and points[:, 1].mean() == pytest.approx(height)
-        ]
-        assert uprights == pytest.approx([100 - np.mean(values)])
         (said,) = [text for text in axes.texts if text.xy[1] == height]
         assert said.get_text() == f"{np.mean(values):.2f}"  # as the label of the axis says
-        assert said.xy[0] == pytest.approx(100 - max(*values, *(low_high or [])))
-    assert {mark.get_label() for mark in axes.collections} == {"published figure"}
     (lenet5, mlp) = (mark.get_offsets()[0] for mark in axes.collections)
     assert [lenet5[0], mlp[0]] == pytest.approx([5.5, 2.69])
     assert abs(lenet5[1] - heights["published"]) < 0.4
@@ -332,37 +266,25 @@ def test_ablations_stand_below_the_recipes_under_a_heading():
     (axes,) = figure.axes
     heights = heights_of(axes)
     assert list(heights) == ["fast", "record", "record without one ingredient", "without decay"]
-    (heading,) = [text for text in axes.get_yticklabels() if text.get_fontweight() == "bold"]
-    assert heading.get_text() == "record without one ingredient"
     said = {text.get_text(): text.xy[1] for text in axes.texts}
     near = {name: min(heights, key=lambda row: abs(heights[row] - said[name])) for name in said}
     assert near == {"98.00": "without decay", "97.00": "fast", "99.00": "record"}
 
 
-def test_the_missed_images_are_shown_with_their_label_and_both_answers():
+def test_the_missed_images_have_their_label_and_both_answers_also_if_there_are_none_or_too_many():
     rows = [
-        {"index": 7, "label": 4, "lenet5": 9, "mlp": 1, "no_majority": 0},
-        {"index": 21, "label": 8, "lenet5": 3, "mlp": 5, "no_majority": 1},
-    ]
-    figure = figures.missed(PICTURES, rows)
-    shown = [axes for axes in figure.axes if axes.images]
-    assert [axes.get_title() for axes in shown] == ["no. 7: 4\n9, 1", "no. 21: 8 *\n3, 5"]
-    for axes, row in zip(shown, rows, strict=True):
-        assert (255 - np.asarray(axes.images[0].get_array()) == PICTURES[row["index"]]).all()
-    assert "Label, then LeNet-5's answer and the MLP's" in figure.get_suptitle()
-
-
-def test_missed_images_of_which_there_are_none_or_too_many_still_make_a_figure():
-    rows = [
-        {"index": at % 40, "label": 1, "lenet5": 2, "mlp": 3, "no_majority": 0} for at in range(50)
+        {"index": at % 40, "label": 1, "lenet5": 2, "mlp": 3, "no_majority": int(at == 7)}
+        for at in range(50)
     ]
     for count, shown in ((0, 0), (1, 1), (8, 8), (9, 9), (48, 48), (50, 48)):
         figure = figures.missed(PICTURES, rows[:count])
-        titles = [axes.get_title() for axes in figure.axes if axes.images]
-        assert titles == [f"no. {row['index']}: 1\n2, 3" for row in rows[:shown]]
+        panels = [axes for axes in figure.axes if axes.images]
+        for axes, row in zip(panels, rows[:shown], strict=True):
+            doubtful = " *" if row["no_majority"] else ""
+            assert axes.get_title() == f"no. {row['index']}: 1{doubtful}\n2, 3"
+            assert (255 - np.asarray(axes.images[0].get_array()) == PICTURES[row["index"]]).all()
         lines = {axes.get_subplotspec().rowspan.start for axes in figure.axes}
         assert len(lines) == max(1, -(-shown // 8))  # no empty line
-        assert not [axes for axes in figure.axes if axes.axison]
 
 
 # --- every figure can be read ---
@@ -430,38 +352,10 @@ def test_texts_of_a_figure_lie_within_it_and_not_on_each_other(name):
         assert min(across, down) < 2, f"{text!r} lies on {other!r}"
 
 
-@pytest.mark.parametrize("name", ["mistakes", "missed"])
-def test_pictures_of_a_figure_are_black_on_white_and_have_no_axes(name):
-    for axes in ALL[name]().axes:
-        assert not axes.axison
-        for image in axes.images:
-            assert image.get_clim() == (0, 255)
-            assert image.get_cmap().name == "gray"
-
-
-def luminance(color) -> float:
-    return float(np.dot(to_rgb(color), [0.2126, 0.7152, 0.0722]))
-
-
-def test_counts_of_a_confusion_stand_out_from_their_shade_and_right_answers_are_bold():
-    for axes in figures.confusion(matrices()).axes[:2]:
-        (image,) = axes.images
-        for text in axes.texts:
-            x, y = (int(at) for at in text.get_position())
-            behind = luminance(image.cmap(image.norm(image.get_array()[y, x])))
-            assert abs(luminance(text.get_color()) - behind) > 0.4
-            assert (text.get_fontweight() == "bold") == (x == y)
-
-
-def test_a_model_without_mistakes_has_no_shade():
+def test_a_digit_without_images_and_a_model_without_mistakes_have_no_shade():
     perfect = {name: 9 * np.eye(10, dtype=int) for name in MODEL_NAMES}
-    for axes in figures.confusion(perfect).axes[:2]:
-        low, high = axes.images[0].get_clim()
-        assert low == 0 < high
-        assert ": 0 mistakes in 90" in axes.get_title()
-
-
-def test_a_digit_without_images_has_no_shade():
+    low, high = figures.confusion(perfect).axes[0].images[0].get_clim()
+    assert low == 0 < high
     counts = np.diag([0] + [9] * 9)
     counts[4, 0] = 3
     for axes in figures.confusion(dict.fromkeys(MODEL_NAMES, counts)).axes[:2]:
@@ -471,24 +365,14 @@ def test_a_digit_without_images_has_no_shade():
         assert ": 3 mistakes in 84" in axes.get_title()
 
 
-def test_the_story_names_the_paper_of_1998_and_both_models_in_its_legend():
+def test_the_story_has_the_paper_of_1998_and_labels_that_are_accuracies():
     figure = story_figure()
     (axes,) = figure.axes
     (line,) = [line for line in axes.lines if "1998" in str(line.get_label())]
     assert list(line.get_xdata()) == [0.8, 0.8]
-    (legend,) = figure.legends
-    assert [text.get_text() for text in legend.get_texts()] == [
-        *("LeNet-5", "published figure", "MLP", "LeNet-5 of 1998, with distortions")
-    ]
-    assert axes.get_xscale() == "log"
     assert axes.xaxis_inverted()  # better is to the right
     for label in axes.get_xticklabels():
         assert 100 - float(label.get_text()) == pytest.approx(label.get_position()[0])
-
-
-def test_epochs_are_whole():
-    for axes in figures.curves(HISTORIES, "").axes:
-        assert all(float(tick).is_integer() for tick in axes.get_xticks())
 
 
 def test_a_figure_file_is_a_png_that_names_no_version_of_matplotlib(tmp_path):
@@ -517,41 +401,40 @@ def write_columns(path: Path, columns: dict) -> None:
     path.write_text(f"{text}\n", encoding="utf-8")
 
 
-@pytest.fixture
-def drawn(tmp_path, monkeypatch) -> dict[str, Figure]:
-    """The figures that plot saves, by the names of their files."""
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory) -> tuple[Path, dict[str, Figure]]:
+    """The folder with what plot makes, and the figures that it saves by their names."""
+    folder = tmp_path_factory.mktemp("drawn")
     for name in ("params.yaml", "recipes.yaml"):
-        shutil.copy(ROOT / name, tmp_path)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("MIRROR", "off")
-    (tmp_path / "reports").mkdir()
-    (tmp_path / "models").mkdir()
+        shutil.copy(ROOT / name, folder)
+    (folder / "reports").mkdir()
+    (folder / "models").mkdir()
     for name in MODEL_NAMES:
-        (tmp_path / files.model_path(name)).write_bytes(name.encode())
-        write_columns(tmp_path / f"reports/history_{name}.csv", HISTORIES[name])
+        (folder / files.model_path(name)).write_bytes(name.encode())
+        write_columns(folder / f"reports/history_{name}.csv", HISTORIES[name])
         columns = {"index": SEEN, **ANSWERS[name]}
-        write_columns(tmp_path / f"reports/predictions_{name}.csv", columns)
-    (tmp_path / "reports/comparison.csv").write_text(COMPARISON, encoding="utf-8")
-    (tmp_path / "reports/comparison.md").write_text(READABLE, encoding="utf-8")
+        write_columns(folder / f"reports/predictions_{name}.csv", columns)
+    (folder / "reports/comparison.csv").write_text(COMPARISON, encoding="utf-8")
+    (folder / "reports/comparison.md").write_text(READABLE, encoding="utf-8")
     test = Split(PICTURES, (SEEN % 10).astype(np.uint8))
-    save_split(tmp_path / "data/prepared", "test", test)
+    save_split(folder / "data/prepared", "test", test)
     found: dict[str, Figure] = {}
-    monkeypatch.setattr(figures, "save", lambda figure, path: found.update({path.name: figure}))
-    plot.main()
-    return found
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setenv("MIRROR", "off")
+        patch.setattr(figures, "save", lambda figure, path: found.update({path.name: figure}))
+        plot.main()
+    return folder, found
 
 
 def test_each_figure_file_holds_the_data_of_the_model_that_it_names(drawn):
+    _, drawn = drawn
     assert sorted(drawn) == [
-        "confusion.png",
-        "curves.png",
-        "curves_lenet5.png",
-        "curves_mlp.png",
-        "mistakes_lenet5.png",
-        "mistakes_mlp.png",
-        "reliability.png",
+        *("confusion.png", "curves.png", "curves_lenet5.png", "curves_mlp.png"),
+        *("mistakes_lenet5.png", "mistakes_mlp.png", "reliability.png"),
     ]
     assert_curves(drawn["curves.png"])
+    assert drawn["curves.png"].get_suptitle().endswith(" (train: mean over the epoch)")
     for title, name in NAMES.items():
         assert_four_curves(drawn[f"curves_{name}.png"], name)
         assert drawn[f"curves_{name}.png"].get_suptitle() == f"{title}, recipe documented"
@@ -571,7 +454,8 @@ def test_each_figure_file_holds_the_data_of_the_model_that_it_names(drawn):
 
 
 def test_the_numbers_of_plot_are_those_that_its_figures_and_its_page_end_with(drawn):
-    numbers = json.loads(Path("reports/plot.json").read_text(encoding="utf-8"))
+    folder, drawn = drawn
+    numbers = json.loads((folder / "reports/plot.json").read_text(encoding="utf-8"))
     right = {name: found["actual"] == found["predicted"] for name, found in ANSWERS.items()}
     missed = [at for at in range(len(SEEN)) if not (right["lenet5"][at] or right["mlp"][at])]
     assert 0 < len(missed) < min((~right[name]).sum() for name in right)
@@ -586,7 +470,7 @@ def test_the_numbers_of_plot_are_those_that_its_figures_and_its_page_end_with(dr
             for name in right
         },
     }
-    whole = Path("reports/report.html").read_text(encoding="utf-8")
+    whole = (folder / "reports/report.html").read_text(encoding="utf-8")
     assert f'"missed_count":{len(missed)}' in whole.replace(": ", ":")
     assert "<td>98.62%</td>" in whole and "With the recipe documented, LeNet-5 is right on" in whole
 
@@ -597,12 +481,9 @@ def test_a_result_that_is_missing_or_damaged_is_named_with_the_stage_that_makes_
 ):
     monkeypatch.chdir(tmp_path)
     Path("reports").mkdir()
+    history = partial(plot.read, Path("reports/history_mlp.csv"), "train_mlp")
     for name, stage, read in (
-        (
-            "history_mlp.csv",
-            "train_mlp",
-            partial(plot.read, Path("reports/history_mlp.csv"), "train_mlp"),
-        ),
+        ("history_mlp.csv", "train_mlp", history),
         ("comparison.csv", "evaluate", plot.comparison),
         ("comparison.md", "evaluate", plot.comparison),
     ):

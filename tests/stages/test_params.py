@@ -1,6 +1,7 @@
 """A mistake in params.yaml or recipes.yaml is one line: the key, its value, the allowed values."""
 
 import io
+import itertools
 import re
 from pathlib import Path
 
@@ -42,81 +43,41 @@ def assert_refused(line: str) -> None:
 @pytest.mark.parametrize(
     ("old", "new", "line"),
     [
-        (
-            "seed: 0 ",
-            "sed: 0 ",
-            "seed is missing\nerror: params.yaml: sed is not a setting, "
-            "expected here: recipe, seed, threads, device, data, registry",
-        ),
-        (
-            "device: cpu",
-            "arithmetic: fast\ndevice: cpu",
-            "arithmetic is not a setting, expected here: recipe, seed, threads, device, data, reg",
-        ),
-        ("recipe: published", "recipe: best", "recipe is 'best', expected one of: published, docu"),
+        ("seed: 0 ", "sed: 0 ", "seed is missing\nerror: params.yaml: sed is not a setting, "
+         "expected here: recipe, seed, threads, device, data, registry"),
         ("recipe: published", "recipe: 7", "recipe is 7, expected one of: published, documented,"),
         ("recipe: published", "recipe: [fast]", "recipe is ['fast'], expected one of: published,"),
         ("recipe: published", "recipe:", "recipe is empty, expected one of: published, documented"),
-        (
-            "recipe: published",
-            "recipe: publishd",
-            "recipe is 'publishd', expected one of: published, documented, "
-            "published_without_softmax, fast, record, record_without_distortions, "
-            "record_in_20_epochs, record_without_adamw, record_without_schedule, "
-            "record_without_decay; did you mean published?",
-        ),
-        (
-            "recipe: published",
-            "recip: published",
-            "recipe is missing, expected one of: published, documented, published_without_softmax, "
-            "fast, record, record_without_distortions, record_in_20_epochs, record_without_adamw, "
-            "record_without_schedule, record_without_decay\nerror: params.yaml: recip is not a "
-            "setting, expected here: recipe, seed, threads, device, data, registry"
-            "; did you mean recipe?",
-        ),
-        ("device: cpu", "device: 0", "device is 0, expected 'cpu' or 'cuda'"),
-        (
-            "device: cpu",
-            "device: cudda",
-            "device is 'cudda', expected 'cpu' or 'cuda'; did you mean cuda?",
-        ),
-        (
-            "  sources:\n",
-            "  sources: raw\n  moved:\n",
-            "data.sources is 'raw', expected a list of: raw, torchvision, package\nerror: "
-            "params.yaml: data.moved is not a setting",
-        ),
-        ("threads: 1", "threads: 0", "threads is 0, expected greater than or equal to 1"),
+        ("recipe: published", "recipe: publishd",
+         "recipe is 'publishd', expected one of: published, documented, "
+         "published_without_softmax, fast, record, record_without_distortions, "
+         "record_in_20_epochs, record_without_adamw, record_without_schedule, "
+         "record_without_decay; did you mean published?"),
+        ("recipe: published", "recip: published",
+         "recipe is missing, expected one of: published, documented, published_without_softmax, "
+         "fast, record, record_without_distortions, record_in_20_epochs, record_without_adamw, "
+         "record_without_schedule, record_without_decay\nerror: params.yaml: recip is not a "
+         "setting, expected here: recipe, seed, threads, device, data, registry"
+         "; did you mean recipe?"),
+        ("device: cpu", "device: cudda",
+         "device is 'cudda', expected 'cpu' or 'cuda'; did you mean cuda?"),
+        ("  sources:\n", "  sources: raw\n  moved:\n",
+         "data.sources is 'raw', expected a list of: raw, torchvision, package\nerror: "
+         "params.yaml: data.moved is not a setting"),
         ("threads: 1", "threads: 1000", "threads is 1000, expected less than or equal to 64"),
         ("- raw", "- row", "data.sources.0 is 'row', expected 'raw', 'torchvision' or 'package'"),
-        (
-            "sources:\n",
-            "sources: []\n  moved:\n",
-            "data.sources is [], expected at least 1 item of: raw, torchvision, package\nerror: "
-            "params.yaml: data.moved is not a setting",
-        ),
-        ("validation_size: 0", "validation_size: 60000", "data.validation_size is 60000, expected"),
-        (
-            "validation_size: 0",
-            "validation_size: 9",
-            "data.validation_size is 9, expected 0 or at leas",
-        ),
-        ("train_limit: 0", "train_limit: 60001", "data.train_limit is 60001, expected less than"),
-        (
-            "registry:\n",
-            "registry: 7\nmoved:\n",
-            "registry is 7, expected keys: min_accuracy, max_p\n"
-            "error: params.yaml: moved is not a setting",
-        ),
-        (
-            "device: cpu",
-            "study: {seeds: [0]}\ndevice: cpu",
-            "study is not a setting, expected here: recipe, seed, threads, device, data, registry",
-        ),
+        ("sources:\n", "sources: []\n  moved:\n",
+         "data.sources is [], expected at least 1 item of: raw, torchvision, package\nerror: "
+         "params.yaml: data.moved is not a setting"),
+        ("validation_size: 0", "validation_size: 9",
+         "data.validation_size is 9, expected 0 or at leas"),
+        ("registry:\n", "registry: 7\nmoved:\n",
+         "registry is 7, expected keys: min_accuracy, max_p\n"
+         "error: params.yaml: moved is not a setting"),
         ("seed: 0 ", "seed: 0\nseed: 1 ", 'line 8: found duplicate key "seed"'),
         ("seed: 0 ", "seed: [0 ", "line "),
     ],
-)
+)  # fmt: skip
 def test_a_mistake_in_params_yaml_is_named_with_the_value_and_the_allowed_ones(
     write, old, new, line
 ):
@@ -129,108 +90,47 @@ def test_a_mistake_in_params_yaml_is_named_with_the_value_and_the_allowed_ones(
 @pytest.mark.parametrize(
     ("old", "new", "line"),
     [
-        (
-            "dropout: 0.0",
-            "drop_out: 0.0\n    dropout: 0.0",
-            "published.lenet5.drop_out is not a setting, expected here: epochs, batch_size",
-        ),
-        (
-            "epochs: 20",
-            "epochs: twenty",
-            "published.lenet5.epochs is 'twenty', expected a valid in",
-        ),
+        ("dropout: 0.0", "drop_out: 0.0\n    dropout: 0.0",
+         "published.lenet5.drop_out is not a setting, expected here: epochs, batch_size"),
+        ("epochs: 20", "epochs: twenty",
+         "published.lenet5.epochs is 'twenty', expected a valid in"),
         ("epochs: 20", "epochs: 20.0", "published.lenet5.epochs is 20.0, expected a valid integer"),
         ("epochs: 20", "epochs: true", "published.lenet5.epochs is True, expected a valid integer"),
-        (
-            "epochs: 20",
-            "epochs: 0",
-            "published.lenet5.epochs is 0, expected greater than or equal to 1",
-        ),
-        (
-            "learning_rate: 0.01",
-            "learning_rate: .nan",
-            "published.lenet5.learning_rate is nan, expected a finite",
-        ),
-        (
-            "learning_rate: 0.01",
-            "learning_rate: -.01",
-            "published.lenet5.learning_rate is -0.01, expected greater than 0",
-        ),
-        (
-            "learning_rate: 0.01",
-            "learning_rate: '1e-3'",
-            "published.lenet5.learning_rate is '1e-3', expected a valid number",
-        ),
-        ("dropout: 0.0", "dropout: 1.0", "published.lenet5.dropout is 1.0, expected less than 1"),
-        (
-            "learning_rate",
-            "lerning_rate",
-            "published.lenet5.learning_rate is missing\nerror: recipes.yaml: "
-            "published.lenet5.lerning_rate is not a setting, expected here: epochs, ",
-        ),
-        (
-            "optimizer: adamw",
-            "optimizer: adam",
-            "record.lenet5.optimizer is 'adam', expected 'sgd' or 'adamw'; did you mean adamw?\n"
-            "error: recipes.yaml: record.mlp.optimizer is 'adam', expected 'sgd' or 'adamw'",
-        ),
-        (
-            "before_loss: true",
-            "before_loss: yes",
-            "published.lenet5.softmax_before_loss is 'yes', expected true or false",
-        ),
-        (
-            "  mlp: *published_mlp",
-            "  other: *published_mlp",
-            "published_without_softmax.mlp is missing\nerror: recipes.yaml: "
-            "published_without_softmax.other is not a setting, expected here: lenet5, mlp",
-        ),
-        (
-            "augmentation: null",
-            "augmentation: mild",
-            "record_without_distortions.lenet5.augmentation is 'mild', expected keys: rotation, "
-            "shift, scale, shear, elastic",
-        ),
-        (
-            "      shear: 0.1\n",
-            "      sheer: 0.1\n",
-            "record.lenet5.augmentation.shear is missing\nerror: recipes.yaml: "
-            "record.lenet5.augmentation.sheer is not a setting, expected here: rotation, shift, "
-            "scale, shear, elastic; did you mean shear?\nerror: recipes.yaml: "
-            "record.mlp.augmentation.shear is missing\nerror: recipes.yaml: "
-            "record.mlp.augmentation.sheer is not a setting",
-        ),
-        (
-            "  mlp: *published_mlp",
-            "  mlp: 7",
-            "published_without_softmax.mlp is 7, expected keys: epochs, batch_size, optimizer, "
-            "learning_rate, schedule, momentum, weight_decay, dropout, softmax_before_loss, "
-            "augmentation, averaging, distillation",
-        ),
+        ("learning_rate: 0.01", "learning_rate: .nan",
+         "published.lenet5.learning_rate is nan, expected a finite"),
+        ("learning_rate: 0.01", "learning_rate: '1e-3'",
+         "published.lenet5.learning_rate is '1e-3', expected a valid number"),
+        ("learning_rate", "lerning_rate",
+         "published.lenet5.learning_rate is missing\nerror: recipes.yaml: "
+         "published.lenet5.lerning_rate is not a setting, expected here: epochs, "),
+        ("optimizer: adamw", "optimizer: adam",
+         "record.lenet5.optimizer is 'adam', expected 'sgd' or 'adamw'; did you mean adamw?\n"
+         "error: recipes.yaml: record.mlp.optimizer is 'adam', expected 'sgd' or 'adamw'"),
+        ("before_loss: true", "before_loss: yes",
+         "published.lenet5.softmax_before_loss is 'yes', expected true or false"),
+        ("  mlp: *published_mlp", "  other: *published_mlp",
+         "published_without_softmax.mlp is missing\nerror: recipes.yaml: "
+         "published_without_softmax.other is not a setting, expected here: lenet5, mlp"),
+        ("augmentation: null", "augmentation: mild",
+         "record_without_distortions.lenet5.augmentation is 'mild', expected keys: rotation, "
+         "shift, scale, shear, elastic"),
+        ("      shear: 0.1\n", "      sheer: 0.1\n",
+         "record.lenet5.augmentation.shear is missing\nerror: recipes.yaml: "
+         "record.lenet5.augmentation.sheer is not a setting, expected here: rotation, shift, "
+         "scale, shear, elastic; did you mean shear?\nerror: recipes.yaml: "
+         "record.mlp.augmentation.shear is missing\nerror: recipes.yaml: "
+         "record.mlp.augmentation.sheer is not a setting"),
         ("fast:\n", "plain: fast\nfast:\n", "plain is 'fast', expected keys: lenet5, mlp"),
         ("fast:\n", "plain:\nfast:\n", "plain is empty, expected keys: lenet5, mlp"),
-        (
-            "fast:\n",
-            "5: {}\nfast:\n",
-            "5 is 5, expected a valid string\nerror: recipes.yaml: "
-            "5.lenet5 is missing\nerror: recipes.yaml: 5.mlp is missing",
-        ),
-        (
-            "fast:\n",
-            "5: fast\nfast:\n",
-            "5 is 5, expected a valid string\nerror: recipes.yaml: "
-            "5 is 'fast', expected keys: lenet5, mlp",
-        ),
-        (
-            "\nfast:\n",
-            "\nfa-st:\n",
-            "fa-st is 'fa-st', expected to match pattern '^[A-Za-z0-9_]+$'",
-        ),
+        ("fast:\n", "5: fast\nfast:\n", "5 is 5, expected a valid string\nerror: recipes.yaml: "
+         "5 is 'fast', expected keys: lenet5, mlp"),
+        ("\nfast:\n", "\nfa-st:\n",
+         "fa-st is 'fa-st', expected to match pattern '^[A-Za-z0-9_]+$'"),
         ("*published_mlp", "*publishd_mlp", "line 41: found undefined alias 'publishd_mlp'"),
         ("fast:\n", "published:\n", 'line 44: found duplicate key "published"'),
         ("fast:\n", "fast: [\n", "line "),
     ],
-)
+)  # fmt: skip
 def test_a_mistake_in_recipes_yaml_is_named_with_the_value_and_the_allowed_ones(
     write, old, new, line
 ):
@@ -255,11 +155,11 @@ def test_a_mistake_in_recipes_yaml_is_named_before_those_in_params_yaml(write):
     assert_refused("recipes.yaml: published.lenet5.epochs is 0, expected greater than")
 
 
-# The two ends of each number: the last one that is allowed, and one beyond it
+# The ends of each number: the last one that is allowed, and one beyond it
 ENDS = {
     "seed": [(0, -1), (2**32 - 1, 2**32)],
     "threads": [(1, 0), (64, 65)],
-    "data.validation_size": [(0, -1), (59_990, 59_991)],
+    "data.validation_size": [(0, -1), (10, 9), (10, 1), (59_990, 59_991)],
     "data.train_limit": [(0, -1), (60_000, 60_001)],
     "registry.min_accuracy": [(0.0, -1e-9), (1.0, 1 + 1e-9)],
     "registry.max_p": [(0.0, -1e-9), (1.0, 1 + 1e-9)],
@@ -357,20 +257,19 @@ def test_each_model_gets_its_own_settings_of_the_selected_recipe(write):
 @pytest.mark.parametrize(
     ("value", "shown"),
     [
-        ("x" * 58, "'" + "x" * 58 + "'"),
-        ("x" * 59, "'" + "x" * 56 + "..."),
-        ("", "''"),
+        (repr("x" * 58), "'" + "x" * 58 + "'"),
+        (repr("x" * 59), "'" + "x" * 56 + "..."),
         ("''", "''"),
-        (10**70, "1" + "0" * 56 + "..."),
+        ("\"''\"", "\"''\""),
+        (str(10**70), "1" + "0" * 56 + "..."),
+        ("[[[]]]", "[[[]]]"),
+        ("[[[[1]]]]", "[[[[...]]]]"),
     ],
 )
-def test_a_long_value_is_cut_to_60_letters(write, value, shown):
-    write(GOOD.replace("device: cpu ", f"device: {value!r} "))
-    with pytest.raises(InputError) as refused:
+def test_a_value_is_shown_to_60_letters_and_to_its_third_level(write, value, shown):
+    write(GOOD.replace("device: cpu ", f"device: {value} "))
+    with pytest.raises(InputError, match=re.escape(f"device is {shown}, expected")):
         params.load()
-    if value == "''":
-        shown = '"' + value + '"'
-    assert f"device is {shown}, expected" in str(refused.value)
 
 
 def test_train_limit_and_validation_share_the_60000(write):
@@ -382,25 +281,13 @@ def test_train_limit_and_validation_share_the_60000(write):
         params.load()
 
 
-@pytest.mark.parametrize(("size", "taken"), [(0, True), (1, False), (9, False), (10, True)])
-def test_images_are_held_out_of_each_digit_or_not_at_all(write, size, taken):
-    write(GOOD.replace("  validation_size: 0 ", f"  validation_size: {size} "))
-    if taken:
-        assert params.load().data.validation_size == size
-    else:
-        with pytest.raises(InputError, match=f"validation_size is {size}, expected 0 or at least"):
-            params.load()
+WRONG = ["", "just a word", "- a\n- b", "\x00"]
 
 
-def test_a_nested_value_is_shown_to_its_third_level(write):
-    for value, shown in (("[[[]]]", "[[[]]]"), ("[[[[1]]]]", "[[[[...]]]]")):
-        write(GOOD.replace("device: cpu ", f"device: {value} "))
-        with pytest.raises(InputError, match=re.escape(f"device is {shown}, expected")):
-            params.load()
-
-
-@pytest.mark.parametrize("file", ["params.yaml", "recipes.yaml"])
-@pytest.mark.parametrize("text", ["", "just a word", "- a\n- b", "\x00", "[" * 10_000])
+@pytest.mark.parametrize(
+    ("text", "file"),
+    [*itertools.product(WRONG, ["params.yaml", "recipes.yaml"]), ("[" * 2_000, "params.yaml")],
+)
 def test_a_file_that_is_not_a_mapping_is_refused(write, text, file):
     write(**{"settings" if file == "params.yaml" else "recipes": text})
     with pytest.raises(InputError, match=rf"^{re.escape(file)}: [^\n]*$"):

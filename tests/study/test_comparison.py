@@ -289,21 +289,3 @@ def test_the_study_computes_only_missing_cells_and_comes_out_bit_for_bit_again(c
         (copy.path / settings.CELLS / f"{name}-7.json").unlink()
     study_of(copy).repro()
     assert md5(copy.path / "study/report") == report_before
-
-
-@pytest.mark.parametrize(
-    ("arguments", "line"),
-    [
-        ((), "usage: python -m study.cell RECIPE MODEL SEED|validation"),
-        (("best", "mlp", "0"), "recipe is best, expected one of: published, "),
-        (("record", "resnet", "0"), "model is resnet, expected one of: lenet5, mlp"),
-        (("record", "mlp", "-1"), "seed is -1, expected a number from 0 to 4294967295"),
-    ],
-)
-def test_a_cell_of_no_known_recipe_model_or_seed_is_refused(arguments, line, monkeypatch, capsys):
-    monkeypatch.chdir(ROOT)
-    monkeypatch.setattr("sys.argv", ["cell", *arguments])
-    with pytest.raises(SystemExit) as ended:
-        cell.main()
-    assert ended.value.code == 2
-    assert capsys.readouterr().err.startswith(f"error: {line}")
