@@ -89,7 +89,7 @@ def _stages_of(run: Any) -> list[Any]:
 
 
 def _print_holder(holder: history.Holder) -> None:
-    others = f"  (and {holder.others} more commits)" if holder.others else ""
+    others = f"  (and {len(holder.commits) - 1} more commits)" if holder.commits[1:] else ""
     print(f"  commit {git.described(holder.first)}{others}")
 
 
@@ -140,8 +140,12 @@ def print_commits(
         results: The identities that it has as well, see identity.py.
         md5s: Further md5s that it names.
     """
-    holders = history.holders(frozenset({md5s.union(outs.values())}))
+    named = md5s.union(outs.values())
+    holders = history.holders(frozenset({named}))
     holding = [holder for holder in holders if holder.holds(outs, results)]
+    if not holding:  # the stages of a pipeline may be in several dvc.yaml files
+        parts = history.holders(frozenset(frozenset({md5}) for md5 in named) if outs else None)
+        holding = [holder for holder in history.together(parts) if holder.holds(outs, results)]
     here, results_here = _locked_here()
     if outs.items() <= here.items() and results <= results_here:
         print(f"  {projects.LOCK} in this folder holds it: `dvc checkout` brings it back")

@@ -4,7 +4,7 @@ import contextlib
 import functools
 import posixpath
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -53,10 +53,18 @@ def _outs(commit: str, lock: Path, text: str) -> dict[str, dict[str, str]]:
 @contextlib.contextmanager
 def repo_of(folder: Path, commit: str) -> Iterator[Any]:
     """DVC's object for the project in a folder, as it was in a commit."""
+    from dvc.fs import GitFileSystem
+    from dvc.repo import Repo
     from dvc.repo.brancher import switch
+    from dvc.scm import SCM
 
-    with switch(_repo(folder), commit):
-        yield _repo(folder)
+    if (folder / ".dvc").is_dir():
+        with switch(_repo(folder), commit):
+            yield _repo(folder)
+    else:  # this checkout does not have the project, or has it elsewhere
+        scm = SCM(".")
+        fs = GitFileSystem(scm=scm, rev=commit)
+        yield Repo(posixpath.join("/", folder.as_posix()), fs=fs, scm=scm)
 
 
 @functools.cache
@@ -74,12 +82,16 @@ def experiment_of(commit: str) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class Holder:
-    """The commits that have the same dvc.lock."""
+    """The commits that have the same dvc.lock, or the same ones."""
 
-    first: str  # the oldest commit, which introduced it
-    others: int
+    commits: tuple[str, ...]  # the newest first
     stages: dict[str, dict[str, str]]  # the md5 of each out, by stage and path
     results: frozenset[str] = frozenset()  # the identities, see identity.py
+
+    @property
+    def first(self) -> str:
+        """The oldest commit, which introduced it."""
+        return self.commits[-1]
 
     def holds(self, outs: Mapping[str, str], results: frozenset[str] = frozenset()) -> bool:
         """Whether each of these outs is in dvc.lock, and each result with one of these identities.
@@ -147,5 +159,28 @@ def holders(wanted: frozenset[frozenset[str]] | None = None) -> tuple[Holder, ..
         except Exception:  # a damaged dvc.lock in the history holds nothing
             continue
         results = identity.of_lock(text, lock.parent)
-        found.append(Holder(holding[-1], len(holding) - 1, outs, results))
+        found.append(Holder(tuple(holding), outs, results))
     return tuple(found)
+
+
+def together(parts: Iterable[Holder]) -> list[Holder]:
+    """The same commits, the newest first, each with what all of its dvc.lock files hold."""
+    of_commit: dict[str, list[Holder]] = {}
+    for part in parts:
+        for commit in part.commits:
+            of_commit.setdefault(commit, []).append(part)
+    same: dict[tuple[int, ...], list[str]] = {}
+    for commit in filter(of_commit.__contains__, _blobs()):
+        same.setdefault(tuple(map(id, of_commit[commit])), []).append(commit)
+    found = []
+    for commits in same.values():
+        held = of_commit[commits[0]]
+        stages = {
+            f"{at} {name}": outs
+            for at, part in enumerate(held)
+            for name, outs in part.stages.items()
+        }
+        found.append(
+            Holder(tuple(commits), stages, frozenset[str]().union(*(part.results for part in held)))
+        )
+    return found

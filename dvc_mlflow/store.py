@@ -260,7 +260,7 @@ def find_experiment(project: Path = projects.MAIN, make: bool = False) -> str | 
         logging.getLogger(noisy).setLevel(logging.CRITICAL)
     mlflow.set_tracking_uri(uri())
     reasons.require_file()
-    with _creating():
+    with _creating(make):
         if _is_older():
             shared = "" if is_local(uri()) else ' "$MLFLOW_TRACKING_URI"'
             cure = f"mlflow db upgrade{shared}" if shared else "dvc-mlflow sync"
@@ -328,14 +328,19 @@ def every(search: Callable[..., Any], *of: Any, **more: Any) -> Iterator[Any]:
 
 
 @contextmanager
-def _creating() -> Iterator[None]:
-    """Two processes that create a store's tables at the same time can break each other's work."""
+def _creating(make: bool = True) -> Iterator[None]:
+    """Two processes that create a store's tables at the same time can break each other's work.
+
+    Args:
+        make: False for one that only waits for the others.
+    """
     from filelock import FileLock
 
-    if is_remote(uri()):
+    file = projects.scratch(root()) / "mlflow.lock"
+    if is_remote(uri()) or not (make or file.exists()):
         yield
         return
-    lock = FileLock(projects.scratch(root()) / "mlflow.lock", timeout=60)
+    lock = FileLock(file, timeout=60)
     try:
         lock.acquire()
     except OSError:  # in a folder that can only be read, nothing is created

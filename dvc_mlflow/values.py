@@ -91,7 +91,7 @@ def of_file(path: Path) -> dict[str, float]:
         note(f"{path} is no JSON, YAML or TOML: its metrics are not in MLflow")
         return {}
     found: dict[str, float] = {}
-    texts: list[str] = []
+    others: list[str] = []
     first: set[str] = set()
     for parts, value in _leaves(tree):
         key = ".".join(map(str, parts)) if parts else path.stem
@@ -100,9 +100,9 @@ def of_file(path: Path) -> dict[str, float]:
             note(f"{path} has two values {key}: the second is called {new} in MLflow")
             key = new
         first.add(key)
-        if isinstance(value, str) and not is_not_finite(value):
-            texts.append(key)
-        elif isinstance(value, int | float | str):
+        if not isinstance(value, list | int | float) and not is_not_finite(value):
+            others.append(key)
+        elif not isinstance(value, list):
             try:
                 found[key] = float(value)
             except OverflowError:
@@ -112,9 +112,9 @@ def of_file(path: Path) -> dict[str, float]:
                 note(f"{path}: {key} is {value}, and {int(found[key])} in MLflow")
             elif changed := stored(found[key]):
                 note(f"{path}: {key} is {value}, and {changed} in MLflow")
-    if texts:
-        keys = ", ".join(texts[:MOST_NAMED]) + (" and others" if texts[MOST_NAMED:] else "")
-        note(f"{path}: {keys} {'are texts' if texts[1:] else 'is a text'}, which is no metric")
+    if others:
+        keys = ", ".join(others[:MOST_NAMED]) + (" and others" if others[MOST_NAMED:] else "")
+        note(f"{path}: {keys} {'are no numbers' if others[1:] else 'is no number'} for MLflow")
     return found
 
 

@@ -135,6 +135,29 @@ def test_each_run_that_a_commit_leads_to_leads_back(copy, standing_in, capsys):
             assert err == "note: `dvc-mlflow view` opens the addresses at http://127.0.0.1:5000\n"
 
 
+def test_a_run_over_two_dvc_yaml_files_and_a_project_that_is_gone_here_have_their_commit(
+    copy, standing_in, capsys
+):
+    for name in ("x", "sub"):
+        (copy.path / name).mkdir()
+        text = "stages: {s: {cmd: echo 1 > s.txt, outs: [s.txt]}}"
+        (copy.path / name / "dvc.yaml").write_text(text, encoding="utf-8")
+    copy.run("dvc", "repro", "x/dvc.yaml")
+    Clone(copy.path / "sub").run("dvc", "init", "--subdir", "--quiet")
+    Clone(copy.path / "sub").run("dvc", "repro")
+    copy.commit("two of each")
+    shutil.rmtree(copy.path / "sub")
+    forget_the_history()
+    with standing_in(copy) as client:
+        sync.sync(rev="HEAD")
+        for name in ("fixed", "fixed-sub"):
+            place = [client.get_experiment_by_name(name).experiment_id]
+            [run] = client.search_runs(place, "tags.stage = 'pipeline'")
+            capsys.readouterr()
+            find.find(run.info.run_id)
+            assert " two of each\n" in capsys.readouterr().out
+
+
 def test_commands_that_read_make_no_store_and_leave_one_of_an_older_mlflow_as_it_is(
     copy, monkeypatch, capsys
 ):
@@ -143,7 +166,7 @@ def test_commands_that_read_make_no_store_and_leave_one_of_an_older_mlflow_as_it
     store = Path("mlflow.db")
     for ask in READING:
         told(capsys, ask)
-        assert not store.exists()
+        assert not store.exists() and not Path(".dvc/tmp/mlflow.lock").exists()
     uri = f"sqlite:///{store.resolve()}"
     engine = sqlalchemy.create_engine(uri)
     Base.metadata.create_all(engine)

@@ -425,7 +425,7 @@ def test_each_lock_of_the_history_has_its_oldest_commit_and_the_number_of_the_ot
     lock("three", "study/dvc.lock")
     study = fresh.commit("a folder in the place of the lock, and a study")
     found = {holder.first: holder for holder in history.holders()}
-    assert {first: h.others for first, h in found.items()} == {first: 1, side: 0, study: 0}
+    assert {first: len(h.commits) for first, h in found.items()} == {first: 2, side: 1, study: 1}
     assert found[first].stages == {"prepare": {"a": "one", "b": "same"}}
     assert found[side].holds({"a": "two"}) and found[side].holds({"a": "two", "b": "same"})
     assert not found[side].holds({"a": "two", "b": "other"})

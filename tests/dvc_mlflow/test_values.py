@@ -40,7 +40,8 @@ def written(experiment: str, given: dict[str, str], options=None, **more):
         ({"a.json": f'{{"n": {2**53 + 1}}}'}, {"n": 2**53}, f"n is {2**53 + 1}, and {2**53} in"),
         ({"accuracy.json": "0.93"}, {"accuracy": 0.93}, ""),
         ({"a.json": '{"": 1, "..": 2, "y": true}'}, {"_": 1, "__": 2, "y": 1}, "`` is called _ in"),
-        ({"a.json": '{"a": "word", "l": [1], "y": 1}'}, {"y": 1}, "a.json: a is a text"),
+        ({"a.json": '{"a": "word", "l": [1], "n": null, "y": 1}'}, {"y": 1},
+         "a.json: a, n are no numbers"),
         ({"a.json": '{"acc": 1}', "b/c.json": '{"acc": 2}'}, {"a.acc": 1, "b.c.acc": 2}, ""),
     ],
 )  # fmt: skip
