@@ -11,6 +11,7 @@ import csv
 import fcntl
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -205,6 +206,9 @@ def pip(environment: Environment, lock: int) -> None:
             lines = [line.strip() for line in ended.stderr.splitlines() if line.strip()]
             told = [line for line in lines if line.startswith("ERROR: ")] or lines
             reason = told[-1].removeprefix("ERROR: ") if told else f"exit code {ended.returncode}"
+            # Of an index that cannot be reached, pip's last line says that a package is not there
+            for cause in re.findall(r"connection broken by '(.+)': /", ended.stderr)[-1:]:
+                reason += f", after {re.sub('<[^>]*>: ', '', cause)}"
             fail(f"pip could not install the packages of this commit ({reason})")
     if packages != wanted() or not environment.asks("--note"):
         fail("the files that name the packages changed meanwhile: run this again")
