@@ -267,7 +267,13 @@ def main() -> None:
     elif question == "--note":
         environment.note()
     else:
-        install(environment)
+        try:
+            install(environment)
+        except OSError as error:  # such as a folder that is mounted, and so cannot be renamed
+            kept = (
+                f"; what it was is in {environment.before}" if environment.before.exists() else ""
+            )
+            fail(f"{environment.folder} cannot be changed ({error}){kept}")
 
 
 if __name__ == "__main__":
