@@ -11,6 +11,7 @@ import csv
 import fcntl
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -205,6 +206,9 @@ def pip(environment: Environment, lock: int) -> None:
             lines = [line.strip() for line in ended.stderr.splitlines() if line.strip()]
             told = [line for line in lines if line.startswith("ERROR: ")] or lines
             reason = told[-1].removeprefix("ERROR: ") if told else f"exit code {ended.returncode}"
+            # Of an index that cannot be reached, pip's last line says that a package is not there
+            for cause in re.findall(r"connection broken by '(.+)': /", ended.stderr)[-1:]:
+                reason += f", after {re.sub('<[^>]*>: ', '', cause)}"
             fail(f"pip could not install the packages of this commit ({reason})")
     if packages != wanted() or not environment.asks("--note"):
         fail("the files that name the packages changed meanwhile: run this again")
@@ -263,7 +267,13 @@ def main() -> None:
     elif question == "--note":
         environment.note()
     else:
-        install(environment)
+        try:
+            install(environment)
+        except OSError as error:  # such as a folder that is mounted, and so cannot be renamed
+            kept = (
+                f"; what it was is in {environment.before}" if environment.before.exists() else ""
+            )
+            fail(f"{environment.folder} cannot be changed ({error}){kept}")
 
 
 if __name__ == "__main__":

@@ -135,13 +135,13 @@ def not_computed(
     """
     items = tuple(f"{name}@" for name in still)
     taken = {key for key in computed if key[0] in still or key[0].startswith(items)}
-    left = [path for stage, path in committed if (stage, path) not in computed]
+    left = [f"{path} of {stage}" for stage, path in committed if (stage, path) not in computed]
     if taken:
         print(f"frozen, so not computed: {listed([path for _, path in taken])}")
     if left:
         print(
-            f"{projects.LOCK} has {len(left)} outs that no stage declares any more, so they are "
-            f"not compared: {listed(left)}"
+            f"{projects.LOCK} has {len(left)} outs of stages that no longer declare them, so these "
+            f"entries are not compared: {listed(left)}"
         )
     return {key: md5 for key, md5 in computed.items() if key not in taken}
 
