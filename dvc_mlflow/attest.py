@@ -26,6 +26,7 @@ from dvc_mlflow import damage, files, tables
 from dvc_mlflow.commands import at, output_of, visible
 from dvc_mlflow.errors import InputError, StageError
 from dvc_mlflow.statements import (
+    COMMAND,
     CONSTRAINTS,
     NAMESPACE,
     PREDICATE_TYPE,
@@ -37,7 +38,6 @@ from dvc_mlflow.statements import (
 )
 
 STATEMENTS = Path("reports", "rebuilds")
-COMMAND = ["dvc", "repro", "--force", "--no-run-cache"]
 ALLOWED = "allowed_signers"  # the file beside the statements
 
 

@@ -23,6 +23,7 @@ from dvc_mlflow.errors import StageError, one_line
 CONSTRAINTS = "constraints.txt"
 STATEMENT_TYPE = "https://in-toto.io/Statement/v1"
 PREDICATE_TYPE = "https://in-toto.io/attestation/link/v0.3"
+COMMAND = ["dvc", "repro", "--force", "--no-run-cache"]
 NAMESPACE = "rebuild"  # of the signatures, so that none of another purpose passes for one of these
 LARGEST_SIGNATURE = 2**16  # bytes
 SHOWN = ("AVX", "AVX2", "AVX512F", "SVE")  # the vector extensions by which kinds are told apart
@@ -170,14 +171,19 @@ def parse(path: Path, text: str) -> tuple[dict[str, dict[str, str]], str, str, s
         constraints = str(materials.pop(CONSTRAINTS, {"sha256": ""})["sha256"])
         if materials:
             raise ValueError(f"has the material {next(iter(materials))}")
+        if (command := content["predicate"]["command"]) != COMMAND:
+            raise ValueError(f"is about the command {command}, expected {COMMAND}")
         about = content["predicate"]["environment"]
-        machine = str(about["emulator"] or about["processor"])
+        emulated = about["emulator"] is not None
+        machine = str(about["emulator"] if emulated else about["processor"])
         versions = [about["architecture"], about["python"], *about["libraries"].values()]
-        # Free texts could look like more than they are where they are printed
-        if machine[200:] or not all(
-            re.fullmatch(r"[\w.+-]{1,50}", version) for version in versions
-        ):
+        # Free texts could look like more than they are where they are printed, such as `SHA256:...`
+        if not re.fullmatch(r"[^:]{1,200}", machine):
+            raise ValueError(f"the processor is called {machine[:50]!r}")
+        if not all(re.fullmatch(r"[\w.+-]{1,50}", version) for version in versions):
             raise ValueError("its environment has a text where a version belongs")
+        if not isinstance(about["vector_extensions"], list):
+            raise ValueError("its vector_extensions are no list")
         extensions = [name for name in SHOWN if name in about["vector_extensions"]]
         kind = f"{machine} ({', '.join([about['architecture'], *extensions])})"
         kind += f", Python {about['python']}"
@@ -187,7 +193,7 @@ def parse(path: Path, text: str) -> tuple[dict[str, dict[str, str]], str, str, s
         raise StageError(
             f"{_name(path)} is no statement ({one_line(str(error) or repr(error))}): {_rm(path)}"
         ) from None
-    return stated, commit, constraints, kind, about["emulator"] is not None
+    return stated, commit, constraints, kind, emulated
 
 
 def read(path: Path, allowed: Path | None = None) -> Rebuild:

@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from dvc_mlflow import attest, damage, mend, projects, tables
+from dvc_mlflow import attest, damage, mend, projects, statements, tables
 from dvc_mlflow.commands import as_path, at, output_of, visible
 from dvc_mlflow.errors import InputError, StageError
 from dvc_mlflow.files import md5
@@ -86,7 +86,7 @@ def reproduce(scratch: Path) -> None:
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     # --force: no stage is skipped because its outs are there. --no-run-cache: none is restored
     process = subprocess.Popen(
-        [sys.executable, "-m", *attest.COMMAND, *named],
+        [sys.executable, "-m", *statements.COMMAND, *named],
         cwd=scratch,
         env=os.environ | {"PATH": path, "MIRROR": "off"},
         stdout=subprocess.PIPE,
