@@ -208,7 +208,9 @@ def status() -> None:
     if missing:
         names = ", ".join(name_of(result) for result in missing[:5])
         more = f" and {len(missing) - 5} more" if missing[5:] else ""
-        unwritten = f"no run for {names}{more} in {store.name()}: `dvc-mlflow sync` writes them"
+        unwritten = (
+            f"no complete run for {names}{more} in {store.name()}: `dvc-mlflow sync` writes them"
+        )
     report.end(f"; {unwritten}" if unwritten else "")
     if unwritten:
         raise StageError(unwritten)

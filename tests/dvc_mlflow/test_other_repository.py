@@ -248,7 +248,9 @@ def copy(repository, tmp_path) -> Clone:
 def test_sync_writes_everything_again_after_the_store_is_lost(copy):
     refused = copy.run(*COMMAND, "status", check=False)
     assert refused.stdout == "0 of 3 results have their run\n"
-    assert "no run for split, fit, evaluate in " in refused.stderr and refused.returncode == 1
+    assert (
+        "no complete run for split, fit, evaluate in " in refused.stderr and refused.returncode == 1
+    )
     said = copy.run(*COMMAND, "sync").stdout
     assert said.splitlines() == [f"logged the run of {name} from its results" for name in STAGES]
     assert_complete(copy)

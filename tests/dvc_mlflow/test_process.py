@@ -480,7 +480,7 @@ def test_each_command_does_what_its_name_says(fresh, call):
     project.lock("prepare", "plot")
     assert done("sync", "--rev", commit) == ""
     code, _, told = call("status")
-    assert code == 1 and told.startswith("error: no run for plot in sqlite")
+    assert code == 1 and told.startswith("error: no complete run for plot in sqlite")
     assert told.endswith(": `dvc-mlflow sync` writes them\n")
     assert done("links").count("viewStateShareKey=stages") == 2
     assert done("find", "HEAD").startswith("commit ")

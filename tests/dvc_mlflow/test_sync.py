@@ -366,7 +366,7 @@ def test_status_counts_the_results_of_each_project_that_have_their_run(
     assert status(capsys) == [
         "3 of 5 results have their run",
         "study: 2 of 3 results have their run",
-        f"no run for prepare, plot, study: report {end}",
+        f"no complete run for prepare, plot, study: report {end}",
     ]
     synced()
     assert status(capsys) == whole
@@ -375,7 +375,9 @@ def test_status_counts_the_results_of_each_project_that_have_their_run(
 def test_status_looks_at_the_files_of_logged_models(client, project, synced, capsys):
     delete_model_file(client, "mlp", "extra_files/mlp.safetensors")
     first, _, error = status(capsys)
-    assert first == "4 of 5 results have their run" and error.startswith("no run for train_mlp in")
+    assert first == "4 of 5 results have their run" and error.startswith(
+        "no complete run for train_mlp in"
+    )
     assert synced() == [again("train_mlp")]
     assert len(status(capsys)) == 2
 
@@ -386,7 +388,7 @@ def test_status_of_an_empty_store_names_the_first_results_and_the_number_of_the_
     _, client = fresh
     *counts, error = status(capsys)
     assert counts == ["0 of 5 results have their run", "study: 0 of 3 results have their run"]
-    assert f"no run for {', '.join(PIPELINE)} and 3 more in sqlite:" in error
+    assert f"no complete run for {', '.join(PIPELINE)} and 3 more in sqlite:" in error
     assert client.search_experiments(filter_string="name LIKE 'mnist%'") == []  # nothing is made
 
 
