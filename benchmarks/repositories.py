@@ -80,7 +80,9 @@ def row(clone: Path, options: list[str]) -> str:
     for line in said.stderr.splitlines():
         what = line.removeprefix("error: ")
         told.append(
-            f"{what.split(LINKED)[0]} files are not in the clone" if LINKED in line else what
+            f"{what.split(LINKED)[0]} files are not in the clone"
+            if LINKED in line
+            else what.partition(" (")[0]
         )
     cells = [clone.name.replace("+", "/"), *map(str, counts), f"{seconds:.1f}", "; ".join(told)]
     return f"| {' | '.join(cells)} |"

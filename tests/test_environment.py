@@ -126,7 +126,7 @@ def test_a_stage_started_by_hand_says_that_dvc_will_not_know(copy):
         assert "`dvc repro train_mlp`" in said[0]
     assert "note: " not in copy.run("dvc", "repro", "--force", "train_mlp").stderr
     cell = copy.run("python", "-m", "study.cell", "documented", "mlp", "7").stderr
-    assert "`cd study && dvc repro cell@documented-mlp-7`" in cell
+    assert "`(cd study && dvc repro cell@documented-mlp-7)`" in cell
 
 
 @pytest.mark.slow
