@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 from typing import Any, TextIO
 
 PATIENCE = 10.0  # seconds for cleaning up after a Ctrl-C
@@ -82,8 +83,9 @@ def _on_uncaught(kind: type[BaseException], error: BaseException, traceback: Any
         sys.__excepthook__(kind, error, traceback)
 
 
-if os.path.basename(sys.argv[0]) in ("-m", "dvc-mlflow"):  # noqa: PTH119
-    sys.excepthook = _on_uncaught  # of our own commands already during the imports
+# Of our own commands already during the imports. A stage has words of its own
+if Path(sys.argv[0]).name == "dvc-mlflow" or "dvc_mlflow" in sys.orig_argv[:4]:
+    sys.excepthook = _on_uncaught
 
 
 @contextlib.contextmanager
