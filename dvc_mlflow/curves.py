@@ -123,12 +123,14 @@ def _curves(
             return told(curves, wrong)
     rows = [*range(len(next(iter(columns.values()), ())))]
     curves, wrong = _over({**columns, ROW: rows}, ROW)
-    if chosen or options.get("template"):
-        others = {*columns} - {*chosen} if chosen else {*()}
-    else:
-        others = {*_labels(columns)}
+    others = curves.keys() & {*COUNTERS} - {*chosen}
+    wrong |= dict.fromkeys(others, "it counts no steps, and the others are over the rows")
+    if chosen:
+        others = {*columns} - {*chosen}
+    elif not options.get("template"):
+        others |= {*_labels(columns)}
         why = "its rows are labels; `x` or `template: linear` in dvc.yaml makes it one"
-        wrong |= dict.fromkeys(curves.keys() & others, why)
+        wrong |= dict.fromkeys(curves.keys() & {*_labels(columns)}, why)
     return told({name: curves[name] for name in curves if name not in others}, wrong)
 
 

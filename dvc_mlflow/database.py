@@ -17,6 +17,7 @@ from dvc_mlflow.commands import output_of
 from dvc_mlflow.errors import StageError
 
 PREFIX = "sqlite:///"
+AGAIN = "the next `dvc-mlflow sync` writes all runs anew from the results"
 DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
 
 # Every column with the path of an artifact, or of a folder of them
@@ -65,8 +66,12 @@ def revision(uri: str) -> str | None:
     except sqlite3.OperationalError:
         return ""  # MLflow says what is wrong with it
     except sqlite3.DatabaseError as error:
-        raise StageError(f"{file} is no store of MLflow ({error}): move it away") from None
+        raise StageError(damaged(file, str(error))) from None
     return found[0] if found else "0"
+
+
+def damaged(file: Path, detail: str) -> str:
+    return f"{file} is damaged ({detail}): move it away, and {AGAIN}"
 
 
 def _revision_of_server(uri: str) -> str | None:

@@ -120,6 +120,7 @@ def _md5_of_file(path: Path) -> str:
 # --- files of others ---
 
 LARGEST = 2**26  # bytes
+TOO_LARGE = f"it is larger than {LARGEST:,} bytes"
 
 
 def checked(text: str, what: object, depth_of: Callable[[str], int] = depth.of_yaml) -> str:
@@ -133,7 +134,7 @@ def checked(text: str, what: object, depth_of: Callable[[str], int] = depth.of_y
     """
     reason = ""
     if len(text) > LARGEST:
-        reason = f"it is larger than {LARGEST:,} bytes"
+        reason = TOO_LARGE
     elif depth_of(text) > depth.MOST:
         reason = (
             f"it is nested more than {depth.MOST} levels deep, or has aliases for more than "
@@ -184,7 +185,10 @@ def read_text(path: Path) -> str:
     """
     try:
         with path.open("rb") as file:
-            return file.read(LARGEST + 1).decode("utf-8-sig")
+            content = file.read(LARGEST + 1)
+        if len(content) > LARGEST:  # in characters, what was read may be less
+            raise ValueError(TOO_LARGE)
+        return content.decode("utf-8-sig")
     except (ValueError, OSError) as error:
         raise StageError(f"{path} cannot be read ({one_line(error)})") from None
 

@@ -103,9 +103,9 @@ class Holder:
 
 
 @functools.cache
-def _blobs(since: str | None = None) -> dict[str, dict[Path, str]]:
-    """The object of each dvc.lock in each commit, also of branches and DVC experiments, the newest
-    first.
+def _blobs(since: str | None = None) -> dict[str, dict[Path, tuple[str, int]]]:
+    """The object and the size of each dvc.lock in each commit, also of branches and DVC
+    experiments, the newest first.
 
     Args:
         since: A date. Older commits are left out.
@@ -119,18 +119,18 @@ def _blobs(since: str | None = None) -> dict[str, dict[Path, str]]:
     asked = [(commit, lock) for commit in commits for lock in locks]
     names = "".join(f"{commit}:{lock.as_posix()}\n" for commit, lock in asked)
     checks = "--batch-check=%(objectname) %(objecttype) %(objectsize)"
-    found: dict[str, dict[Path, str]] = {}
+    found: dict[str, dict[Path, tuple[str, int]]] = {}
     answers = git("cat-file", checks, given=names).splitlines()
     for (commit, lock), answer in zip(asked, answers, strict=True):
         blob, _, size = answer.partition(" blob ")
-        if size and int(size) <= files.LARGEST:
-            found.setdefault(commit, {})[lock] = blob
+        if size:
+            found.setdefault(commit, {})[lock] = blob, int(size)
     return found
 
 
 def commits(since: str | None = None) -> list[str]:
     """One commit, the oldest, for each state of the dvc.lock files; the oldest first."""
-    first: dict[tuple[tuple[Path, str], ...], str] = {}
+    first: dict[tuple[tuple[Path, tuple[str, int]], ...], str] = {}
     for commit, blobs in reversed(_blobs(since).items()):
         first.setdefault(tuple(sorted(blobs.items())), commit)
     return list(first.values())
@@ -144,12 +144,14 @@ def holders(wanted: frozenset[frozenset[str]] | None = None) -> tuple[Holder, ..
         wanted: Only those that name all md5s of one of these sets. The others are not parsed, which
             would take long.
     """
-    by_lock: dict[tuple[Path, str], list[str]] = {}
+    by_lock: dict[tuple[Path, tuple[str, int]], list[str]] = {}
     for commit, blobs in _blobs().items():
         for key in blobs.items():
             by_lock.setdefault(key, []).append(commit)
     found = []
-    for (lock, blob), holding in by_lock.items():
+    for (lock, (blob, size)), holding in by_lock.items():
+        if size > files.LARGEST:
+            continue
         try:
             text = git("cat-file", "blob", blob)
             named = {*re.findall(r"[\w.-]+", text)}

@@ -12,11 +12,11 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from dvc_mlflow import store
+from dvc_mlflow.database import AGAIN, damaged
 from dvc_mlflow.errors import StageError, one_line, shortened
 from dvc_mlflow.hooks import settings
 
 LONGEST = 600  # characters of a reason
-AGAIN = "the next `dvc-mlflow sync` writes all runs anew from the results"
 
 # By the first part of the module of an exception, or of the code that raised it
 BLAMED = {
@@ -200,7 +200,7 @@ def require_file() -> None:
     except OSError as error:
         raise StoreError(_closed(file, str(error.strerror))) from None
     if first not in (b"", b"SQLite format 3\0"):
-        raise StoreError(_damaged(file, "file is not a database"))
+        raise StoreError(damaged(file, "file is not a database"))
 
 
 def _file() -> Path | None:
@@ -216,12 +216,15 @@ def _of_file(reason: str) -> str:
     file = _file()
     if file is None:
         return ""
-    if "readonly database" in reason and not (file.exists() and not os.access(file, os.W_OK)):
+    is_new = "no such table" in reason and file.is_file() and not file.stat().st_size
+    if is_new or (
+        "readonly database" in reason and not (file.exists() and not os.access(file, os.W_OK))
+    ):
         if file.exists() and not os.access(file.parent, os.W_OK):
             return ""
         return f"{file} was deleted or replaced while it was in use: {AGAIN}"
     if detail := next((words for words in DAMAGED if words in reason), ""):
-        return _damaged(file, detail)
+        return damaged(file, detail)
     if "database or disk is full" in reason:
         return f"{file} cannot grow, because its disk is full: free some space, then {AGAIN}"
     if "database is locked" in reason:
@@ -229,10 +232,6 @@ def _of_file(reason: str) -> str:
     if "unable to open database file" in reason:
         return _folder(file) if file.is_dir() else _closed(file, "unable to open database file")
     return ""
-
-
-def _damaged(file: Path, detail: str) -> str:
-    return f"{file} is damaged ({detail}): move it away, and {AGAIN}"
 
 
 def _folder(file: Path) -> str:

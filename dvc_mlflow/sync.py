@@ -209,7 +209,8 @@ def status() -> None:
         names = ", ".join(name_of(result) for result in missing[:5])
         more = f" and {len(missing) - 5} more" if missing[5:] else ""
         unwritten = (
-            f"no complete run for {names}{more} in {store.name()}: `dvc-mlflow sync` writes them"
+            f"no complete run for {names}{more} in {store.name()}: `dvc-mlflow sync` writes them, "
+            "or says why it cannot"
         )
     report.end(f"; {unwritten}" if unwritten else "")
     if unwritten:

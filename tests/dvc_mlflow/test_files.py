@@ -118,6 +118,7 @@ def doubled(at: int) -> bytes:
         ("a.toml", b"a = " + deep(101)),
         ("a.toml", b"[" + b"a." * 101 + b"a]"),
         ("a.json", b" " * (files.LARGEST + 1)),
+        ("a.toml", b"#" + b"\xc3\xa9" * (files.LARGEST // 2)),  # fewer characters than bytes
         ("a.yaml", b"a: ["),
         ("a.toml", b"a = "),
         ("a.yaml", b"\xff\xfe"),

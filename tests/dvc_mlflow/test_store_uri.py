@@ -276,6 +276,7 @@ def test_a_certificate_that_is_not_trusted_is_named_with_the_cure(uri, monkeypat
             "a folder",
             "is a folder, and the store would be a file: move it away, and the next `dvc-",
         ),
+        ("emptied", "was deleted or replaced while it was in use: the next `dvc-mlflow sync` wr"),
         ("deleted", "was deleted or replaced while it was in use: the next `dvc-mlflow sync` wr"),
     ],
 )
@@ -285,14 +286,16 @@ def test_a_file_of_the_store_that_is_no_database_is_named_with_the_cure(
     project = make_code(tmp_path / "project")
     with standing_in(project) as client:
         run, file = client.create_run(store.open_store()), project.path / "mlflow.db"
-        if how in ("cut short", "garbage"):
-            file.write_bytes(file.read_bytes()[:20_000] if how == "cut short" else b"none " * 99)
+        new = {"cut short": file.read_bytes()[:20_000], "garbage": b"none " * 99, "emptied": b""}
+        if how in new:
+            file.write_bytes(new[how])
         else:
             file.unlink()
             file.mkdir() if how == "a folder" else None
         with pytest.raises(StageError) as failed, reasons.explained():
-            if how in ("cut short", "deleted"):  # while it is in use
+            if how in ("cut short", "emptied", "deleted"):  # while it is in use
                 client.set_tag(run.info.run_id, "a", "b")
+            store.settle()
             store.find_experiment()
     assert str(failed.value).startswith(f"{file} {expected}") and "SQL" not in str(failed.value)
 

@@ -359,7 +359,8 @@ def test_status_counts_the_results_of_each_project_that_have_their_run(
 ):
     whole = ["5 of 5 results have their run", "study: 3 of 3 results have their run"]
     assert status(capsys) == whole
-    end = f"in sqlite:///{project.path}/mlflow.db: `dvc-mlflow sync` writes them"
+    cure = "`dvc-mlflow sync` writes them, or says why it cannot"
+    end = f"in sqlite:///{project.path}/mlflow.db: {cure}"
     delete_run(client, "plot")
     delete_file(client, "prepare", "contact_sheet.png")
     client.delete_run(cells_of(client)["report"])

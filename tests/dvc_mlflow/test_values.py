@@ -100,6 +100,7 @@ LABELS = "actual,predicted,p\n" + "".join(f"{n % 10},{7 * n % 9},0.{n}\n" for n 
         ("loss\n3\n2\n", {}, CURVE, ""),
         ("step,loss\n0,3\n,9\n1,2\n", {"x": "step"}, CURVE, ""),
         ("step,loss\n0,3\n1,2\n2,\n", {"x": "step"}, CURVE, ""),
+        ("step,loss\n0,3\ninf,2\n", {}, CURVE, "no curve of step in MLflow, because it counts no"),
         ("step,loss,v\n0,3,1\n1,2,n/a\n", {"x": "step"}, CURVE, "because it has n/a,"),
         (LABELS, {}, {}, "no curve of actual, predicted, p in MLflow, because its rows are"),
         ("actual,loss\n0,3\n1,2\n", {"y": "loss"}, CURVE, ""),
