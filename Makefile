@@ -131,7 +131,7 @@ ui: $(INSTALLED)
 	@[ "$$MIRROR" = off ] || $(PY) -m dvc_mlflow sync || true
 	@$(PY) -m dvc_mlflow view -- "$$PORT"
 
-# Clones the last commit, computes everything anew and compares with dvc.lock (two to five minutes)
+# Clones the last commit, computes everything anew and compares with dvc.lock (two to seven minutes)
 verify: $(INSTALLED)
 	@$(PY) -m dvc_mlflow verify $${ATTEST:+--statement} $${ATTEST:+$${KEY:+"--key=$$KEY"}}
 
