@@ -23,6 +23,7 @@ from typing import Any
 from urllib.parse import quote
 
 from dvc_mlflow import projects, store
+from dvc_mlflow.database import PREFIX
 from dvc_mlflow.errors import StageError
 from dvc_mlflow.files import write_text
 from dvc_mlflow.git import GitError, git
@@ -30,7 +31,6 @@ from dvc_mlflow.hooks import settings
 
 NOTE = "synced.json"  # the digest by the folder of a project, or ALL
 ALL = "*"
-SQLITE = "sqlite:///"
 HEADER = 100  # bytes of a database, among them a counter of its changes
 # What may hold a declaration or a setting, or say what is ignored
 SUFFIXES = (".yaml", ".yml", ".json", ".toml", ".py", ".lock", "ignore", ".dvc/config")
@@ -86,8 +86,8 @@ def _read(note: Path) -> dict[str, str]:
 def _database() -> Path | None:
     """The file of the store and of its registry, or None."""
     uri, registry = store.uri(), os.environ.get("MLFLOW_REGISTRY_URI")
-    is_file = uri.startswith(SQLITE) and not uri.startswith(f"{SQLITE}file:") and "?" not in uri
-    return Path(uri.removeprefix(SQLITE)) if is_file and not registry else None
+    is_file = uri.startswith(PREFIX) and not uri.startswith(f"{PREFIX}file:") and "?" not in uri
+    return Path(uri.removeprefix(PREFIX)) if is_file and not registry else None
 
 
 def _digest(database: Path | None, given: Mapping[str, str]) -> str | None:

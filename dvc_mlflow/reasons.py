@@ -12,7 +12,7 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from dvc_mlflow import store
-from dvc_mlflow.database import AGAIN, damaged
+from dvc_mlflow.database import AGAIN, PREFIX, damaged
 from dvc_mlflow.errors import StageError, one_line, shortened
 from dvc_mlflow.hooks import settings
 
@@ -206,9 +206,9 @@ def require_file() -> None:
 def _file() -> Path | None:
     """The file of the store, if that is one."""
     uri = store.uri()
-    if not uri.startswith("sqlite:///") or uri.startswith("sqlite:///file:"):
+    if not uri.startswith(PREFIX) or uri.startswith(f"{PREFIX}file:"):
         return None
-    return Path(uri.removeprefix("sqlite:///"))
+    return Path(uri.removeprefix(PREFIX))
 
 
 def _of_file(reason: str) -> str:

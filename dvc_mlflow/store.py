@@ -200,8 +200,10 @@ def _is_older() -> bool:
     import mlflow
 
     found = None if is_remote(uri()) else database.revision(uri())
+    if not found:
+        return False
     newest, older = database.revisions()
-    if found in (None, "", newest):
+    if found == newest:
         return False
     if found not in older:
         raise StageError(

@@ -17,7 +17,6 @@ LONGEST_NAME = 250  # characters of the name of a run that every database takes
 TREES = (".json", ".yaml", ".yml", ".toml")
 NOT_FINITE = ("nan", "inf", "infinity")  # DVCLive writes such texts for numbers
 MOST_NAMED = 10  # keys in one line
-FAITHFUL = 2**53  # larger whole numbers have no exact floating-point number beside each other
 
 
 @functools.cache  # the run over all stages has the same files as theirs
