@@ -26,16 +26,17 @@ unexport PIP_TARGET PIP_PREFIX PIP_ROOT PIP_PYTHON PIP_NO_DEPS PIP_DRY_RUN
 help:
 	@echo "make repro   run the pipeline, as far as it is not up to date, and show the comparison"
 	@echo "make study   compare the recipes over several seeds (what is committed is not run again)"
-	@echo "             on other machines: ENGINE=dask://HOST:PORT or ENGINE=slurm"
 	@echo "make search  search for recipes on validation images (what is committed is not run again)"
+	@echo "             both on other machines: ENGINE=dask://HOST:PORT or ENGINE=slurm"
 	@echo "make scheduler   the one that ENGINE=dask://HOST:8786 and SCHEDULER=HOST:8786 name"
 	@echo "make worker SCHEDULER=HOST:PORT   let this machine compute cells for the study elsewhere"
 	@echo "make verify  compute the committed results anew and compare, to the bit"
 	@echo "make attest  on how many kinds of machines each out was rebuilt (ATTEST=yes make verify writes a statement)"
 	@echo "make test    run the tests"
 	@echo "make mutants make mistakes in the code, one at a time, and see whether the tests notice"
-	@echo "make lint    ruff, mypy and zizmor"
-	@echo "make bench   measure what is fast, what it is compared with, and where the time goes"
+	@echo "             (WHAT='stages.scoring*': only in the functions of this name)"
+	@echo "make lint    ruff, mypy, codespell and zizmor"
+	@echo "make bench   measure what is fast, what it is compared with, and how it grows"
 	@echo "make sync    write the MLflow runs that are missing, from the results"
 	@echo "make find WHAT=RUN|MODEL|FILE|COMMIT   from a run to its commits, from a commit to its runs"
 	@echo "make ui      browse the runs in MLflow (PORT=...)"
@@ -60,7 +61,7 @@ environment:
 
 # Looks after the pipeline: its locks and its runs. Those of the study are left to `make study`
 repro: $(INSTALLED)
-	@$(PY) -m dvc_mlflow mend --project .
+	@$(PY) -m dvc_guard mend --project .
 	$(PY) -m dvc repro
 	@[ "$$MIRROR" = off ] || $(PY) -m dvc_mlflow sync --project . || true
 	@! test -f reports/comparison.md || { echo; cat reports/comparison.md; echo; }
@@ -68,9 +69,10 @@ repro: $(INSTALLED)
 	@! test -f reports/report.html || echo "Open in a browser: reports/report.html"
 
 study: $(INSTALLED)
-	@$(PY) -m dvc_mlflow mend
-	@case "$$ENGINE" in ""|local) ;; *) $(WITH_ENGINES);; esac
+	@$(PY) -m dvc_guard mend
+	@case "$$ENGINE" in ""|local*) ;; *) $(WITH_ENGINES);; esac
 	$(PY) -m dvc repro prepare
+	cd study && python -m dvc repro bits
 	@$(PY) -m study.engine
 # Only the report: all cells are there now, and the search is not asked for
 	cd study && python -m dvc repro --single-item report
@@ -81,7 +83,8 @@ study: $(INSTALLED)
 	@echo "Open in a browser: study/report/study.html"
 
 search: $(INSTALLED)
-	@$(PY) -m dvc_mlflow mend
+	@$(PY) -m dvc_guard mend
+	@case "$$ENGINE" in ""|local*) ;; *) $(WITH_ENGINES);; esac
 	$(PY) -m dvc repro prepare
 	cd study && python -m dvc repro findings
 	@[ "$$MIRROR" = off ] || $(PY) -m dvc_mlflow sync || true
@@ -102,14 +105,16 @@ worker: $(INSTALLED)
 test: $(INSTALLED)
 	$(PY) -m pytest -n 2 --dist worksteal
 
-# A quarter of an hour
+# Hours without WHAT. It may be stopped: the next one goes on
 mutants: $(INSTALLED)
-	@$(PY) tests/mutants.py
+	$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[mutants]'
+	MIRROR=off $(PY) -m mutmut run $${WHAT:+"$$WHAT"}
 
 lint: $(INSTALLED)
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
+	$(PY) -m codespell_lib
 	zizmor --offline --quiet .github
 
 # Half an hour, and 7 GB of scratch space for the largest set of images
@@ -133,8 +138,8 @@ ui: $(INSTALLED)
 
 # Clones the last commit, computes everything anew and compares with dvc.lock (two to seven minutes)
 verify: $(INSTALLED)
-	@$(PY) -m dvc_mlflow verify $${ATTEST:+--statement} $${ATTEST:+$${KEY:+"--key=$$KEY"}}
+	@$(PY) -m dvc_guard verify $${ATTEST:+--statement} $${ATTEST:+$${KEY:+"--key=$$KEY"}}
 
 # Checks the statements in reports/rebuilds
 attest: $(INSTALLED)
-	@$(PY) -m dvc_mlflow attest
+	@$(PY) -m dvc_guard attest

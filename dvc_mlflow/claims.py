@@ -17,10 +17,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from dvc_mlflow import runs, store
-from dvc_mlflow.errors import StageError
-from dvc_mlflow.runs import Say, silent
+from dvc_kit.errors import StageError
+from dvc_mlflow import schema, store, writers
 from dvc_mlflow.store import client
+from dvc_mlflow.writers import Say, silent
 
 BEAT = 5.0  # seconds between two changes of the tag
 SILENCE = 30.0  # seconds without a change after which a waiting process ends the claim
@@ -42,7 +42,7 @@ def held(
     Raises:
         StageError: Another process held the claim all that time. Names it.
     """
-    name = f"{experiment or store.experiment().name}-claim"
+    name = f"{experiment or store.experiment().name}{schema.CLAIM}"
     experiment_id = _take(name, patience, say)
     done = threading.Event()
     beats = threading.Thread(target=_beat, args=(experiment_id, done), daemon=True)
@@ -64,7 +64,7 @@ def _take(name: str, patience: float, say: Say) -> str:
     while True:
         say("ready")
         try:
-            tags = {"process": runs.this_process(), "beat": "0"}
+            tags = {schema.PROCESS: writers.this_process(), schema.BEAT: "0"}
             created: str = client().create_experiment(name, store.location(), tags)
             return created
         except MlflowException as error:
@@ -73,8 +73,8 @@ def _take(name: str, patience: float, say: Say) -> str:
         now = time.monotonic()
         claim = client().get_experiment_by_name(name)
         if claim is not None:  # not released since
-            holder = claim.tags.get("process", holder)
-            state = (claim.experiment_id, claim.tags.get("beat", ""))
+            holder = claim.tags.get(schema.PROCESS, holder)
+            state = (claim.experiment_id, claim.tags.get(schema.BEAT, ""))
             if state != seen:
                 seen, since = state, now
             if _is_over(claim) or now > since + SILENCE:
@@ -88,7 +88,7 @@ def _take(name: str, patience: float, say: Say) -> str:
 
 
 def _is_over(claim: Any) -> bool:
-    return claim.lifecycle_stage == "deleted" or runs.is_over(claim.tags.get("process", ""))
+    return claim.lifecycle_stage == "deleted" or writers.is_over(claim.tags.get(schema.PROCESS, ""))
 
 
 def _drop(experiment_id: str, name: str) -> None:
@@ -108,4 +108,4 @@ def _beat(experiment_id: str, done: threading.Event) -> None:
     while not done.wait(BEAT):
         count += 1
         with contextlib.suppress(Exception):
-            client().set_experiment_tag(experiment_id, "beat", str(count))
+            client().set_experiment_tag(experiment_id, schema.BEAT, str(count))

@@ -1,21 +1,18 @@
 """The bytes of results: from the checkout, from DVC's cache, or from a commit."""
 
 import contextlib
-import io
 import os
-import shutil
-import subprocess
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import chdir, contextmanager
 from pathlib import Path
 
-from dvc_mlflow import files
-from dvc_mlflow.files import md5
-from dvc_mlflow.results import Project, is_in
-from dvc_mlflow.runs import MOST_FILES, SHOWN, SOME
-
-POINTER = b"version https://git-lfs.github.com/spec/"  # the beginning of a pointer of Git LFS
+from dvc_kit import files
+from dvc_kit.files import md5
+from dvc_mlflow import committed
+from dvc_mlflow.declared import is_in
+from dvc_mlflow.results import Project
+from dvc_mlflow.shown import MOST_FILES, SHOWN, SOME
 
 
 class Content:
@@ -74,8 +71,10 @@ class Content:
         if Path(plain).exists():
             return True
         files = self._files(path)
-        if files is None and self._commit and self._from_git(*self._out_of(plain), plain):
-            return True
+        if files is None and self._commit:
+            out, md5_of_out = self._out_of(plain)
+            if committed.write(self._root, self._commit, out, md5_of_out, plain):
+                return True
         if files is None and self._pull and self._fetch(self._out_of(plain)[0]):
             files = self._files(path)
         if files is None:
@@ -144,62 +143,6 @@ class Content:
             entries = files.parse_json(listed.read_bytes(), wanted)
             return {f"{out}/{entry['relpath']}": entry["md5"] for entry in entries}
         return None
-
-    def _from_git(self, out: str, wanted: str | None, path: str) -> bool:
-        """Write the files of an out that git keeps in the commit.
-
-        What git keeps may differ from what the stage wrote, for example in the ends of lines. The
-        md5 tells which version is right. Links and pointers of Git LFS are not the content.
-        """
-        listed = self._git("ls-tree", "-r", "-z", str(self._commit), "--", out)
-        entries = [entry.split(b"\t", 1) for entry in (listed or b"").split(b"\0") if entry]
-        kept = {os.fsdecode(name): told.split() for told, name in entries}
-        if not kept or not all(mode.startswith(b"100") for mode, *_ in kept.values()):
-            return False
-        blobs = {name: blob for name, (_, _, blob) in kept.items()}
-        plain = self._blobs(blobs)
-        if wanted is None and any(content.startswith(POINTER) for content in plain.values()):
-            return False
-        versions: tuple[Callable[[], dict[str, bytes]], ...] = (
-            lambda: plain,
-            lambda: {name: content.replace(b"\n", b"\r\n") for name, content in plain.items()},
-            lambda: {name: self._filtered(name) for name in blobs},
-        )
-        return any(self._write(version(), out, wanted, path) for version in versions)
-
-    def _write(self, contents: dict[str, bytes], out: str, wanted: str | None, path: str) -> bool:
-        """Write a path of an out, if these are the contents of the out."""
-        with tempfile.TemporaryDirectory() as scratch:
-            for name, content in contents.items():
-                target = Path(scratch, name)
-                target.parent.mkdir(parents=True, exist_ok=True)
-                target.write_bytes(content)
-            right = wanted is None or md5(Path(scratch, out)) == wanted
-            if not right or not Path(scratch, path).exists():
-                return False
-            Path(path).parent.mkdir(parents=True, exist_ok=True)
-            shutil.move(Path(scratch, path), path)
-        return True
-
-    def _git(self, *arguments: str, given: bytes = b"") -> bytes | None:
-        """The output of a git command in the root; None if it fails."""
-        command = ["git", "--literal-pathspecs", "-C", str(self._root), *arguments]
-        ended = subprocess.run(command, input=given, capture_output=True)
-        return None if ended.returncode else ended.stdout
-
-    def _blobs(self, blobs: Mapping[str, bytes]) -> dict[str, bytes]:
-        """The bytes of files as git keeps them."""
-        given = b"".join(blob + b"\n" for blob in blobs.values())
-        stream = io.BytesIO(self._git("cat-file", "--batch", given=given) or b"")
-        found = {}
-        for name in blobs:
-            size = int(stream.readline().split()[-1])
-            found[name] = stream.read(size + 1)[:-1]
-        return found
-
-    def _filtered(self, name: str) -> bytes:
-        """The bytes of a file as a checkout would write it."""
-        return self._git("cat-file", "--filters", f"{self._commit}:./{name}") or b""
 
     def _fetch(self, out: str) -> bool:
         """Bring an out from the remote of DVC into the cache."""

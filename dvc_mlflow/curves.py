@@ -10,10 +10,10 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from dvc_kit.errors import StageError, one_line, shortened
+from dvc_kit.files import read_tree
 from dvc_mlflow import values
-from dvc_mlflow.errors import StageError, one_line, shortened
-from dvc_mlflow.files import read_tree
-from dvc_mlflow.results import Result
+from dvc_mlflow.result import Result
 
 TABLES = (".csv", ".tsv", ".json", ".yaml", ".yml")
 # DVC's templates that draw curves. A template of your own does so if its name begins like that
@@ -36,7 +36,7 @@ def of_result(result: Result, there: Iterable[str]) -> Points:
     curve has the name of its column, and the path of its file before it where two files have the
     same column or the plot is a folder. What is no curve for another reason than its kind is named.
     """
-    found: dict[Path, dict[str, Curve]] = {}
+    by_file: dict[Path, dict[str, Curve]] = {}
     named: dict[str, Curve] = {}
     for path in there:
         options = result.plots.get(path)
@@ -48,8 +48,8 @@ def of_result(result: Result, there: Iterable[str]) -> Points:
                 below = file.relative_to(path).with_suffix("").parts
                 named |= {values.name_of(below, name): curve for name, curve in curves.items()}
             else:
-                found[file] = curves
-    for name, (steps, numbers) in {**named, **values.joined(found)}.items():
+                by_file[file] = curves
+    for name, (steps, numbers) in {**named, **values.joined(by_file)}.items():
         every = -(-len(steps) // MOST_STEPS)
         chosen = [*range(0, len(steps) - 1, every), len(steps) - 1]
         if every > 1:
@@ -68,8 +68,8 @@ def points(columns: Columns, x: str) -> Points:
 
 def files(path: Path) -> list[Path]:
     """The tables at a path or below it."""
-    found = sorted(path.rglob("*")) if path.is_dir() else [path]
-    return [file for file in found if file.suffix in TABLES and file.is_file()]
+    inside = sorted(path.rglob("*")) if path.is_dir() else [path]
+    return [file for file in inside if file.suffix in TABLES and file.is_file()]
 
 
 def read(path: Path) -> Columns:
@@ -108,7 +108,8 @@ def _curves(
         file: To be named with each column that might be a curve and is none.
     """
 
-    def told(curves: dict[str, Curve], wrong: Mapping[str, str]) -> dict[str, Curve]:
+    def noted(curves: dict[str, Curve], wrong: Mapping[str, str]) -> dict[str, Curve]:
+        """The curves, after saying why other columns are none."""
         for why in dict.fromkeys(wrong.values()) if file else ():
             names = ", ".join(name for name in columns if wrong.get(name) == why)
             values.note(f"{file}: no curve of {names} in MLflow, because {why}")
@@ -116,11 +117,11 @@ def _curves(
 
     x, chosen = options.get("x"), [*_texts(options.get("y"))]
     if x is not None:
-        return told(*_over(columns, x))
+        return noted(*_over(columns, x))
     for name in COUNTERS:
         curves, wrong = _over(columns, name) if name in columns else ({}, {})
         if curves:
-            return told(curves, wrong)
+            return noted(curves, wrong)
     rows = [*range(len(next(iter(columns.values()), ())))]
     curves, wrong = _over({**columns, ROW: rows}, ROW)
     others = curves.keys() & {*COUNTERS} - {*chosen}
@@ -131,7 +132,7 @@ def _curves(
         others |= {*_labels(columns)}
         why = "its rows are labels; `x` or `template: linear` in dvc.yaml makes it one"
         wrong |= dict.fromkeys(curves.keys() & {*_labels(columns)}, why)
-    return told({name: curves[name] for name in curves if name not in others}, wrong)
+    return noted({name: curves[name] for name in curves if name not in others}, wrong)
 
 
 def _over(columns: Columns, x: str) -> tuple[dict[str, Curve], dict[str, str]]:
@@ -225,11 +226,11 @@ def _labels(columns: Columns) -> list[str]:
             continue
         ordered = all(a <= b for a, b in pairs) or all(a >= b for a, b in pairs)
         classes[name] = its, bool(numbers) and ordered
-    for one, (its, ordered) in classes.items():
+    for column, (its, ordered) in classes.items():
         if any(
             its <= others and not (ordered and also)
             for other, (others, also) in classes.items()
-            if other != one
+            if other != column
         ):
             return [*columns]
     return [

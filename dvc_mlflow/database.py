@@ -6,18 +6,27 @@ opens a database. It also keeps absolute paths of artifacts, which are wrong onc
 
 import contextlib
 import functools
+import os
 import re
 import sqlite3
 import sys
 from collections.abc import Callable, Container, Iterator
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote, unquote, urlsplit
 
-from dvc_mlflow.commands import output_of
-from dvc_mlflow.errors import StageError
+from dvc_kit.commands import output_of
+from dvc_kit.errors import StageError
 
 PREFIX = "sqlite:///"
 AGAIN = "the next `dvc-mlflow sync` writes all runs anew from the results"
+CLOSED = "unable to open database file"
+REVISION = "SELECT version_num FROM alembic_version"
+# The words of SQLite for files that are no database, or not the one they were
+DAMAGED = (
+    "database disk image is malformed|file is not a database|malformed database schema"
+    "|no such table|no such column|disk I/O error"
+)
 DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
 
 # Every column with the path of an artifact, or of a folder of them
@@ -46,9 +55,19 @@ def revision(uri: str) -> str | None:
     """The revision of the tables of a store: None if it has no tables, "" if it needs none.
 
     Raises:
-        StageError: It is a file, and no database.
+        StageError: It is a file, and no database. MLflow would try for two minutes.
     """
     file = file_of(uri)
+    if (
+        file
+        and not file.exists()
+        and uri.startswith(PREFIX)
+        and not os.access(file.parent, os.W_OK)
+    ):
+        raise StageError(
+            f"{uri} is not there and {file.parent} cannot be written: name another store in "
+            "MLFLOW_TRACKING_URI"
+        )
     if file and (not file.exists() or (file.is_file() and not file.stat().st_size)):
         return None
     if uri.split("+")[0].split(":")[0] not in DATABASES:
@@ -58,20 +77,20 @@ def revision(uri: str) -> str | None:
     try:
         with _reading(file) as database:
             names = {name for (name,) in database.execute("SELECT name FROM sqlite_master")}
-            if not names & {"experiments", "alembic_version"}:
-                return None
-            if "alembic_version" not in names:
-                return "0"
-            found = database.execute("SELECT version_num FROM alembic_version").fetchone()
-    except sqlite3.OperationalError:
+            return _revision(names, lambda: database.execute(REVISION).fetchone())
+    except sqlite3.OperationalError as error:
+        if file.is_dir() or CLOSED in str(error):
+            raise StageError(_closed(file)) from None
         return ""  # MLflow says what is wrong with it
     except sqlite3.DatabaseError as error:
         raise StageError(damaged(file, str(error))) from None
-    return found[0] if found else "0"
 
 
-def damaged(file: Path, detail: str) -> str:
-    return f"{file} is damaged ({detail}): move it away, and {AGAIN}"
+def _revision(names: Container[str], row: Callable[[], Any]) -> str | None:
+    """The revision, from the names of all tables and the row that holds it."""
+    if "alembic_version" in names:
+        return str((row() or ["0"])[0])
+    return "0" if "experiments" in names else None
 
 
 def _revision_of_server(uri: str) -> str | None:
@@ -79,13 +98,8 @@ def _revision_of_server(uri: str) -> str | None:
 
     engine = sqlalchemy.create_engine(uri, poolclass=sqlalchemy.NullPool)
     with engine.connect() as connection:
-        names = {*sqlalchemy.inspect(connection).get_table_names()}
-        if not names & {"experiments", "alembic_version"}:
-            return None
-        if "alembic_version" not in names:
-            return "0"
-        query = sqlalchemy.text("SELECT version_num FROM alembic_version")
-        return connection.execute(query).scalar() or "0"
+        names = sqlalchemy.inspect(connection).get_table_names()
+        return _revision(names, lambda: connection.execute(sqlalchemy.text(REVISION)).fetchone())
 
 
 @functools.cache
@@ -118,6 +132,42 @@ def _reading(file: Path) -> Iterator[sqlite3.Connection]:
         yield database
 
 
+# --- what is wrong with a file ---
+
+
+def damaged(file: Path, detail: str) -> str:
+    return f"{file} is damaged ({detail}): move it away, and {AGAIN}"
+
+
+def _closed(file: Path) -> str:
+    if file.is_dir():
+        return f"{file} is a folder, and the store would be a file: move it away, and {AGAIN}"
+    return (
+        f"{file} cannot be opened ({CLOSED}): give yourself the rights to it and to its folder, "
+        "or name another store in MLFLOW_TRACKING_URI"
+    )
+
+
+def meaning(uri: str, reason: str) -> str:
+    """What an error of SQLite says of the file of a store, and the cure; empty for all else."""
+    if not uri.startswith(PREFIX) or uri.startswith(f"{PREFIX}file:"):
+        return ""
+    file = Path(uri.removeprefix(PREFIX))
+    can_write = file.exists() and os.access(file, os.W_OK)
+    is_new = "no such table" in reason and file.is_file() and not file.stat().st_size
+    if is_new or ("readonly database" in reason and not can_write):
+        if file.exists() and not os.access(file.parent, os.W_OK):
+            return ""
+        return f"{file} was deleted or replaced while it was in use: {AGAIN}"
+    if match := re.search(DAMAGED, reason):
+        return damaged(file, match[0])
+    if "database or disk is full" in reason:
+        return f"{file} cannot grow, because its disk is full: free some space, then {AGAIN}"
+    if "database is locked" in reason:
+        return f"{file} is locked by another program: try again when that has ended"
+    return _closed(file) if CLOSED in reason else ""
+
+
 # --- a folder that was moved ---
 
 
@@ -135,20 +185,20 @@ def moved(uri: str, here: Path, experiments: Callable[[], Container[str]]) -> li
         return []
     own = file.resolve().is_relative_to(here)
     query = "SELECT experiment_id, name, artifact_location FROM experiments"
-    found: list[Path] = []
+    folders: list[Path] = []
     with _reading(file) as database:
         for number, name, location in database.execute(query).fetchall():
             place = _path(location or "")
             if not FOLDERS.search(place):
                 continue
             folder = Path(FOLDERS.sub("", place))
-            if folder in found or folder.resolve() == here or not folder.is_absolute():
+            if folder in folders or folder.resolve() == here or not folder.is_absolute():
                 continue
             # MLflow makes the experiment 0 itself, wherever it is started
             gone = not folder.exists() and number and (own or name in experiments())
             if gone or _lies_here(database, number, folder, here):
-                found.append(folder)
-    return found
+                folders.append(folder)
+    return folders
 
 
 def _lies_here(database: sqlite3.Connection, number: int, folder: Path, here: Path) -> bool:

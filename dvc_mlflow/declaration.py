@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from dvc_mlflow.errors import one_line
+from dvc_kit.errors import one_line
 
 OUTS = ("outs", "metrics", "plots")  # sections of a stage whose entries are files with options
 

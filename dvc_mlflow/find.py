@@ -7,22 +7,26 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from dvc_kit.errors import InputError, StageError
+from dvc_kit.files import md5 as md5_of
 from dvc_mlflow import (
+    addresses,
+    ask,
     git,
     history,
     identity,
     models,
-    pipeline,
     projects,
     registry,
-    runs,
+    schema,
     store,
     sync,
+    upkeep,
 )
-from dvc_mlflow.errors import InputError, StageError
-from dvc_mlflow.files import md5 as md5_of
-from dvc_mlflow.known import PARENT, Known, is_former, search
+from dvc_mlflow.report import Report
 from dvc_mlflow.results import Project
+from dvc_mlflow.runs import LONGEST_DIGEST
+from dvc_mlflow.state import Known, is_former
 from dvc_mlflow.store import client
 
 MOST_STAGES = 20  # of which the runs are printed one by one
@@ -39,7 +43,7 @@ def find(what: str) -> None:
         InputError: There is no such thing, or nothing belongs to it.
     """
     store.find_experiment()
-    store.note_move()
+    upkeep.note_move()
     file = Path(os.environ.get("PWD", ""), what)  # where the command was typed
     if not what:
         raise InputError("nothing to find: name a run, a model version, a file or a commit")
@@ -49,8 +53,7 @@ def find(what: str) -> None:
             print(f"{what} names a file and a commit; this is the file, `find {commit}` the other")
         find_content(f"file {what}", md5_of(file))
     elif what.startswith("models:/") or re.fullmatch(r"m-[0-9a-f]{32}", what):
-        model = logged_model(what)
-        md5 = model.tags.get("md5")
+        md5 = logged_model(what).tags.get(schema.MD5)
         if md5 is None:
             raise InputError(f"{what} was not logged from a result of DVC: it has no tag md5")
         find_content(what, md5)
@@ -61,48 +64,53 @@ def find(what: str) -> None:
 
 
 def find_run(run: Any) -> None:
-    run_id = run.info.run_id
-    shown = _stages_of(run) if run.data.tags.get("stage") == pipeline.NAME else [run]
-    results = frozenset(one.data.tags["result"] for one in shown if "result" in one.data.tags)
-    outs = {path: md5 for one in shown for path, md5 in _outs(one).items()}
+    run_id, tags = run.info.run_id, run.data.tags
+    of_stages = _stages_of(run) if tags.get(schema.STAGE) == schema.PIPELINE else [run]
+    results = frozenset(
+        its.data.tags[schema.RESULT] for its in of_stages if schema.RESULT in its.data.tags
+    )
+    outs = {path: md5 for its in of_stages for path, md5 in _outs(its).items()}
     if not outs and not results:
-        tags, commit = run.data.tags, run.data.tags.get("commit")
-        ran = f"; it ran on commit {commit[:10]}" if commit else ""
-        if "stage" not in tags:
-            raise InputError(f"run {run_id} was not made from a stage of DVC")
-        if run.info.status == "FINISHED" and "read" in tags:
-            raise InputError(f"run {run_id} has no results yet{ran}: `dvc-mlflow sync` adds them")
-        raise InputError(f"run {run_id} is {run.info.status} and has no results{ran}")
-    print(f"run {run_id} {run.data.tags['stage']} ({run.info.status})")
-    print(f"  {store.address(run=run)}")
-    store.print_how_to_open()
-    former = {path: md5 for one in shown if is_former(one) for path, md5 in _outs(one).items()}
+        raise InputError(f"run {run_id} {_without_results(run)}")
+    print(f"run {run_id} {tags[schema.STAGE]} ({run.info.status})")
+    print(f"  {addresses.address(run=run)}")
+    addresses.print_how_to_open()
+    former = {p: md5 for its in of_stages if is_former(its) for p, md5 in _outs(its).items()}
     print_commits(former, f"run {run_id}", results, frozenset(outs.values()))
+
+
+def _without_results(run: Any) -> str:
+    """Why a run leads to no commit."""
+    tags, status = run.data.tags, run.info.status
+    if schema.STAGE not in tags:
+        return "was not made from a stage of DVC"
+    commit = tags.get(schema.COMMIT, "")[:10]
+    ran = f"; it ran on commit {commit}" if commit else ""
+    if status == "FINISHED" and schema.READ in tags:
+        return f"has no results yet{ran}: `dvc-mlflow sync` adds them"
+    return f"is {status} and has no results{ran}"
 
 
 def _stages_of(run: Any) -> list[Any]:
     """The runs of the stages of one state: those below its run, and others that its text names."""
-    below = {one.info.run_id: one for one in search(f"tags.{PARENT} = '{run.info.run_id}'")}
-    text = run.data.tags.get("mlflow.note.content", "")
-    named = (_run(one) for one in re.findall("/runs/([0-9a-f]{32})", text) if one not in below)
-    return [*below.values(), *filter(None, named)]
-
-
-def _print_holder(holder: history.Holder) -> None:
-    others = f"  (and {len(holder.commits) - 1} more commits)" if holder.commits[1:] else ""
-    print(f"  commit {git.described(holder.first)}{others}")
+    below = ask.search(f"tags.{schema.PARENT} = '{run.info.run_id}'")
+    known = {its.info.run_id for its in below}
+    text = run.data.tags.get(schema.NOTE, "")
+    named = (_run(run_id) for run_id in re.findall("/runs/([0-9a-f]{32})", text)
+             if run_id not in known)  # fmt: skip
+    return [*below, *filter(None, named)]
 
 
 def _outs(run: Any) -> dict[str, str]:
     """The md5s of the outs in the tags of a run, by path."""
-    tags = run.data.tags
-    return {tag.removeprefix("out:"): md5 for tag, md5 in tags.items() if tag.startswith("out:")}
+    tags, prefix = run.data.tags, schema.OUT
+    return {tag.removeprefix(prefix): md5 for tag, md5 in tags.items() if tag.startswith(prefix)}
 
 
 def find_content(name: str, md5: str) -> None:
     """Print the logged models, versions, runs and commits that have a file, or have read it."""
     logged = models.find(md5)
-    readers = search(f"dataset.digest = '{md5[: runs.LONGEST_DIGEST]}'")
+    readers = ask.search(f"dataset.digest = '{md5[:LONGEST_DIGEST]}'")
     holders = history.holders(frozenset({frozenset({md5})}))
     paths = {
         path for holder in holders for stage in holder.stages.values()
@@ -115,16 +123,17 @@ def find_content(name: str, md5: str) -> None:
     if version is not None:
         print(f"  models:/{registry.name()}/{version.version}: {version.description}")
     for model in logged:
-        print(f"  {store.address(model=model)}")
+        print(f"  {addresses.address(model=model)}")
         print(f"    made by run {model.source_run_id}")
     if logged:
-        store.print_how_to_open()
+        addresses.print_how_to_open()
     for run in readers[:MOST_STAGES]:
-        print(f"  read by run {run.info.run_id} ({run.data.tags.get('stage', run.info.run_name)})")
+        stage = run.data.tags.get(schema.STAGE, run.info.run_name)
+        print(f"  read by run {run.info.run_id} ({stage})")
     if len(readers) > MOST_STAGES:
         print(f"  and by {len(readers) - MOST_STAGES} more")
     if logged or paths:
-        path = logged[0].tags["file"] if logged else sorted(paths)[0]
+        path = logged[0].tags[schema.FILE] if logged else sorted(paths)[0]
         print_commits({path: md5}, name)
 
 
@@ -152,26 +161,25 @@ def print_commits(
     elif not holding:
         raise InputError(f"no commit's {projects.LOCK} holds the results of {name}")
     for holder in holding:
-        _print_holder(holder)
+        others = f"  (and {len(holder.commits) - 1} more commits)" if holder.commits[1:] else ""
+        print(f"  commit {git.described(holder.first)}{others}")
     if holding:
-        commit = holding[0].first[:10]
-        print(
-            f"  to bring it back: `git checkout {commit} && dvc checkout` (not cached: `dvc pull`)"
-        )
+        back = f"`git checkout {holding[0].first[:10]} && dvc checkout`"
+        print(f"  to bring it back: {back} (not cached: `dvc pull`)")
 
 
 def _locked_here() -> tuple[dict[str, str], set[str]]:
     """The md5s of all outs in the dvc.lock files of this folder, by path, and all identities."""
-    found: dict[str, str] = {}
+    outs: dict[str, str] = {}
     results: set[str] = set()
     for files in projects.find().values():
         for file in files:
             with contextlib.suppress(OSError, StageError):
-                for stage in projects.outs_here(file).values():
-                    found |= stage
+                for its in projects.outs_here(file).values():
+                    outs |= its
                 text = file.with_name(projects.LOCK).read_text("utf-8")
                 results |= identity.of_lock(text, file.parent)
-    return found, results
+    return outs, results
 
 
 def find_commit(rev: str) -> None:
@@ -183,15 +191,15 @@ def find_commit(rev: str) -> None:
             f"{rev} is no run or model of {store.name()}, no file and no commit of this repository"
         ) from None
     print(f"commit {git.described(commit)}")
-    known, report = Known(), sync.Report()
+    known, report = Known(), Report()
     with sync.state_of(commit) as state:
-        found = sum(_print_project(commit, project, known) for project in state.projects)
+        count = sum(_print_project(commit, project, known) for project in state.projects)
         report.add(state.projects)
-    if found:
-        store.print_how_to_open()
+    if count:
+        addresses.print_how_to_open()
     none = f"no run in {store.name()} has the results of commit {commit[:10]}"
-    report.end("" if found else f"; {none}")
-    if not found:
+    report.end("" if count else f"; {none}")
+    if not count:
         raise StageError(none)
 
 
@@ -203,8 +211,8 @@ def _print_project(commit: str, project: Project, known: Known) -> int:
     many = len(of_stage) > MOST_STAGES
     for stage, run in of_stage.items():
         if not many or stage == (have or [""])[-1]:
-            print(f"  {place + stage:14} {store.address(run=run) if run else 'no run'}")
-    if together := store.comparison([of_stage[stage] for stage in have]):
+            print(f"  {place + stage:14} {addresses.address(run=run) if run else 'no run'}")
+    if together := addresses.comparison([of_stage[stage] for stage in have]):
         print(f"  {'compared':14} {together}")
     if many:
         print(f"  {'':14} {len(have)} of its {len(of_stage)} stages have runs")
@@ -214,16 +222,9 @@ def _print_project(commit: str, project: Project, known: Known) -> int:
 
 
 def _run(run_id: str) -> Any:
-    from mlflow.exceptions import MlflowException
-
-    if not re.fullmatch(r"[0-9a-f]{32}", run_id):
-        return None
-    try:
-        return client().get_run(run_id)
-    except MlflowException as error:
-        if error.error_code == "RESOURCE_DOES_NOT_EXIST":
-            return None
-        raise
+    """The run with this id, or None."""
+    known = re.fullmatch(r"[0-9a-f]{32}", run_id)
+    return ask.get(client().get_run, run_id) if known else None
 
 
 def logged_model(what: str) -> Any:
@@ -233,26 +234,22 @@ def logged_model(what: str) -> Any:
         InputError: There is none.
         StageError: There is no champion.
     """
-    from mlflow.exceptions import MlflowException
-
-    name = what.removeprefix("models:/")
-    try:
-        if re.fullmatch(r"m-[0-9a-f]{32}", name):
-            return client().get_logged_model(name)
-        if "@" in name:
-            version = client().get_model_version_by_alias(*name.split("@", 1))
-        else:
-            version = client().get_model_version(*name.split("/", 1))
+    name, model = what.removeprefix("models:/"), None
+    if re.fullmatch(r"m-[0-9a-f]{32}", name):
+        model = ask.get(client().get_logged_model, name)
+    elif match := re.fullmatch("(.*?)([@/])(.*)", name):
+        by = "get_model_version_by_alias" if match[2] == "@" else "get_model_version"
         # In a database, only the source of the version names the model
-        return client().get_logged_model(
-            version.model_id or version.source.removeprefix("models:/")
-        )
-    except (MlflowException, TypeError) as error:
-        if getattr(error, "error_code", None) in (None, *store.NOT_THERE):
-            if name == f"{registry.name()}@{registry.CHAMPION}" and registry.champion() is None:
-                raise StageError(registry.without_champion()) from None
-            raise InputError(
-                f"{what} is no model of {store.name()}: expected models:/NAME/VERSION, "
-                f"models:/NAME@{registry.CHAMPION} or a model's id"
-            ) from None
-        raise
+        if version := ask.get(getattr(client(), by), match[1], match[3]):
+            model = ask.get(
+                client().get_logged_model,
+                version.model_id or version.source.removeprefix("models:/"),
+            )
+    if model is not None:
+        return model
+    if name == f"{registry.name()}@{schema.CHAMPION}" and registry.champion() is None:
+        raise StageError(registry.without_champion())
+    raise InputError(
+        f"{what} is no model of {store.name()}: expected models:/NAME/VERSION, "
+        f"models:/NAME@{schema.CHAMPION} or a model's id"
+    )

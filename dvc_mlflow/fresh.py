@@ -13,27 +13,27 @@ warning, which the next sync has to print again.
 import contextlib
 import hashlib
 import importlib.util
+import io
 import json
 import os
 import re
 import sys
 from collections.abc import Iterator, Mapping
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+from dvc_kit.errors import StageError
+from dvc_kit.files import write_text
 from dvc_mlflow import projects, store
 from dvc_mlflow.database import PREFIX
-from dvc_mlflow.errors import StageError
-from dvc_mlflow.files import write_text
 from dvc_mlflow.git import GitError, git
 from dvc_mlflow.hooks import settings
 
 NOTE = "synced.json"  # the digest by the folder of a project, or ALL
 ALL = "*"
 HEADER = 100  # bytes of a database, among them a counter of its changes
-# What may hold a declaration or a setting, or say what is ignored
-SUFFIXES = (".yaml", ".yml", ".json", ".toml", ".py", ".lock", "ignore", ".dvc/config")
 VARIABLES = ("DVC_", "MLFLOW_")
 VERSIONS = ("__init__.py", "version.py", "_version.py")  # pip writes them with each version
 
@@ -56,27 +56,26 @@ def sync(project: Path | None = None, **options: Any) -> None:
     if before is None and database is None:
         sync(project=project, **options)
         return
-    with _heard(show=True) as said:
-        lasting = sync(project=project)
+    lasting = sync(project=project)
     after = _digest(database, given)
     if lasting and after != before:
         # Runs were written. Whether another process has deleted some meanwhile is only known if
         # nothing changes while everything is looked at once more
-        before = after
-        with _heard(show=False) as said, contextlib.suppress(Exception):
+        before, unheard = after, io.StringIO()
+        with redirect_stdout(unheard), redirect_stderr(unheard), contextlib.suppress(Exception):
             lasting = False
             lasting = sync(project=project)
         after = _digest(database, given)
-    if lasting and after and after == before and not said and database and _settled(database):
+    if lasting and after and after == before and database and _settled(database):
         with contextlib.suppress(StageError):  # in a folder that can only be read
             write_text(note, json.dumps({**_read(note), scope: after}))
 
 
 def _read(note: Path) -> dict[str, str]:
     with contextlib.suppress(OSError, ValueError):
-        found = json.loads(note.read_text(encoding="utf-8"))
-        if isinstance(found, dict):
-            return found
+        digests = json.loads(note.read_text(encoding="utf-8"))
+        if isinstance(digests, dict):
+            return digests
     return {}
 
 
@@ -97,14 +96,14 @@ def _digest(database: Path | None, given: Mapping[str, str]) -> str | None:
     try:
         with database.open("rb") as file:
             header = file.read(HEADER)
-        found = [
+        parts = [
             sys.version, str(Path.cwd()), sorted(given.items()), header.hex(),
             *(_state(database.with_name(database.name + end)) for end in ("", "-wal", "-journal")),
             *_checkout(), *_code(), *_artifacts(),
         ]  # fmt: skip
     except (OSError, GitError):
         return None
-    return hashlib.sha256(json.dumps(found).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
 def _state(path: Path) -> list[Any]:
@@ -117,25 +116,17 @@ def _state(path: Path) -> list[Any]:
 
 
 def _checkout() -> Iterator[Any]:
-    """The commit, what DVC reads first, and each other file that can declare something."""
+    """The commit, and each file that git lists, or that declares something and is ignored."""
     yield git("rev-parse", "--verify", "--quiet", "HEAD")
-    named = []
     for folder, files in projects.find().items():
         yield _state(folder / f"{projects.CONFIG}.local")
         for file in files:
-            for read in (file, file.with_name(projects.LOCK), file.with_name("params.yaml")):
-                with contextlib.suppress(FileNotFoundError):
-                    yield str(read), hashlib.sha256(read.read_bytes()).hexdigest()
-            text = file.read_text(encoding="utf-8")
-            places = {file.parent / word for word in re.findall(r"[^\s'\"\[\]{},:]+", text)}
-            yield from (_state(place) for place in sorted(places) if place.is_file())
-            named.append(text)
+            words = re.findall(r"[^\s'\"\[\]{},:]+", file.read_text(encoding="utf-8"))
+            named = {file.parent / word for word in (*words, projects.LOCK, "params.yaml")}
+            yield from (_state(place) for place in (file, *sorted(named)) if place.is_file())
     yield _state(Path("pyproject.toml"))
     listed = git("ls-files", "-z", "--cached", "--others", "--exclude-standard").split("\0")
-    for name in sorted({name for name in listed if name}):
-        # A file of settings can have any name; then a dvc.yaml has it
-        if name.endswith(SUFFIXES) or any(Path(name).name in text for text in named):
-            yield _state(Path(name))
+    yield from (_state(Path(name)) for name in sorted({*listed} - {""}))
 
 
 def _code() -> Iterator[Any]:
@@ -179,32 +170,3 @@ def _settled(database: Path) -> bool:
             return here and not db.execute(alive).fetchone()
     except sqlite3.Error:  # MLflow has other tables now
         return False
-
-
-# --- what a sync says ---
-
-
-class _Listener:
-    """A stream that notes what is written to it."""
-
-    def __init__(self, stream: Any, said: list[str], show: bool) -> None:
-        self._stream, self._said, self._show = stream, said, show
-
-    def write(self, text: str) -> int:
-        self._said.append(text)
-        if self._show:
-            self._stream.write(text)
-        return len(text)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._stream, name)
-
-
-@contextlib.contextmanager
-def _heard(show: bool) -> Iterator[list[str]]:
-    """What the body prints."""
-    said: list[str] = []
-    out: Any = _Listener(sys.stdout, said, show)
-    err: Any = _Listener(sys.stderr, said, show)
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        yield said

@@ -1,35 +1,29 @@
-"""What git knows: commits, the dvc.lock of each commit, and the state of the working tree."""
+"""What git knows: commits, the state of the working tree, and contents."""
 
 import os
 import re
-import subprocess
 from collections.abc import Sequence
+from pathlib import Path
 
-from dvc_mlflow.errors import InputError, StageError
+from dvc_kit.commands import CommandError, bytes_of, output_of
+from dvc_kit.errors import InputError
+from dvc_mlflow import schema
 
-
-class GitError(StageError):
-    """git fails. The message is its reason, or empty if git was asked to be quiet."""
+GitError = CommandError  # git fails or is not installed, or this is not a git repository
 
 
 def git(*arguments: str, given: str | None = None) -> str:
     """The output of a git command.
 
     Raises:
-        GitError: git fails or is not installed, or this is not a git repository.
+        GitError: See there.
     """
-    try:
-        result = subprocess.run(
-            ["git", *arguments], input=given, capture_output=True, text=True, encoding="utf-8"
-        )
-    except FileNotFoundError:
-        raise GitError("there is no git in PATH: install it") from None
-    except OSError as error:
-        raise GitError(f"git: {error.strerror}") from None
-    if result.returncode:
-        reason = " ".join(result.stderr.split())
-        raise GitError(reason and f"git {arguments[0]}: {reason}")
-    return result.stdout
+    return output_of(["git", *arguments], given=given)
+
+
+def content(*arguments: str, folder: Path = Path(), given: bytes = b"") -> bytes | None:
+    """The bytes that a git command gives, which takes paths as they are. None if it fails."""
+    return bytes_of(["git", "--literal-pathspecs", *arguments], folder, given)
 
 
 def provenance(results: Sequence[str]) -> dict[str, str]:
@@ -44,10 +38,11 @@ def provenance(results: Sequence[str]) -> dict[str, str]:
     try:
         excluded = [f":(exclude){path}" for path in results]
         status = git("status", "--porcelain", "--", ".", *excluded)
-        tags = {"commit": git("rev-parse", "HEAD").strip(), "dirty": str(bool(status)).lower()}
-    except StageError:
+        head = git("rev-parse", "HEAD").strip()
+        tags = {schema.COMMIT: head, schema.DIRTY: str(bool(status)).lower()}
+    except GitError:
         pass  # the project was copied without its history
-    names = {"DVC_EXP_NAME": "dvc_experiment", "DVC_EXP_BASELINE_REV": "dvc_experiment_baseline"}
+    names = {"DVC_EXP_NAME": schema.EXPERIMENT, "DVC_EXP_BASELINE_REV": schema.BASELINE}
     return tags | {tag: os.environ[name] for name, tag in names.items() if os.environ.get(name)}
 
 
@@ -64,7 +59,7 @@ def commit_of(rev: str) -> str:
                 "rev-parse", "--verify", "--quiet", "--end-of-options", f"{name}^{{commit}}"
             ).strip()
         except GitError as error:
-            if str(error):
+            if error.reason:
                 raise
     raise InputError(f"{rev} is not a commit of this repository")
 

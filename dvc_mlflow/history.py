@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dvc_mlflow import files, identity, projects
-from dvc_mlflow.errors import InputError, StageError
+from dvc_kit import files
+from dvc_kit.errors import InputError, StageError
+from dvc_mlflow import identity, projects, schema
 from dvc_mlflow.git import git
 
 
@@ -77,7 +78,7 @@ def _repo(folder: Path) -> Any:
 def experiment_of(commit: str) -> dict[str, str]:
     """A tag with the name of the DVC experiment that a commit is, or nothing."""
     refs = git("for-each-ref", "--points-at", commit, "--format=%(refname:lstrip=4)", "refs/exps")
-    return {"dvc_experiment": refs.split()[-1]} if refs.split() else {}
+    return {schema.EXPERIMENT: refs.split()[-1]} if refs.split() else {}
 
 
 @dataclass(frozen=True)

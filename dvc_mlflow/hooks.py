@@ -28,9 +28,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from dvc_mlflow import files
-from dvc_mlflow.errors import InputError, StageError, one_line
-from dvc_mlflow.results import Result
+from dvc_kit import files
+from dvc_kit.errors import InputError, StageError, one_line
+from dvc_mlflow.result import Result
 
 
 @dataclass(frozen=True)
@@ -58,9 +58,6 @@ class Hooks(Protocol):
             ids: For `mlflow.models.Model`, such as `run_id`.
         """
 
-    def imports(self) -> Sequence[str]:
-        """Modules that :meth:`export` needs. They are imported while no stage needs the time."""
-
     def model_files(self, path: Path) -> Sequence[str]:
         """The files that :meth:`export` writes, and without which the model is not complete."""
 
@@ -79,6 +76,9 @@ class Hooks(Protocol):
 
     def explain(self, path: str, committed: str, computed: str) -> str:
         """Where two versions of an out first differ, in words; empty if that says nothing."""
+
+    def colors(self) -> Mapping[str, Mapping[str, str]]:
+        """As `colors` in pyproject.toml: the colours of runs in charts, by setting and value."""
 
     def history(self, path: Path) -> Mapping[str, Sequence[float]]:
         """The columns of the curves in an out, `epoch` among them; empty if there are none."""

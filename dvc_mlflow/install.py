@@ -8,9 +8,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-from dvc_mlflow import files
-from dvc_mlflow.commands import visible
-from dvc_mlflow.errors import InputError, one_line
+from dvc_kit import files
+from dvc_kit.commands import visible
+from dvc_kit.errors import InputError, one_line
 from dvc_mlflow.git import GitError, git
 
 HOOKS = ("post-commit", "post-merge")
@@ -19,8 +19,7 @@ SHELLS = ("sh", "ash", "dash", "bash", "ksh", "zsh")
 COMMAND = "env -u GIT_DIR -u GIT_INDEX_FILE -u GIT_WORK_TREE nohup {} -m dvc_mlflow sync"
 IN_BACKGROUND = "</dev/null >/dev/null 2>&1 &"
 MARK = b"\n# dvc-mlflow install: the next line writes the missing runs, in the background"
-OLD_MARK = MARK.replace(b" install", b"")  # of versions that added the lines at the end
-LINES = re.compile(rb"(?:%b|%b)(?: \(mode was (\d+)\))?\n[^\n]*" % (MARK, OLD_MARK))
+LINES = re.compile(rb"%b\n[^\n]*" % MARK)
 MADE = b"#!/bin/sh\n# made by dvc-mlflow install\n"  # a hook with nothing of the user's
 
 
@@ -29,7 +28,8 @@ def install(remove: bool = False) -> None:
 
     Raises:
         InputError: Git takes its hooks from outside of this repository, a hook is no shell script,
-            another program writes it, or git tracks it. Nothing is changed then.
+            it is not executable, another program writes it, or git tracks it. Nothing is changed
+            then.
     """
     folder = Path(git("rev-parse", "--git-path", "hooks").removesuffix("\n"))
     hooks = {}
@@ -44,9 +44,9 @@ def install(remove: bool = False) -> None:
         if content is None:
             at.unlink(missing_ok=True)
         elif content != present:
-            mode = _mode(at, present)
+            mode = 0o755 if present is None else stat.S_IMODE(at.stat().st_mode)
             files.write_bytes(at, content)
-            at.chmod(mode if remove or mode & 0o111 else mode | (mode & 0o444) >> 2)
+            at.chmod(mode)
         does = "no longer starts" if remove else "starts"
         print(f"{visible(str(path))} {does} `dvc-mlflow sync`")
 
@@ -66,27 +66,18 @@ def _changed(path: Path, present: bytes | None, remove: bool) -> bytes | None:
         return own
     if _is_tracked(path.resolve()):
         raise InputError(f"git tracks {name}: by hand, {by_hand}, and commit that")
-    if own == MADE or (own == b"#!/bin/sh\n" and OLD_MARK in (present or b"")):
+    if own == MADE:
         own = None
     if remove:
         return own
     if maker := re.search(rb"lefthook|husky", (own or b"") + os.fsencode(path.parent.parent.name)):
         raise InputError(f"{maker[0].decode()} writes {name}: let it run `{line}`")
     first, end, rest = (MADE if own is None else own).partition(b"\n")
-    mode = _mode(path, present)
-    note = b"" if mode & 0o111 else b" (mode was %o)" % mode
-    content = first + MARK + note + b"\n" + line.encode() + end + rest
-    if reason := _unfit(first, content):
+    content = first + MARK + b"\n" + line.encode() + end + rest
+    is_run = present is None or os.access(path, os.X_OK)
+    if reason := _unfit(first, content) if is_run else "is not executable, so git does not run it":
         raise InputError(f"{name} {reason}: let it start `{line}`")
     return content
-
-
-def _mode(path: Path, present: bytes | None) -> int:
-    """The mode of a hook without our lines. Git runs none that is not executable."""
-    if present is None:
-        return 0o755
-    noted = LINES.search(present)
-    return int(noted[1], 8) if noted and noted[1] else stat.S_IMODE(path.stat().st_mode)
 
 
 def _is_tracked(path: Path) -> bool:
@@ -117,8 +108,8 @@ def _unfit(first: bytes, content: bytes) -> str:
     if not words or not is_script or Path(words[0]).name not in SHELLS:
         return "is no shell script"
     try:
-        told = subprocess.run([words[0], "-n"], input=content, capture_output=True)
+        checked = subprocess.run([words[0], "-n"], input=content, capture_output=True)
     except OSError as error:
         return f"needs {words[0]} ({error.strerror})"
-    reason = one_line(told.stderr.decode(errors="replace"))
-    return f"has an error ({reason})" if told.returncode else ""
+    reason = one_line(checked.stderr.decode(errors="replace"))
+    return f"has an error ({reason})" if checked.returncode else ""

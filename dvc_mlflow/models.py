@@ -5,18 +5,16 @@ import shutil
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from dvc_mlflow import reasons, values
+from dvc_mlflow import ask, reasons, schema, store, values
 from dvc_mlflow.hooks import hook
-from dvc_mlflow.results import Result
-from dvc_mlflow.store import client, every
-
-if TYPE_CHECKING:
-    from dvc_mlflow.runs import Say
+from dvc_mlflow.result import Result
+from dvc_mlflow.store import client
+from dvc_mlflow.writers import Say
 
 
-def log(run_id: str, result: Result, path: str, say: "Say") -> None:
+def log(run_id: str, result: Result, path: str, say: Say) -> None:
     """Log the model in an out of a stage, which lies in this folder.
 
     Not with `log_model` of MLflow: that copies the system metrics of the run to the model, and
@@ -24,12 +22,12 @@ def log(run_id: str, result: Result, path: str, say: "Say") -> None:
     """
     from mlflow.entities import LoggedModelOutput
 
-    experiment_id = client().get_run(run_id).info.experiment_id
+    run = client().get_run(run_id)
     model = client().create_logged_model(
-        experiment_id,
+        run.info.experiment_id,
         name=result.models[path],
         source_run_id=run_id,
-        tags={"md5": result.outs[path], "file": path},
+        tags={schema.MD5: result.outs[path], schema.FILE: path},
         params={
             name: values.param(key, result.params[key])
             for key, name in values.told_apart(result.params).items()
@@ -42,20 +40,16 @@ def log(run_id: str, result: Result, path: str, say: "Say") -> None:
         with contextlib.suppress(Exception):  # the first failure is reported
             client().delete_logged_model(model.model_id)
         raise
-    steps = [
-        metric.step
-        for name in client().get_run(run_id).data.metrics
-        for metric in client().get_metric_history(run_id, name)[-1:]
-    ]
-    client().log_outputs(run_id, [LoggedModelOutput(model.model_id, step=max(steps, default=0))])
+    last = max((metric.step for metric in run.data._metric_objs), default=0)
+    client().log_outputs(run_id, [LoggedModelOutput(model.model_id, step=last)])
 
 
-def log_files(model: Any, result: Result, say: "Say") -> None:
+def log_files(model: Any, result: Result, say: Say) -> None:
     """Write the files of a logged model, made from an out that lies in this folder."""
     with tempfile.TemporaryDirectory() as scratch:
         say("local")
-        folder = Path(scratch) / "model"
-        export(result, Path(model.tags["file"]), folder, model)
+        folder = Path(scratch) / "exported"
+        export(result, Path(model.tags[schema.FILE]), folder, model)
         say("ready")
         with reasons.artifacts(lambda: str(model.artifact_location)):
             client().log_model_artifacts(model.model_id, str(folder))
@@ -78,7 +72,7 @@ def export(result: Result, path: Path, folder: Path, model: Any = None) -> None:
     description.save(str(folder / "MLmodel"))
 
 
-def complete(run_id: str, result: Result, path: str, say: "Say") -> None:
+def complete(run_id: str, result: Result, path: str, say: Say) -> None:
     """Log the model in an out if that was not done yet, or not completely."""
     known = find(result.outs[path])
     if not known:
@@ -87,15 +81,9 @@ def complete(run_id: str, result: Result, path: str, say: "Say") -> None:
         log_files(known[0], result, say)
 
 
-def is_lost(md5: str) -> bool:
-    """Whether no complete model was logged from a file."""
-    known = find(md5)
-    return not known or bool(lost_files(known[0]))
-
-
 def lost_files(model: Any) -> list[str]:
     """The files that a logged model should have, and that are missing in the store or empty."""
-    path, is_folder = Path(model.tags["file"]), model.tags["md5"].endswith(".dir")
+    path, is_folder = Path(model.tags[schema.FILE]), model.tags[schema.MD5].endswith(".dir")
     copied = ["MLmodel", *([] if is_folder else [path.name])]
     wanted = hook("model_files", lambda _: copied)(path)
     folders = {Path(name).parent.as_posix() for name in wanted} - {"."}
@@ -119,26 +107,15 @@ def drop_unfinished(md5: str) -> None:
     """Delete the logged models of a file that were not written completely."""
     for model in _of(md5):
         if str(model.status) != "READY":
-            if model.source_run_id and _status(model.source_run_id) == "RUNNING":
-                continue
-            client().delete_logged_model(model.model_id)
+            run = ask.get(client().get_run, model.source_run_id) if model.source_run_id else None
+            if run is None or run.info.status != "RUNNING":
+                client().delete_logged_model(model.model_id)
 
 
 def _of(md5: str) -> list[Any]:
     from mlflow.entities import ViewType
 
-    experiments = every(client().search_experiments, view_type=ViewType.ACTIVE_ONLY)
+    experiments = store.every(client().search_experiments, view_type=ViewType.ACTIVE_ONLY)
     ids = [experiment.experiment_id for experiment in experiments]
-    return [*every(client().search_logged_models, ids, filter_string=f"tags.md5 = '{md5}'")]
-
-
-def _status(run_id: str) -> str:
-    from mlflow.exceptions import MlflowException
-
-    try:
-        status: str = client().get_run(run_id).info.status
-    except MlflowException as error:
-        if error.error_code == "RESOURCE_DOES_NOT_EXIST":
-            return "gone"
-        raise
-    return status
+    of_file = f"tags.{schema.MD5} = '{md5}'"
+    return [*store.every(client().search_logged_models, ids, filter_string=of_file)]

@@ -1,14 +1,61 @@
-"""The names of settings in MLflow: those of dvc.yaml, but the same in runs that are compared.
+"""Names as MLflow takes them, and the names of settings.
 
-No two settings share a name. A value changes a name only where that is declared.
+Settings are called as in dvc.yaml, but the same in runs that are compared. No two settings share a
+name. A value changes a name only where that is declared.
 """
 
+import hashlib
+import posixpath
+import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from dvc_mlflow.errors import InputError
+from dvc_kit.errors import InputError
+
+LONGEST_KEY = 250  # characters that MLflow takes
+
+
+def marked(text: str, longest: int, whole: object) -> str:
+    """The beginning of a text, and a hash of what it stands for."""
+    digest = hashlib.sha256(str(whole).encode()).hexdigest()
+    return f"{text[: longest - 9]}-{digest[:8]}"
+
+
+def cut(text: str, longest: int, whole: str | None = None) -> str:
+    """A text as it is, or its beginning and a hash, so that two long ones do not look equal.
+
+    Args:
+        whole: What the text stands for, if it is not that itself.
+    """
+    return text if len(text) <= longest else marked(text, longest, whole or text)
+
+
+def named(key: str) -> str:
+    """A key as MLflow takes it: other characters become ``_``, and a long one ends in a hash."""
+    valid = re.sub(r"[^/\w.\- :]", "_", posixpath.normpath(key).lstrip("/"))
+    if not valid.strip("./"):  # an empty key, or one of dots
+        valid = "_" * max(1, len(valid))
+    valid = re.sub(r"^(\.\./)*\.\.", lambda dots: dots[0].replace(".", "_"), valid)
+    return cut(valid, LONGEST_KEY, key)
+
+
+def leaves(tree: Any, above: tuple[Any, ...] = ()) -> Iterator[tuple[tuple[Any, ...], Any]]:
+    """Everything in a tree that is no mapping, and the keys that lead to it."""
+    if isinstance(tree, Mapping):
+        for key, value in tree.items():
+            yield from leaves(value, (*above, key))
+    else:
+        yield above, tree
+
+
+def flat(tree: Any) -> dict[str, Any]:
+    """``{"a": {"b": 1}}`` as ``{"a.b": 1}``: MLflow shows a nested mapping as one string."""
+    return {".".join(map(str, keys)): value for keys, value in leaves(tree)}
+
+
+# --- settings ---
 
 
 @dataclass(frozen=True)
@@ -30,10 +77,9 @@ class Item:
 
     params: Mapping[str, Any]  # by their names in MLflow
     declared: Mapping[str, Any]  # by the names that `strip` may have
-    former: Mapping[str, Any]  # by the names of earlier versions
 
 
-NONE = Item({}, {}, {})
+NONE = Item({}, {})
 
 
 def stripped(table: Mapping[str, Any]) -> list[str]:
@@ -52,9 +98,9 @@ def stripped(table: Mapping[str, Any]) -> list[str]:
 
 
 def names(
-    settings: Sequence[Setting], item: Item, strip: Iterable[str]
-) -> tuple[dict[str, Any], list[str], tuple[str, ...]]:
-    """Settings by name, the key of each as it is shown, and the values left out of keys.
+    settings: Sequence[Setting], item: Item, strip: Iterable[str], model: str = ""
+) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """Settings by name, and the values that are left out of names.
 
     A template such as `${recipe}.lenet5` puts the value of a setting into a key. If ``strip`` has
     `recipe`, that value is left out: with `recipe: published`, `published.lenet5.epochs` becomes
@@ -62,58 +108,30 @@ def names(
 
     Where two files have the same key, it is `lr` in DVC's default file and `other.yaml:lr` in
     others. Where a setting has the name of a part of an item, that is `item.NAME`.
+
+    Args:
+        model: The only model that the stage makes. It is the setting `model`, if none is called so.
     """
     whole = [setting.named(setting.key) for setting in settings]
-    told = {name: value for named in whole for name, value in named.items()} | dict(item.declared)
-    values = {str(told[name]) for name in strip if name in told}
-    keys = [".".join(p for p in one.key.split(".") if p not in values) for one in settings]
-    short = [one.named(key) for one, key in zip(settings, keys, strict=True)]
-    in_files = Counter({(one.file, n) for one, w in zip(settings, whole, strict=True) for n in w})
-    taken = Counter(name for _, name in in_files)
+    told = {"model": model, **{name: value for named in whole for name, value in named.items()}}
+    told |= item.declared
+    values = {str(told[name]) for name in strip if told.get(name, "") != ""}
+    keys = [".".join(p for p in s.key.split(".") if p not in values) for s in settings]
+    short = [setting.named(key) for setting, key in zip(settings, keys, strict=True)]
+    taken = Counter(
+        name for _, name in {(s.file, name) for s in settings for name in s.named(s.key)}
+    )
     wanted = Counter(name for named in short for name in named)
-    found: dict[str, Any] = {}
-    shown: list[str] = []
+    params: dict[str, Any] = {}
     chosen: list[str] = []
-    for one, key, named in zip(settings, keys, short, strict=True):
+    for setting, key, named in zip(settings, keys, short, strict=True):
         others = {"", *taken, *item.params}
-        if key != one.key and not any(n in others or wanted[n] > 1 for n in named):
-            chosen += [part for part in one.key.split(".") if part in values]
+        if key != setting.key and not any(n in others or wanted[n] > 1 for n in named):
+            chosen += [part for part in setting.key.split(".") if part in values]
         else:
-            key, named = one.key, one.named(one.key)
-        if not one.is_default and any(taken[name] > 1 for name in named):
-            key, named = f"{one.file}:{key}", {f"{one.file}:{n}": v for n, v in named.items()}
-        found |= named
-        shown.append(key)
-    found |= {f"item.{name}" if name in found else name: v for name, v in item.params.items()}
-    return found, shown, tuple(dict.fromkeys(chosen))
-
-
-def alone(
-    full: Mapping[str, Any], sections: Iterable[str], models: Sequence[str]
-) -> dict[str, Any]:
-    """Settings under names that are the same in the runs of similar stages, and the model.
-
-    If a stage tracks one section of a file, such as `lenet5`, then `lenet5.epochs` becomes
-    `epochs`. All names stay as they are if two of them would become the same. A stage that makes
-    one model has its name as the setting `model`.
-    """
-    params = dict(full)
-    for section in sections:
-        cut = {key.removeprefix(f"{section}."): value for key, value in params.items()}
-        params = cut if len(cut) == len(params) else params
-    return params if len(models) != 1 else {"model": models[0], **params}
-
-
-def former(settings: Iterable[Setting], item: Item) -> dict[str, Any]:
-    """Settings by the names of earlier versions, which left every value out of every key.
-
-    Only a hash of them is used: by it, the runs of those versions are recognised.
-    """
-    tracked = {one.key: one for one in settings}
-    told = [one.values[""] for one in tracked.values() if "" in one.values]
-    values = {str(value) for value in (*told, *item.former.values())}
-    found: dict[str, Any] = {}
-    for one in tracked.values():
-        named = one.named(".".join(part for part in one.key.split(".") if part not in values))
-        found |= one.named(one.key) if {"", *found, *item.former} & named.keys() else named
-    return {**found, **item.former}
+            named = setting.named(setting.key)
+        if not setting.is_default and any(taken[name] > 1 for name in named):
+            named = {f"{setting.file}:{name}": value for name, value in named.items()}
+        params |= named
+    params |= {f"item.{name}" if name in params else name: v for name, v in item.params.items()}
+    return ({"model": model, **params} if model else params), tuple(dict.fromkeys(chosen))

@@ -9,19 +9,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from dvc_mlflow import projects
+from dvc_mlflow import projects, schema
 from dvc_mlflow.hooks import settings
 
-TAG = "mlflow.sharedViewState."
-TABLE, CHARTS = f"{TAG}stages", f"{TAG}charts"
+TABLE, CHARTS = f"{schema.VIEW}stages", f"{schema.VIEW}charts"
 MOST = 6  # charts, and curves in one of them: MLflow takes 5,000 characters
 
 
 def settings_of(project: Path) -> dict[str, Any]:
     """The settings of the page of a project."""
     name = "main" if project == projects.MAIN else project.as_posix()
-    found: dict[str, Any] = settings().get("pages", {}).get(name, {})
-    return found
+    page: dict[str, Any] = settings().get("pages", {}).get(name, {})
+    return page
 
 
 def views(project: Path, metrics: Sequence[str] = (), curves: Sequence[str] = ()) -> dict[str, str]:
@@ -32,16 +31,20 @@ def views(project: Path, metrics: Sequence[str] = (), curves: Sequence[str] = ()
         curves: Metrics by step, for charts that no settings name.
     """
     page = settings_of(project)
-    default = ["tags.`stage`", "tags.`commit`", *(f"metrics.`{metric}`" for metric in metrics)]
+    default = [
+        f"tags.`{schema.STAGE}`",
+        f"tags.`{schema.COMMIT}`",
+        *(f"metrics.`{metric}`" for metric in metrics),
+    ]
     columns = page.get("columns", default)
-    found = {TABLE: _table(columns, page.get("order_by", "attributes.start_time"))}
+    views = {TABLE: _table(columns, page.get("order_by", "attributes.start_time"))}
     if drawn := page.get("charts") or _lines(curves):
-        found[CHARTS] = _charts(columns, **drawn)
-    return {tag: json.dumps(view) for tag, view in found.items()}
+        views[CHARTS] = _charts(columns, **drawn)
+    return {tag: json.dumps(view) for tag, view in views.items()}
 
 
 def _table(columns: Sequence[str], order_by: str) -> dict[str, Any]:
-    """The columns beside the runs, as wide as their names. The highest value of one comes first."""
+    """A table view: columns as wide as their names, sorted by `order_by`, highest first."""
     fixed = {"attributes.`Run Name`": 185, "runDateAndNestInfo": 130}
     return {
         "orderByKey": order_by,
@@ -61,7 +64,7 @@ def _charts(
     columns: Sequence[str],
     draw: Sequence[Sequence[str]],
     filter: str,
-    order_by: str = "tags.`mlflow.user`",  # by time, the UI folds runs into the pipeline's
+    order_by: str = f"tags.`{schema.USER}`",  # by time, the UI folds runs into the pipeline's
     list_runs: bool = True,
 ) -> dict[str, Any]:
     """Charts of those runs that pass a filter.

@@ -5,17 +5,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from dvc_mlflow import files, identity, models, registry, runs, store
+from dvc_kit import files
+from dvc_mlflow import addresses, identity, models, registry, runs, schema, shown, upkeep
 from dvc_mlflow.hooks import hook
-from dvc_mlflow.known import PARENT, Known, is_former
-from dvc_mlflow.results import Project, Result, made_by
-from dvc_mlflow.runs import Say, silent
+from dvc_mlflow.result import Result, made_by
+from dvc_mlflow.results import Project
+from dvc_mlflow.state import Known, is_former
 from dvc_mlflow.store import client
 from dvc_mlflow.values import LONGEST_TAG, cut, only_numbers
+from dvc_mlflow.writers import Say, silent
 
 MOST_COLUMNS = 5  # of metrics on the page of runs
-SCORE = "trained_model."  # before the name of a score: behind `loss`, `test_...` and `train_...`
-NAME = "pipeline"  # of the run, and its tag `stage`
 
 Locked = Mapping[str, Result]
 
@@ -53,7 +53,7 @@ def wanted(project: Project, locked: Locked) -> list[str]:
     """The files that :func:`connect` reads."""
     judged = evaluations(locked)
     whole = _whole(project, locked)
-    paths = [path for result in (*judged, *last(locked)) for path in runs.wanted(result)]
+    paths = [path for result in (*judged, *last(locked)) for path in shown.wanted(result)]
     evidence = [path for result in judged for path in registry.evidence(result, locked).values()]
     return [*paths, *(path.as_posix() for path in evidence), *whole.metrics, *whole.plots]
 
@@ -78,7 +78,7 @@ def connect(
             continue
         score_models(evaluation, locked)
         say("ready")
-        if not {*evaluation.outs} & {path.removesuffix(runs.SOME) for path in missing}:
+        if not {*evaluation.outs} & {path.removesuffix(shown.SOME) for path in missing}:
             registry.register(evaluation, locked, run.info.run_id)
         say("ready")
     group(experiment_id, project, locked, known, missing)
@@ -87,8 +87,7 @@ def connect(
 def score_models(evaluation: Result, locked: Locked) -> None:
     """Attach the metrics of a model to the logged model, and to the run that made it.
 
-    They are the part of a metrics file that has the name of the model. MLflow shows the charts of a
-    run in the order of their names. With SCORE, those of single numbers follow the learning curves.
+    They are the part of a metrics file that has the name of the model.
     """
     names = {path: name for result in locked.values() for path, name in result.models.items()}
     read = list(hook("datasets", lambda _: ())(evaluation))
@@ -96,37 +95,37 @@ def score_models(evaluation: Result, locked: Locked) -> None:
     if read:
         of_data = {"dataset_name": read[0].name, "dataset_digest": files.md5(read[0].path)}
     for file in evaluation.metrics:
-        metrics = runs.tree(Path(file))
+        metrics = shown.tree(Path(file))
         for path, name in names.items():
             if path not in evaluation.deps or not isinstance(metrics.get(name), Mapping):
                 continue
             scores = only_numbers(metrics[name])
-            values = {f"{SCORE}{key}": value for key, value in scores.items()}
+            values = {f"{schema.SCORE}{key}": value for key, value in scores.items()}
             for model in models.find(evaluation.deps[path])[:1]:
                 known = {(metric.key, metric.value) for metric in model.metrics or []}
                 if not known >= set(values.items()):
-                    of = {"run_id": model.source_run_id, "model_id": model.model_id, **of_data}
-                    runs.log_metrics(model.source_run_id, values, **of)
+                    points = [(key, value, 0) for key, value in values.items()]
+                    runs.log(
+                        model.source_run_id,
+                        metrics=points,
+                        run_id=model.source_run_id,
+                        model_id=model.model_id,
+                        **of_data,
+                    )
 
 
 def is_apart(project: Project, locked: Locked, known: Known) -> bool:
-    """Whether something of several runs is missing, although it could be there."""
+    """Whether the parent run, a parent link or a model version is missing, and could be written."""
     if not locked:
         return False
     parent = known.finished(_whole(project, locked))
     if parent is None or is_former(parent):
         return True
-    if any(registry.is_behind(one, locked) for one in evaluations(locked)):
+    if any(registry.is_behind(evaluation, locked) for evaluation in evaluations(locked)):
         return True
     stages = [known.finished(result) for result in locked.values()]
-    below = (PARENT in run.data.tags for run in stages if run)
+    below = (schema.PARENT in run.data.tags for run in stages if run)
     return not all(below) or bool(known.lost_files(parent))
-
-
-def _state(locked: Locked) -> str:
-    """A hash of the links of all stages."""
-    links = sorted(f"{tag}={value}" for one in locked.values() for tag, value in one.links.items())
-    return hashlib.md5("".join(links).encode()).hexdigest()
 
 
 def group(
@@ -147,24 +146,13 @@ def group(
     if None in of_stage.values():
         return
     whole = _whole(project, locked)
-    parent = known.finished(whole)
-    if parent is None:
-        parent = known.deleted(whole)
+    parent = known.finished(whole) or known.deleted(whole)
     if parent and parent.info.lifecycle_stage == "deleted":
         client().restore_run(parent.info.run_id)
         print("restored the deleted run of the pipeline")
-    text = {"mlflow.note.content": description(locked, of_stage)}
+    text = {schema.NOTE: description(locked, of_stage)}
     if parent is None:
-        chosen = dict.fromkeys(value for result in locked.values() for value in result.chosen)
-        copied = ("commit", "dirty", "dvc_experiment", "mlflow.user")
-        newest = max(of_stage.values(), key=lambda run: run.info.start_time).data.tags
-        tags = {key: value for key, value in newest.items() if key in copied}
-        name = " ".join([NAME, *chosen, *filter(None, [tags.get("dvc_experiment")])])
-        parent_id = runs.write(experiment_id, whole, {**tags, **text}, missing, name)
-        shown = client().get_run(parent_id).data.metrics.keys() - {"epoch", "step"}
-        shown = sorted(shown, key=lambda metric: (len(metric), metric))[:MOST_COLUMNS]
-        drawn = [found for run in of_stage.values() if (found := store.curves_of(run))]
-        store.show_views(project.folder, experiment_id, shown, next(iter(drawn), []))
+        parent_id = _write(experiment_id, whole, locked, of_stage, missing, text)
     else:
         parent_id = parent.info.run_id
         if known.lost_files(parent):
@@ -172,32 +160,57 @@ def group(
         runs.log(parent_id, tags={**whole.tags, **text})
     for run in of_stage.values():
         above = known.above(run)
-        if above is not None and above.data.tags.get("stage") != NAME:
+        if above is not None and above.data.tags.get(schema.STAGE) != schema.PIPELINE:
             continue
-        if run.data.tags.get(PARENT) != parent_id:
-            client().set_tag(run.info.run_id, PARENT, parent_id)
-            run.data.tags[PARENT] = parent_id
+        if run.data.tags.get(schema.PARENT) != parent_id:
+            client().set_tag(run.info.run_id, schema.PARENT, parent_id)
+            run.data.tags[schema.PARENT] = parent_id
     known.add(parent_id)
+
+
+def _write(
+    experiment_id: str,
+    whole: Result,
+    locked: Locked,
+    of_stage: Mapping[str, Any],
+    missing: Sequence[str],
+    text: Mapping[str, str],
+) -> str:
+    """Write the run over the runs of all stages, and let the page of runs show its metrics."""
+    newest = max(of_stage.values(), key=lambda run: run.info.start_time).data.tags
+    copied = (schema.COMMIT, schema.DIRTY, schema.EXPERIMENT, schema.USER)
+    tags = {key: newest[key] for key in copied if key in newest}
+    chosen = dict.fromkeys(value for result in locked.values() for value in result.chosen)
+    name = " ".join([schema.PIPELINE, *chosen, *filter(None, [tags.get(schema.EXPERIMENT)])])
+    run_id = runs.write(experiment_id, whole, {**tags, **text}, missing, name)
+    metrics = client().get_run(run_id).data.metrics.keys() - {"epoch", "step"}
+    columns = sorted(metrics, key=lambda metric: (len(metric), metric))[:MOST_COLUMNS]
+    drawn = filter(None, map(addresses.curves_of, of_stage.values()))
+    upkeep.show_views(whole.project, experiment_id, columns, next(drawn, []))
+    return run_id
 
 
 def _whole(project: Project, locked: Locked) -> Result:
     """The last stages, and the metrics of all stages, as one result."""
     metrics, plots = project.loose()
-    shown = [path for result in locked.values() for path in result.metrics]
+    results = locked.values()
     ends = {path: md5 for result in last(locked) for path, md5 in result.outs.items()}
-    kept = [path for path in ends if not any(path in result.models for result in locked.values())]
+    links = sorted(f"{tag}={value}" for result in results for tag, value in result.links.items())
     return Result(
         project=project.folder,
-        stage=NAME,
+        stage=schema.PIPELINE,
         desc="",
-        params=_agreed([result.full for result in locked.values()]),
-        former=_agreed([result.former for result in locked.values()]),
-        outs={path: ends[path] for path in kept},
+        params=_agreed([result.full for result in results]),
+        outs={
+            path: md5
+            for path, md5 in ends.items()
+            if not any(path in result.models for result in results)
+        },
         deps={},
-        state=_state(locked),
-        identity=identity.of(sorted(result.identity for result in locked.values())),
-        sizes={path: size for result in locked.values() for path, size in result.sizes.items()},
-        metrics=(*shown, *metrics),
+        state=hashlib.md5("".join(links).encode()).hexdigest(),
+        identity=identity.of(sorted(result.identity for result in results)),
+        sizes={path: size for result in results for path, size in result.sizes.items()},
+        metrics=(*(path for result in results for path in result.metrics), *metrics),
         plots={path: plot for result in last(locked) for path, plot in result.plots.items()}
         | plots,
     )
@@ -205,11 +218,11 @@ def _whole(project: Project, locked: Locked) -> Result:
 
 def _agreed(settings: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """The settings that have one value in all stages which have them."""
-    found = {key: value for of_stage in settings for key, value in of_stage.items()}
     return {
         key: value
-        for key, value in found.items()
-        if all(of_stage.get(key, value) == value for of_stage in settings)
+        for of_stage in settings
+        for key, value in of_stage.items()
+        if all(other.get(key, value) == value for other in settings)
     }
 
 
@@ -222,11 +235,8 @@ def description(locked: Locked, of_stage: Mapping[str, Any]) -> str:
         if out.endswith(".md") and Path(out).is_file()
     ]
     rows = [
-        [
-            f"[{stage}]({store.page_of(run)})",
-            locked[stage].desc,
-        ]
+        f"| [{stage}]({addresses.page_of(run)}) | {locked[stage].desc} |"
         for stage, run in of_stage.items()
     ]
-    lines = ["| stage | description |", "|---|---|", *(f"| {' | '.join(row)} |" for row in rows)]
+    lines = ["| stage | description |", "|---|---|", *rows]
     return cut("\n".join([*texts, *lines]), LONGEST_TAG)

@@ -20,11 +20,11 @@ class StageContext(RunContextProvider):
 
     def tags(self) -> dict[str, str]:
         """The tags, or none if they cannot be had: a run is never stopped for them."""
-        from dvc_mlflow import runs
+        from dvc_mlflow import schema, writers
 
         try:
-            told = _tags(os.environ["DVC_STAGE"], os.environ["DVC_ROOT"])
-            return {**told, "process": runs.this_process()}
+            tags = _tags(os.environ["DVC_STAGE"], os.environ["DVC_ROOT"])
+            return {**tags, schema.PROCESS: writers.this_process()}
         except Exception:
             return {}
 
@@ -32,19 +32,13 @@ class StageContext(RunContextProvider):
 @functools.cache  # code may begin hundreds of runs, one below the other
 def _tags(stage: str, dvc_root: str) -> dict[str, str]:
     """The tags of all runs of a stage, from the values of DVC_STAGE and DVC_ROOT."""
-    from dvc_mlflow import alone, git, projects, results
+    from dvc_mlflow import git, projects, results, runs
 
     root = projects.root(Path(dvc_root))
     assert root
-    address = alone.address()  # of ``stage``, from the folder of its project
+    address = projects.address()  # of ``stage``, from the folder of its project
     with chdir(root):
         project, stage = results.project_of(address)
         result = project.here(stage, with_outs=False)
         code = git.provenance(results.changing())
-    return {
-        "stage": stage,
-        "project": project.folder.as_posix(),
-        "read": result.read,
-        "mlflow.note.content": result.desc,
-        **code,
-    }
+    return {**runs.of_stage(result), **code}

@@ -1,106 +1,59 @@
-"""The process that writes the runs of the stages: ``python -m dvc_mlflow.process FD``.
+"""The process that writes the run of a stage: ``python -m dvc_mlflow.process FD STAGE``.
 
-The first stage starts it with a listening socket. It imports MLflow once, and forks a process for
-each stage that connects. It ends when no stage has connected for a while. On macOS a process must
-not fork after it has imported such libraries, so there each stage gets a new process
-(``python -m dvc_mlflow.process FD attend``).
-
-A stage sends one JSON object per line: first `{"stage": ..., "environment": {...}}`, then
+The stage starts it with one end of a pair of sockets, and sends one JSON object per line:
 `{"epoch": {...}}` for each epoch, and at last `{"end": STATUS, "reason": ...}`. If the connection
-ends before that, the stage was killed. The answer has one line per step: first `process PID`, then
-`local` before work of its own, which may take long, `ready` before and after a request to the store
-(`local` if that is a file), `note: LINE` about a value that MLflow does not hold as it is, and at
-the end `done` or `failed: REASON`.
+ends before that, the stage was killed. The answer has one line per step: `local` before work of its
+own, which may take long, `ready` before and after a request to the store (`local` if that is a
+file), `note: LINE` about a value that MLflow does not hold as it is, and at the end `done` or
+`failed: REASON`.
 """
 
 import contextlib
-import importlib
 import io
 import json
 import os
-import select
 import socket
-import subprocess
 import sys
-import time
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 from typing import Any, NoReturn
 
-from dvc_mlflow import claims, git, pipeline, reasons, results, runs, store
+from dvc_mlflow import claims, git, pipeline, reasons, results, runs, schema, store, upkeep
 from dvc_mlflow.content import Content
-from dvc_mlflow.errors import StageError
-from dvc_mlflow.hooks import hook
-from dvc_mlflow.known import Known
-from dvc_mlflow.results import Result
-from dvc_mlflow.runs import Say
+from dvc_mlflow.result import Result, made_by
+from dvc_mlflow.state import Known
 from dvc_mlflow.store import client
+from dvc_mlflow.writers import Say
 
 CLAIM_PATIENCE = 20.0  # seconds that a stage waits while another machine syncs
-LINGER = 10.0  # seconds without a stage after which the process ends
-# Imported once for all stages
-MODULES = ("mlflow", "mlflow.store.tracking.sqlalchemy_store", "dvc.repo")
-FORKS = sys.platform != "darwin"
 
 
-def serve(listener: socket.socket, waiting: list[str]) -> None:
-    """Fork a process for each stage that connects, until no more stages come.
-
-    Args:
-        waiting: Modules to import when there is nothing else to do.
-    """
-    path, used, children = Path(listener.getsockname()), time.monotonic(), 0
-    while children or waiting or time.monotonic() < used + LINGER:
-        while children and os.waitpid(-1, os.WNOHANG) != (0, 0):
-            children, used = children - 1, time.monotonic()
-        ready, _, _ = select.select([listener], [], [], 0 if waiting else 0.2)
-        if ready:
-            answer(listener)
-            children += 1
-        elif waiting:
-            with contextlib.suppress(Exception):  # the stage that needs it will report it
-                importlib.import_module(waiting.pop(0))
-    path.unlink(missing_ok=True)
-    while select.select([listener], [], [], 0)[0]:  # late stages
-        answer(listener)
-
-
-def answer(listener: socket.socket) -> None:
-    """Take one connection in a new process, so that a run that hangs does not delay the others."""
-    connection, _ = listener.accept()
-    if not FORKS:
-        subprocess.Popen(
-            [sys.executable, "-m", "dvc_mlflow.process", str(connection.fileno()), "attend"],
-            pass_fds=[connection.fileno()],
-        )
-    elif os.fork() == 0:
-        listener.close()
-        attend(connection)
-    connection.close()
-
-
-def attend(connection: socket.socket) -> NoReturn:
+def attend(stage: str, connection: socket.socket) -> NoReturn:
     """Write the run of the stage that is connected, and end this process."""
-    # Two streams, because writing to one drops the text that it has read ahead
-    said = connection.makefile("r", encoding="utf-8")
-    answers = connection.makefile("w", encoding="utf-8")
-
-    def say(line: str) -> None:
-        if line == "ready" and store.is_local(store.uri()):
-            line = "local"
-        with contextlib.suppress(OSError):  # the run of a killed stage is ended, too
-            print(line, file=answers, flush=True)
-
+    say = answering(connection)
     try:
-        say(f"process {os.getpid()}")
         say("local")
+        store.apply_settings()
         with contextlib.redirect_stdout(Notes(say)):
-            follow(messages(said), say)
+            follow(stage, messages(connection.makefile("r", encoding="utf-8")), say)
         say("done")
     except BaseException as error:
         say(f"failed: {reasons.explain(error)}")
     # Threads and exit handlers of MLflow may hang where the server does
     os._exit(0)
+
+
+def answering(connection: socket.socket) -> Say:
+    """A function that sends a line to the stage, which reads nothing before its end."""
+
+    def say(line: str) -> None:
+        if line == "ready" and store.is_local(store.uri()):
+            line = "local"
+        # What only shows progress is dropped where the buffer is full
+        waits = 0 if ": " in line or line == "done" else socket.MSG_DONTWAIT
+        with contextlib.suppress(OSError):  # the run of a killed stage is ended, too
+            connection.sendall(f"{line}\n".encode(), waits)
+
+    return say
 
 
 class Notes(io.TextIOBase):
@@ -122,14 +75,10 @@ def messages(stream: Iterable[str]) -> Iterator[dict[str, Any]]:
         yield from map(json.loads, stream)
 
 
-def follow(sent: Iterator[dict[str, Any]], say: Say) -> None:
+def follow(stage: str, sent: Iterator[dict[str, Any]], say: Say) -> None:
     """Write the run of a stage while it runs, from its messages."""
-    first = next(sent)
-    stage: str = first["stage"]
-    os.environ.clear()
-    os.environ.update(first["environment"])
     project, stage = results.project_of(stage)
-    experiment_id = store.open_store(project.folder)
+    experiment_id = upkeep.open_store(project.folder)
     from mlflow.entities import RunTag
 
     result = project.here(stage, with_outs=False)
@@ -157,7 +106,7 @@ def follow(sent: Iterator[dict[str, Any]], say: Say) -> None:
         runs.complete(run_id, result, say=say)
         finish(experiment_id, run_id, result, project, say)
     else:
-        client().log_batch(run_id, tags=[RunTag("reason", reason)])
+        client().log_batch(run_id, tags=[RunTag(schema.REASON, reason)])
         client().set_terminated(run_id, status)
 
 
@@ -181,7 +130,7 @@ def finish(
     if set(locked) != set(project) or not pipeline.agree(locked):
         return
     ordered = {stage: locked[stage] for stage in project}
-    content = Content(project, results.made_by(ordered.values()))
+    content = Content(project, made_by(ordered.values()))
     wanted = pipeline.wanted(project, ordered)
     with claims.held(patience=CLAIM_PATIENCE, say=say):
         say("local")
@@ -190,21 +139,5 @@ def finish(
             pipeline.connect(experiment_id, project, ordered, Known(), missing, say)
 
 
-def main() -> None:
-    given = socket.socket(fileno=int(sys.argv[1]))
-    store.apply_settings()
-    if sys.argv[2:] == ["attend"]:
-        attend(given)
-    if not FORKS:
-        serve(given, [])
-        return
-    waiting: list[str] = []
-    with contextlib.suppress(ImportError, StageError):  # each stage is told
-        for module in MODULES:
-            importlib.import_module(module)
-        waiting += hook("imports", tuple)()
-    serve(given, waiting)
-
-
 if __name__ == "__main__":
-    main()
+    attend(sys.argv[2], socket.socket(fileno=int(sys.argv[1])))

@@ -6,17 +6,20 @@ is the highest folder of a DVC project.
 
 import contextlib
 import functools
+import os
 import posixpath
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from dvc_mlflow import declaration, files
-from dvc_mlflow.errors import InputError, StageError
+from dvc_kit import files
+from dvc_kit.errors import InputError, StageError
+from dvc_mlflow import declaration
 from dvc_mlflow.git import GitError, git
 
 MAIN = Path()
 DECLARATION, LOCK, CONFIG = "dvc.yaml", "dvc.lock", ".dvc/config"
+SHELLS = ("sh", "dash", "bash", "zsh", "fish", "ksh")  # `dvc` starts a stage through one
 
 Projects = dict[Path, list[Path]]  # the dvc.yaml files of each project, by its folder
 
@@ -162,3 +165,34 @@ def outs(
             if "md5" in out
         }
     return found
+
+
+# --- what DVC runs ---
+
+
+def dvc_process() -> Any:
+    """The process of the `dvc` that started this one through a shell, or None."""
+    import psutil  # `dvc` needs it too
+
+    parents = psutil.Process().parents()
+    return next((parent for parent in parents if parent.name() not in SHELLS), None)
+
+
+def address() -> str:
+    """The full name of the stage that `dvc` runs, such as `train` or `folder/dvc.yaml:train`.
+
+    DVC_STAGE has the path as it is from the folder where `dvc` was started.
+    """
+    file, _, name = os.environ["DVC_STAGE"].rpartition(f"{DECLARATION}:")
+    top = Path(os.environ["DVC_ROOT"]).resolve()
+    started = [top]
+    with contextlib.suppress(Exception):  # another user's process
+        started.insert(0, Path(dvc_process().cwd()))
+    for folder in ((place / file).resolve() for place in started):
+        above = (place for place in (folder, *folder.parents) if (place / ".dvc").is_dir())
+        project = next(above, Path())
+        is_copy = project.is_relative_to(top / ".dvc")  # by `dvc exp run --temp`
+        if (project == top or is_copy) and (folder / DECLARATION).is_file():
+            below = (folder / DECLARATION).relative_to(project).as_posix()
+            return name if folder == project else f"{below}:{name}"
+    return name

@@ -6,17 +6,15 @@ description of the version. Without the setting `registered_model`, nothing is r
 
 import json
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from dvc_mlflow import models, store
+from dvc_mlflow import ask, models, schema, store
 from dvc_mlflow.hooks import hook, settings
-from dvc_mlflow.known import search
-from dvc_mlflow.results import Result
+from dvc_mlflow.result import Result
+from dvc_mlflow.schema import CHAMPION
 from dvc_mlflow.store import client
-
-CHAMPION = "champion"
 
 Locked = Mapping[str, Result]
 
@@ -71,34 +69,42 @@ def register(evaluation: Result, locked: Locked, run_id: str) -> None:
         if reason != version.description:
             client().update_model_version(name(), version.version, reason)
     present = champion()
-    if present is not None and present.tags.get("md5", noted) != noted:
-        client().set_registered_model_tag(name(), CHAMPION, present.tags["md5"])
+    if present is not None and present.tags.get(schema.MD5, noted) != noted:
+        client().set_registered_model_tag(name(), CHAMPION, present.tags[schema.MD5])
 
 
 def _version(model: str, md5: str, run_id: str) -> Any:
-    """The version made from a file; registered now if it is new. None without a logged model."""
+    """The version made from a file; registered now if it is new. None without a logged model.
+
+    A version names its logged model for ever. If that was deleted, another version replaces it.
+    """
     version, logged = version_of(md5), models.find(md5)
-    if version is not None or not logged:
+    if not logged or (version is not None and _names_one_of(version, logged)):
         return version
+    if version is not None:
+        client().delete_model_version(name(), version.version)
     version = client().create_model_version(
         name(),
         source=f"models:/{logged[0].model_id}",
         run_id=logged[0].source_run_id,
         model_id=logged[0].model_id,
-        tags={"model": model, "md5": md5, "evaluation": run_id},
+        tags={schema.MODEL: model, schema.MD5: md5, schema.EVALUATION: run_id},
     )
     link = json.dumps([{"name": name(), "version": version.version}])
-    client().set_logged_model_tags(logged[0].model_id, {"mlflow.modelVersions": link})
+    client().set_logged_model_tags(logged[0].model_id, {schema.VERSIONS: link})
     return version
+
+
+def _names_one_of(version: Any, logged: Sequence[Any]) -> bool:
+    """Whether the model that a version names is one of these."""
+    return version.source.removeprefix("models:/") in {model.model_id for model in logged}
 
 
 def _again(md5: str) -> Any:
     """Register the model of an older evaluation again, or None if its runs are lost."""
     logged = models.find(md5)
-    if not logged:
-        return None
-    evaluations = search(f"dataset.digest = '{md5}' and attributes.status = 'FINISHED'")
-    if not evaluations:
+    evaluations = ask.search(f"dataset.digest = '{md5}' and attributes.status = 'FINISHED'")
+    if not logged or not evaluations:
         return None
     version = _version(logged[0].name, md5, evaluations[0].info.run_id)
     client().update_model_version(name(), version.version, "champion: registered once more")
@@ -113,8 +119,10 @@ def is_behind(evaluation: Result, locked: Locked) -> bool:
     if registered is None:
         return True
     md5s = _evaluated(evaluation, locked).values()
-    if any(version_of(md5) is None and models.find(md5) for md5 in md5s):
-        return True
+    for md5 in md5s:
+        version, logged = version_of(md5), models.find(md5)
+        if logged and (version is None or not _names_one_of(version, logged)):
+            return True
     noted = registered.tags.get(CHAMPION)
     if not noted or champion() is not None:
         return False
@@ -123,14 +131,18 @@ def is_behind(evaluation: Result, locked: Locked) -> bool:
 
 def _registered() -> Any:
     """The registered model, or None."""
-    from mlflow.exceptions import MlflowException
+    return ask.get(client().get_registered_model, name())
 
-    try:
-        return client().get_registered_model(name())
-    except MlflowException as error:
-        if error.error_code in store.NOT_THERE:
-            return None
-        raise
+
+def champion() -> Any:
+    """The version that is champion, or None."""
+    return ask.get(client().get_model_version_by_alias, name(), CHAMPION)
+
+
+def version_of(md5: str) -> Any:
+    """The version that was made from the file with this md5, or None."""
+    of_file = f"name = '{name()}' and tag.{schema.MD5} = '{md5}'"
+    return next(iter(client().search_model_versions(of_file)), None)
 
 
 def without_champion() -> str:
@@ -142,37 +154,17 @@ def without_champion() -> str:
     if registered is not None and version_of(registered.tags.get(CHAMPION, "none")):
         return f"{name()} has lost its alias {CHAMPION}: `dvc-mlflow sync` restores it"
     ordered = sorted(versions, key=lambda version: int(version.version))
-    last = ordered[-1].tags.get("evaluation")
+    last = ordered[-1].tags.get(schema.EVALUATION)
     reasons = "; ".join(
-        f"version {version.version} ({version.tags.get('model')}): {version.description}"
+        f"version {version.version} ({version.tags.get(schema.MODEL)}): {version.description}"
         for version in ordered
-        if version.tags.get("evaluation") == last
+        if version.tags.get(schema.EVALUATION) == last
     )
     return f"{name()} has no {CHAMPION} in {store.name()}: {reasons}"
 
 
-def version_of(md5: str) -> Any:
-    """The version that was made from the file with this md5, or None."""
-    found = client().search_model_versions(f"name = '{name()}' and tag.md5 = '{md5}'")
-    return found[0] if found else None
-
-
-def champion() -> Any:
-    """The version that is champion, or None."""
-    from mlflow.exceptions import MlflowException
-
-    try:
-        return client().get_model_version_by_alias(name(), CHAMPION)
-    except MlflowException as error:
-        if error.error_code in store.NOT_THERE:
-            return None
-        raise
-
-
 def judge(version: Any, evidence: Path) -> tuple[bool, str]:
     """Whether a version becomes champion, and the reason."""
-    from mlflow.exceptions import MlflowException
-
     present = champion()
     if present is not None and present.version == version.version:
         return False, version.description or hook("judge")(evidence, None, None)[1]
@@ -180,12 +172,17 @@ def judge(version: Any, evidence: Path) -> tuple[bool, str]:
         moves, reason = hook("judge")(evidence, None, None)
         return moves, reason
     with tempfile.TemporaryDirectory() as folder:
-        against: Path | None = None
-        try:
-            out = hook("evidence")(present.tags["model"])
-            found = client().download_artifacts(present.tags["evaluation"], out.name, folder)
-            against = Path(found)
-        except (MlflowException, OSError, KeyError):
-            pass
-        moves, reason = hook("judge")(evidence, present.version, against)
+        moves, reason = hook("judge")(evidence, present.version, _evidence_of(present, folder))
         return moves, reason
+
+
+def _evidence_of(version: Any, folder: str) -> Path | None:
+    """The evidence of a version, brought into a folder; None if it is lost."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        out = hook("evidence")(version.tags[schema.MODEL])
+        evaluation = version.tags[schema.EVALUATION]
+        return Path(client().download_artifacts(evaluation, out.name, folder))
+    except (MlflowException, OSError, KeyError):
+        return None

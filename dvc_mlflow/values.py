@@ -1,16 +1,16 @@
 """Values as MLflow takes them, and one line about each that it cannot hold as it is."""
 
 import functools
-import hashlib
 import itertools
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from dvc_mlflow import files
-from dvc_mlflow.errors import StageError, shortened
-from dvc_mlflow.results import named
+from dvc_kit import files
+from dvc_kit.errors import StageError, shortened
+from dvc_mlflow.naming import cut as cut  # which others take from here
+from dvc_mlflow.naming import leaves, marked, named
 
 LONGEST_PARAM, LONGEST_TAG = 6_000, 8_000  # characters that MLflow keeps; it cuts off the rest
 LONGEST_NAME = 250  # characters of the name of a run that every database takes
@@ -23,13 +23,6 @@ MOST_NAMED = 10  # keys in one line
 def note(line: str) -> None:
     """Say it, once in a process."""
     print(line)
-
-
-def cut(text: str, longest: int) -> str:
-    """A text as it is, or its beginning and a hash, so that two long ones do not look equal."""
-    if len(text) <= longest:
-        return text
-    return f"{text[: longest - 9]}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
 
 
 def param(key: str, value: Any) -> str:
@@ -58,7 +51,7 @@ def told_apart(keys: Iterable[str]) -> dict[str, str]:
     for key in dict.fromkeys(keys):
         name = named(key)
         if name in taken:
-            name = named(f"{name[:240]}-{hashlib.sha256(key.encode()).hexdigest()[:8]}")
+            name = named(marked(name, 249, key))
         taken.add(name)
         names[key] = name
         if name != key:
@@ -92,10 +85,10 @@ def of_file(path: Path) -> dict[str, float]:
     found: dict[str, float] = {}
     others: list[str] = []
     first: set[str] = set()
-    for parts, value in _leaves(tree):
+    for parts, value in leaves(tree):
         key = ".".join(map(str, parts)) if parts else path.stem
         if key in first:  # {"a.b": 1, "a": {"b": 2}}
-            new = f"{key}-{hashlib.sha256(repr(parts).encode()).hexdigest()[:8]}"
+            new = marked(key, len(key) + 9, parts)
             note(f"{path} has two values {key}: the second is called {new} in MLflow")
             key = new
         first.add(key)
@@ -120,7 +113,7 @@ def of_file(path: Path) -> dict[str, float]:
 def only_numbers(metrics: Mapping[str, Any]) -> dict[str, float]:
     """The numbers of a mapping, by their flat keys. See :func:`of_file`, which names the others."""
     found = {}
-    for parts, value in _leaves(metrics):
+    for parts, value in leaves(metrics):
         if isinstance(value, int | float) or is_not_finite(value):
             try:
                 found[".".join(map(str, parts))] = float(value)
@@ -138,15 +131,6 @@ def stored(value: float) -> str:
     if math.isinf(value):
         return "1.7976931348623157e+308" if value > 0 else "-1.7976931348623157e+308"
     return "0.0" if value == 0 and math.copysign(1, value) < 0 else ""
-
-
-def _leaves(tree: Any, above: tuple[Any, ...] = ()) -> Iterator[tuple[tuple[Any, ...], Any]]:
-    """Everything in a tree that is no mapping, and the keys that lead to it."""
-    if isinstance(tree, Mapping):
-        for key, value in tree.items():
-            yield from _leaves(value, (*above, key))
-    else:
-        yield above, tree
 
 
 # --- names ---

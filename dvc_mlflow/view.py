@@ -6,19 +6,17 @@ import signal
 import socket
 import subprocess
 import sys
-import time
-import urllib.request
-from types import FrameType
 
-from dvc_mlflow import pages, projects, reasons, store
-from dvc_mlflow.errors import InputError, StageError
+from dvc_kit.errors import InputError, StageError
+from dvc_mlflow import addresses, pages, projects, reasons, schema, store, upkeep
 
 PORT = 5000
 NEWEST = 100  # runs that the links are chosen from
-PATIENCE = 120.0  # seconds for the server to start
+# Seven processes, for pages that no run of ours is on
+OF_SERVER = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
 
 
-def links(ui: str = store.UI, update: bool = True) -> str:
+def links(ui: str = addresses.UI, update: bool = True) -> str:
     """The addresses of the runs and the charts of each project, one per line.
 
     Args:
@@ -36,32 +34,32 @@ def links(ui: str = store.UI, update: bool = True) -> str:
         if not experiment_id or not newest:
             lines.append((f"{title}runs", store.nothing()))
             continue
-        lines.append((f"{title}runs", store.overview(experiment_id, ui)))
-        drawn = [run for run in newest if store.curves_of(run)]
+        lines.append((f"{title}runs", addresses.overview(experiment_id, ui)))
+        drawn = [run for run in newest if addresses.curves_of(run)]
         if update:
             with contextlib.suppress(Exception):  # a store that can only be read
-                curves = store.curves_of(drawn[0]) if drawn else []
-                store.show_views(folder, experiment_id, curves=curves)
+                curves = addresses.curves_of(drawn[0]) if drawn else []
+                upkeep.show_views(folder, experiment_id, curves=curves)
         if pages.CHARTS in store.client().get_experiment(experiment_id).tags:
-            lines.append((f"{title}charts", store.overview(experiment_id, ui, pages.CHARTS)))
+            lines.append((f"{title}charts", addresses.overview(experiment_id, ui, pages.CHARTS)))
         # The runs of one state of dvc.lock have one parent. A run that did not end well has none
-        parents = [run.data.tags.get("mlflow.parentRunId") for run in drawn]
+        parents = [run.data.tags.get(schema.PARENT) for run in drawn]
         newest_parent = next(filter(None, parents), "none")
         beside = [run for run, above in zip(drawn, parents, strict=True) if above == newest_parent]
-        if together := store.comparison(beside[::-1], ui):
+        if together := addresses.comparison(beside[::-1], ui):
             lines.append((f"{title}compared", together))
     return "\n".join(f"{name:14} {address}" for name, address in lines)
 
 
 def print_links() -> None:
-    found = links(update=False)
-    print(found)
-    if store.UI in found:
-        store.print_how_to_open()
+    text = links(update=False)
+    print(text)
+    if addresses.UI in text:
+        addresses.print_how_to_open()
 
 
 def show(port: str = "") -> None:
-    """Print the address of the UI. For a store without a server, run one until it is interrupted.
+    """Print the addresses of the pages. For a store without a server, run MLflow's until Ctrl-C.
 
     Args:
         port: Of the new server; by default the first free one from PORT on.
@@ -71,7 +69,7 @@ def show(port: str = "") -> None:
         StageError: The server ended.
     """
     if store.is_remote(store.uri()):
-        home = f"/#/?{store.workspace()}" if store.workspace() else ""
+        home = f"/#/?{addresses.workspace()}" if addresses.workspace() else ""
         print(f"The tracking server has the UI: {store.name().rstrip('/')}{home}", flush=True)
         try:
             with reasons.explained():
@@ -79,28 +77,31 @@ def show(port: str = "") -> None:
         except StageError as error:  # its address is all that can be told
             print(f"warning: {error}", file=sys.stderr)
         return
-    address = f"http://127.0.0.1:{_free(port)}"
+    number = str(_free(port))
     with contextlib.redirect_stdout(sys.stderr):  # only the addresses go to the output
-        store.settle()
-    store.ignore()  # the server makes a store that is not there
-    found = links(address)  # before the server starts, because this reports an unusable store
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, _interrupt)
+        upkeep.settle()
+    upkeep.ignore()  # the server makes a store that is not there
+    print(links(f"http://127.0.0.1:{number}"), flush=True)
+    print("they open in a few seconds, when the server of MLflow has started", file=sys.stderr)
+    for ending in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(ending, signal.getsignal(signal.SIGINT))
     server = subprocess.Popen(
-        [sys.executable, "-m", "mlflow", "ui", "--port", address.rpartition(":")[2]],
+        [sys.executable, "-m", "mlflow", "ui", "--port", number],
         cwd=store.root(),
-        env={**os.environ, "MLFLOW_BACKEND_STORE_URI": store.uri()},  # hidden from `ps`
-        stdout=2,  # only the addresses go to the output
+        env={**OF_SERVER, **os.environ, "MLFLOW_BACKEND_STORE_URI": store.uri()},  # not in `ps`
+        stdout=2,
         start_new_session=True,  # its processes form a group, and end together
     )
     try:
-        if _answers(address, server) or server.poll() is None:
-            print(found, flush=True)
         server.wait()
     except KeyboardInterrupt:
         return
     finally:
-        _end(server)
+        for ending in (signal.SIGTERM, signal.SIGKILL):
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(server.pid, ending)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                server.wait(5)
     raise StageError("`mlflow ui` ended, see above")
 
 
@@ -117,31 +118,3 @@ def _free(port: str) -> int:
             return number
     taken = port or f"{PORT} and the 99 after it"
     raise InputError(f"port {taken} is taken: `dvc-mlflow view PORT`")
-
-
-def _answers(address: str, server: subprocess.Popen[bytes]) -> bool:
-    """Wait until the server answers. False if it has ended or takes longer than PATIENCE."""
-    # A proxy of the environment (http_proxy) is for other machines
-    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    deadline = time.monotonic() + PATIENCE
-    while server.poll() is None and time.monotonic() < deadline:
-        try:
-            direct.open(f"{address}/health", timeout=2).close()
-        except OSError:
-            time.sleep(0.2)
-        else:
-            return True
-    return False
-
-
-def _interrupt(number: int, frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
-
-
-def _end(server: subprocess.Popen[bytes]) -> None:
-    """End the server and the processes that it started."""
-    for number in (signal.SIGTERM, signal.SIGKILL):
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(server.pid, number)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            server.wait(5)

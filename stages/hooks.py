@@ -9,12 +9,16 @@ from typing import Any
 
 import numpy as np
 
+from dvc_kit import strict
 from dvc_mlflow.hooks import Dataset
-from dvc_mlflow.results import Result, flat
+from dvc_mlflow.result import Result
+from dvc_mlflow.shown import tree
+from dvc_mlflow.values import only_numbers
 from stages import scoring
-from stages.base import files, params, strict
+from stages.base import files, params
 from stages.base.params import CLASSES, MODEL_NAMES, ModelName, Recipe, Registry
 from stages.base.splits import SIDE
+from stages.networks import MODELS
 
 ROOT = Path(__file__).parents[1]
 SPLITS_READ = {"train": "training", "test": "evaluation"}
@@ -22,6 +26,12 @@ SPLITS_READ = {"train": "training", "test": "evaluation"}
 
 def check() -> None:
     params.load()
+    params.check_stages()
+
+
+def colors() -> dict[str, dict[str, str]]:
+    """Of the runs in MLflow's charts, by the setting `model`: those of the figures."""
+    return {"model": {name: model.color for name, model in MODELS.items()}}
 
 
 # --- models ---
@@ -55,10 +65,6 @@ def export(result: Result, path: Path, folder: Path, **ids: Any) -> None:
             extra_files=[str(weights)],
             serialization_format="pt2",
         )
-
-
-def imports() -> list[str]:
-    return ["mlflow.pytorch", "torch.export._trace"]
 
 
 def recipe_of(result: Result, name: ModelName) -> Recipe:
@@ -117,24 +123,14 @@ def datasets(result: Result) -> Iterator[Dataset]:
 
 def metrics(path: Path) -> dict[str, float]:
     """Numbers that `dvc metrics show` does not show, or that are in a folder of results."""
-    if path == files.EVALUATION:
-        return _single_numbers(json.loads(path.read_text(encoding="utf-8")))
-    if path == files.REPORTS / "plot.json":
-        return flat(json.loads(path.read_text(encoding="utf-8")))
+    if path in (files.EVALUATION, files.REPORTS / "plot.json"):
+        return only_numbers(tree(path))
     if path == files.DATA_PREPARED:
         return dict(_counts(path / "counts.csv"))
     if (path / "metrics.json").is_file():
-        from dvc_mlflow.runs import only_numbers, tree
-
         return only_numbers(tree(path / "metrics.json"))
     scores = _cell(path).get("scores", {})
     return {name: value for name, [value] in scores.items()}
-
-
-def _single_numbers(tree: Mapping[str, Any]) -> dict[str, float]:
-    """The lists of one number each, flat."""
-    lists = {name: value for name, value in flat(tree).items() if len(value) == 1}
-    return {name: value for name, [value] in lists.items() if not isinstance(value, str)}
 
 
 def history(path: Path) -> Mapping[str, Sequence[float]]:

@@ -10,12 +10,14 @@ import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-import dvc_mlflow
-from dvc_mlflow.errors import InputError, main_function
-from dvc_mlflow.files import write_text
+from dvc_kit.errors import InputError, main_function
+from dvc_kit.files import write_text
 from stages import scoring
 from stages.base import files, params, splits
 from stages.base.params import MODEL_NAMES, TITLES
+from stages.base.stage import running
+from stages.networks import MODELS
+from stages.networks.model import listed
 from stages.show import figures, page
 
 NUMBERS = files.REPORTS / "plot.json"  # not among DVC's metrics: evaluate has shown the same
@@ -41,11 +43,16 @@ def comparison() -> tuple[str, str]:
     """The sentence that comes first on the page, and the Markdown that evaluate wrote."""
     with reading(files.COMPARISON, "evaluate"), files.COMPARISON.open(encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
-        lenet5, mlp = (f"{float(row['accuracy']):.2%}" for row in rows[:2])
         source = rows[0]["source"]
-    finding = (
-        f"With the {source}, LeNet-5 is right on {lenet5} of the test images, the MLP on {mlp}."
-    )
+        ours = [row for row in rows if row["source"] == source]
+        first, *others = (
+            f"{MODELS[row['model']].spoken} {{}}on {float(row['accuracy']):.2%}" for row in ours
+        )
+    parts = [
+        f"{first.format('is right ')} of the test images",
+        *(text.format("") for text in others),
+    ]
+    finding = f"With the {source}, {', '.join(parts)}."
     readable = files.COMPARISON.with_suffix(".md")
     with reading(readable, "evaluate"):
         return finding, readable.read_text(encoding="utf-8")
@@ -65,13 +72,13 @@ def numbers(
         for name, history in histories.items()
     }
     missed = int((~np.logical_or.reduce(list(right.values()))).sum())
-    return {**scores, "missed_by_both": missed, "figures": figure_count}
+    return {**scores, "missed_by_all": missed, "figures": figure_count}
 
 
 @main_function
 def main() -> None:
     settings = params.load()
-    with dvc_mlflow.run("plot"):
+    with running("plot"):
         histories: dict[str, figures.History] = {
             name: read(files.history_path(name), f"train_{name}") for name in MODEL_NAMES
         }
@@ -79,7 +86,7 @@ def main() -> None:
         for name, history in histories.items():
             title = f"{TITLES[name]}, recipe {settings.recipe}"
             drawn[f"curves_{name}"] = figures.four_curves(name, history, title)
-        title = f"LeNet-5 and the MLP, recipe {settings.recipe}"
+        title = f"{listed([model.spoken for model in MODELS.values()])}, recipe {settings.recipe}"
         drawn["curves"] = figures.curves(histories, title)
 
         images = splits.load_split(files.DATA_PREPARED, "test").images

@@ -4,12 +4,12 @@ import numpy as np
 import torch
 from PIL import Image
 
-import dvc_mlflow
-from dvc_mlflow.errors import main_function
+from dvc_kit.errors import main_function
 from stages.base import files, params, splits
 from stages.base.params import CLASSES
 from stages.base.splits import SIDE, SPLITS, Split
-from stages.mnist import idx, sources
+from stages.base.stage import running
+from stages.mnist import idx, sources, vision
 
 CONTACT_SHEET_COLUMNS = 20
 
@@ -29,7 +29,7 @@ def contact_sheet(part: Split) -> Image.Image:
     for digit in range(CLASSES):
         shown = torch.from_numpy(part.images[part.labels == digit][:CONTACT_SHEET_COLUMNS])
         tiles[digit, : len(shown), 0] = shown
-    grid = sources.torchvision().utils.make_grid(
+    grid = vision.torchvision().utils.make_grid(
         tiles.flatten(0, 1), nrow=CONTACT_SHEET_COLUMNS, padding=0
     )
     return Image.fromarray(255 - grid[0].numpy())  # the grid has three channels, all the same
@@ -38,7 +38,7 @@ def contact_sheet(part: Split) -> Image.Image:
 @main_function
 def main() -> None:
     settings = params.load()
-    with dvc_mlflow.run("prepare"):
+    with running("prepare"):
         content = sources.fetch(settings.data.sources, files.DATA_RAW)
         parts = idx.split(
             content, settings.data.validation_size, settings.data.train_limit, settings.seed

@@ -1,24 +1,34 @@
-"""Metrics and statistics of classifiers on one test set.
+"""Metrics and statistics of classifiers on one test set. METRICS lists those of the comparison.
 
 They are the same on every processor. SciPy's intervals and p values might differ in their last
 bits, so it is assumed that :func:`stages.base.files.rounded` removes such a difference.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
+from stages.networks import MODELS
+
+if TYPE_CHECKING:
+    from stages.networks.models import Answers
+
 CONFIDENCE = 0.95
 NORMAL_QUANTILE = 1.959963984540054  # of (1 + CONFIDENCE) / 2
 CALIBRATION_BINS = 15
-PUBLISHED = {  # loss and accuracy on the test images, from the published experiment
-    "lenet5": (1.5190, 0.945),
-    "mlp": (0.0928, 0.9731),
-}
+# Loss and accuracy on the test images, from the published experiment
+PUBLISHED = {name: model.published for name, model in MODELS.items() if model.published}
 
 Bools = NDArray[np.bool_]
+
+
+def accuracy(correct: Bools) -> float:
+    """The share of correct answers."""
+    return float(correct.mean())
 
 
 def accuracy_interval(correct: Bools) -> tuple[float, float]:
@@ -54,6 +64,35 @@ def calibration_error(bins: list[CalibrationBin]) -> float:
     accuracy, with the count of each bin as its weight."""
     total = sum(part.count for part in bins)
     return math.fsum(part.count * abs(part.confidence - part.accuracy) for part in bins) / total
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A number about the answers of one model."""
+
+    title: str  # of its column in the comparison; empty: it has none
+    form: str  # of its values there
+    of: Callable[["Answers"], float]
+    shown: bool = False  # by `dvc metrics show`, and by MLflow as a score of the model
+
+
+def errors(answers: "Answers") -> int:
+    """How many images it gets wrong."""
+    return int((~answers.correct).sum())
+
+
+# A new metric is one function and one line here. All are in evaluation.json or, if they are shown,
+# in metrics.json, and in MLflow
+METRICS = {
+    "loss": Metric("test loss", ".4f", lambda answers: answers.loss, shown=True),
+    "accuracy": Metric("test accuracy", ".2%", lambda answers: accuracy(answers.correct), True),
+    "calibration_error": Metric(
+        "calibration error",
+        ".4f",
+        lambda answers: calibration_error(calibration(answers.confidence, answers.correct)),
+    ),
+    "errors": Metric("", "", errors),
+}
 
 
 @dataclass(frozen=True)

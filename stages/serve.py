@@ -17,12 +17,12 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from dvc_kit import strict
+from dvc_kit.commands import shown
+from dvc_kit.errors import InputError, StageError, main_function
 from dvc_mlflow import find, history, models, reasons, store, sync
-from dvc_mlflow.commands import shown
 from dvc_mlflow.content import Content
-from dvc_mlflow.errors import InputError, StageError, main_function
 from stages import hooks, limits
-from stages.base import strict
 from stages.base.params import MODEL_NAMES
 from stages.show import page
 

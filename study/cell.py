@@ -8,6 +8,7 @@ the validation images first. A cell is a file of a few kilobytes, which git trac
 SHA-256 of the weights instead of the weights, which the same command computes again.
 """
 
+import json
 import math
 import sys
 from collections.abc import Mapping, Sequence
@@ -21,13 +22,15 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 from scipy.optimize import minimize_scalar
 
-import dvc_mlflow
-from dvc_mlflow.errors import InputError, StageError, main_function
-from dvc_mlflow.files import md5
+from dvc_kit import strict
+from dvc_kit.commands import shown
+from dvc_kit.errors import InputError, StageError, main_function
+from dvc_kit.files import md5
 from stages import scoring
-from stages.base import files, numerics, params, splits, strict
+from stages.base import files, numerics, params, splits
 from stages.base.params import SEEDS, Device, ModelName, Params
 from stages.base.splits import Split
+from stages.base.stage import running
 from stages.learn.resume import Training
 from stages.learn.training import Row
 from stages.networks import exact, models
@@ -39,26 +42,43 @@ Floats = NDArray[np.float64]
 Labels = NDArray[np.uint8]  # (N,)
 
 
-def check_prepared() -> None:
-    """Check that `prepare` is up to date. DVC cannot see that from the project of the study.
+def check_inputs() -> None:
+    """Check the prepared images and study/bits.json. They must be those of the last `dvc repro`.
+
+    With `dvc repro --single-item` or without DVC, a training would take them as they are.
 
     Raises:
-        StageError: Its out, its code or a setting is not the one in dvc.lock.
+        StageError: An out is missing or was changed, or a setting of its stage was.
     """
-    cure = "run `dvc repro prepare` in the main folder first"
-    try:
-        lock = YAML(typ="safe").load(Path("dvc.lock").read_text(encoding="utf-8"))
-        locked = lock["stages"]["prepare"]
-    except (OSError, YAMLError, KeyError, TypeError):
-        raise StageError(f"dvc.lock does not have the stage prepare: {cure}") from None
-    for entry in (*locked["outs"], *locked["deps"]):
-        path = Path(entry["path"])
-        if not path.exists() or md5(path) != entry["md5"]:
-            raise StageError(f"{path} is not the one that `prepare` last ran with: {cure}")
+    locked = _check_outs(Path(), "prepare")
     content = strict.read(params.PATH)
     for key, value in locked["params"][params.PATH.as_posix()].items():
         if content.get(key) != value:
-            raise StageError(f"{params.PATH}: {key} was changed since `prepare` ran: {cure}")
+            cure = shown(["dvc", "repro", "prepare"])
+            raise StageError(f"{params.PATH}: {key} was changed since `prepare` ran: `{cure}`")
+    _check_outs(settings.FOLDER, "bits")
+    version = json.loads(settings.BITS.read_text(encoding="utf-8")).get("format")
+    if version != settings.BITS_FORMAT:
+        cure = shown(["dvc", "repro", "bits"], folder=settings.FOLDER)
+        raise StageError(
+            f"{settings.BITS} has format {version}, expected {settings.BITS_FORMAT}: `{cure}`"
+        )
+
+
+def _check_outs(project: Path, stage: str) -> dict[str, Any]:
+    """What dvc.lock has of a stage, whose outs are the ones that it names."""
+    path, cure = project / "dvc.lock", shown(["dvc", "repro", stage], folder=project)
+    try:
+        lock = YAML(typ="safe").load(path.read_text(encoding="utf-8"))
+        locked: dict[str, Any] = lock["stages"][stage]
+    except (OSError, YAMLError, KeyError, TypeError):
+        raise StageError(f"{path} does not have the stage {stage}: `{cure}`") from None
+    for entry in locked["outs"]:
+        out = project / entry["path"]
+        if not out.exists() or md5(out) != entry["md5"]:
+            what = "was changed since" if out.exists() else "is gone since"
+            raise StageError(f"{out} {what} the stage {stage} wrote it: `{cure}`")
+    return locked
 
 
 def parse(arguments: list[str], known: Params) -> tuple[str, ModelName, str]:
@@ -75,6 +95,13 @@ def parse(arguments: list[str], known: Params) -> tuple[str, ModelName, str]:
     if seed != VALIDATION and not (seed.isascii() and seed.isdecimal() and int(seed) < SEEDS):
         raise InputError(f"seed is {seed}, expected a number from 0 to {SEEDS - 1}")
     return recipe, params.model_name([name]), seed
+
+
+def divided(train: Split, size: int, seed: int) -> tuple[Split, Split]:
+    """The images that stay, and ``size`` images that are held out."""
+    stay, drawn = splits.hold_out(train.labels, size, seed)
+    rest = Split(train.images[stay], train.labels[stay])
+    return rest, Split(train.images[drawn], train.labels[drawn])
 
 
 # --- scores ---
@@ -126,15 +153,19 @@ def score(
     network: models.Network, test: Split, validation: Split | None, device: Device
 ) -> tuple[Answers, dict[str, Any]]:
     """The answers for the test images, and all scores by name."""
-    scores: dict[str, Any] = {}
     of_test = models.answers(network, test, device)
-    if validation:
-        found = models.answers(network, validation, device)
-        temperature = fitted_temperature(found.probabilities, found.labels)
+    of_validation = models.answers(network, validation, device) if validation else None
+    return of_test, scores_of(of_test, of_validation)
+
+
+def scores_of(of_test: Answers, of_validation: Answers | None) -> dict[str, Any]:
+    scores: dict[str, Any] = {}
+    if of_validation:
+        temperature = fitted_temperature(of_validation.probabilities, of_validation.labels)
         after = scaled(of_test.probabilities, temperature)
-        scores = split_scores("validation", found) | {"temperature": temperature}
+        scores = split_scores("validation", of_validation) | {"temperature": temperature}
         scores |= confidence_scores("test_scaled", after, of_test.labels)
-    return of_test, scores | split_scores("test", of_test)
+    return scores | split_scores("test", of_test)
 
 
 def split_scores(split: str, answers: Answers) -> dict[str, Any]:
@@ -182,14 +213,12 @@ def main() -> None:
     stage = f"{kind}@{path.stem}"
     if seed == VALIDATION:
         stage = f"validation@{recipe_name}-{name}"
-    with dvc_mlflow.run(stage) as run:
-        check_prepared()
+    with running(stage) as run:
+        check_inputs()
         train, test = (splits.load_split(files.DATA_PREPARED, part) for part in ("train", "test"))
         validation = None
         if seed == VALIDATION:
-            stay, drawn = splits.hold_out(train.labels, study.validation_size, known.seed)
-            validation = Split(train.images[drawn], train.labels[drawn])
-            train = Split(train.images[stay], train.labels[stay])
+            train, validation = divided(train, study.validation_size, known.seed)
         number = known.seed if validation else int(seed)
         generator = numerics.configure(known.threads, number, known.device)
         training = Training(stage, name, {"train": train}, recipe, known.device, generator)

@@ -12,10 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import bootstrap, t
 
-from dvc_mlflow.errors import StageError
+from dvc_kit.errors import StageError
 from stages import scoring
 from stages.base import files
-from stages.base.params import MODEL_NAMES, ModelName
+from stages.base.params import ModelName
 from study.settings import CELLS, PATH, VALIDATION, Study, cell_path
 
 Floats = NDArray[np.float64]
@@ -63,6 +63,11 @@ class Variant:
         return np.stack([cell.correct for cell in self.cells])
 
     @property
+    def undoubted(self) -> float:
+        """The mean accuracy on the images whose label is not in doubt."""
+        return float(self.correct[:, with_majority(self.correct.shape[1])].mean())
+
+    @property
     def accuracy(self) -> "OverSeeds":
         return over_seeds(self.correct.mean(1).tolist())
 
@@ -80,7 +85,7 @@ def load_variants(study: Study) -> list[Variant]:
     seeds: dict[tuple[str, ModelName], list[str]] = {
         (recipe, model): list(map(str, study.seeds_of(recipe)))
         for recipe in study.every_recipe
-        for model in MODEL_NAMES
+        for model in study.models
     }
     for (recipe, _), found in seeds.items():
         found += [VALIDATION] if recipe in study.recipes else []
@@ -207,12 +212,12 @@ def bootstrap_interval(values: Floats) -> tuple[float, float]:
 
 
 def missed(variants: Mapping[ModelName, Variant]) -> list[dict[str, Any]]:
-    """The test images that both models get wrong with every seed, by index. For each model, the
+    """The test images that all models get wrong with every seed, by index. For each model, the
     answer is the one of most seeds."""
     wrong = [~variant.correct for variant in variants.values()]
-    found = []
+    any_cell, found = next(iter(variants.values())).cells[0], []
     for index in np.flatnonzero(np.concatenate(wrong).all(0)).tolist():
-        entry: dict[str, int] = {"index": index, "label": variants["lenet5"].cells[0].labels[index]}
+        entry: dict[str, int] = {"index": index, "label": any_cell.labels[index]}
         for model, variant in variants.items():
             entry[model] = mode(cell.predicted[index] for cell in variant.cells)
         found.append(entry | {"no_majority": int(index in NO_MAJORITY)})

@@ -12,9 +12,10 @@ import numpy as np
 from pydantic import Field
 from scipy.stats import qmc
 
-import dvc_mlflow
-from dvc_mlflow.errors import InputError, StageError, main_function
-from stages.base import files, params, strict
+from dvc_kit import strict
+from dvc_kit.errors import InputError, StageError, main_function
+from dvc_kit.strict import Section
+from stages.base import files, params
 from stages.base.params import (
     CLASSES,
     TRAIN_SIZE,
@@ -25,7 +26,7 @@ from stages.base.params import (
     Recipe,
     Seed,
 )
-from stages.base.strict import Section
+from stages.base.stage import running
 from study.settings import FOLDER
 
 PATH = FOLDER / "search.yaml"
@@ -94,9 +95,7 @@ class Rung(Section):
     incumbent: Incumbent | None = None
 
 
-class OfModels(Section):
-    lenet5: Annotated[int, Field(ge=1)]
-    mlp: Annotated[int, Field(ge=1)]
+OfModels = dict[str, Annotated[int, Field(ge=1)]]
 
 
 class Epochs(Section):
@@ -107,20 +106,19 @@ class Epochs(Section):
 
 
 class Search(Section):
-    """The content of study/search.yaml."""
+    """The content of study/search.yaml. `rungs` has the models that are searched for."""
 
     seed: Seed
     validation_size: Annotated[int, Field(ge=CLASSES, le=TRAIN_SIZE - CLASSES)]
     space: Space
     distortions: Augmentation
     teacher: Updates
-    lenet5: Annotated[list[Rung], Field(min_length=1)]
-    mlp: Annotated[list[Rung], Field(min_length=1)]
+    rungs: dict[str, Annotated[list[Rung], Field(min_length=1)]]
     epochs: Epochs
 
-    def rungs(self, name: ModelName) -> list[Rung]:
-        found: list[Rung] = getattr(self, name)
-        return found
+    @property
+    def models(self) -> list[ModelName]:
+        return [name for name in params.MODEL_NAMES if name in self.rungs]
 
 
 def load() -> Search:
@@ -130,13 +128,18 @@ def load() -> Search:
         InputError: It cannot be used. One line per mistake.
     """
     search = strict.check(Search, PATH, strict.read(PATH))
-    for name in params.MODEL_NAMES:
-        trials = [rung.trials for rung in search.rungs(name)]
+    for name, rungs in search.rungs.items():
+        if name not in params.MODEL_NAMES:
+            raise strict.unknown_name(PATH, "rungs", name, params.MODEL_NAMES)
+        trials = [rung.trials for rung in rungs]
         if trials != sorted(trials, reverse=True):
             raise InputError(
                 f"{PATH}: {name} has rungs of {trials} trials, expected no rung larger than the "
                 "one before"
             )
+        for recipe, epochs in search.epochs:
+            if name not in epochs:
+                raise InputError(f"{PATH}: epochs.{recipe}.{name} is missing")
     return search
 
 
@@ -176,7 +179,7 @@ def design(space: Space, count: int, seed: int) -> list[Row]:
 def incumbent(search: Search, name: ModelName, settings: Incumbent) -> Row:
     """The row of a configuration that is not drawn. Its number follows the last one drawn."""
     others = dict.fromkeys(Space.model_fields)
-    return {"trial": search.rungs(name)[0].trials} | others | {"teachers": 0} | dict(settings)
+    return {"trial": search.rungs[name][0].trials} | others | {"teachers": 0} | dict(settings)
 
 
 def recipe(search: Search, row: Mapping[str, Any], epochs: int) -> Recipe:
@@ -247,8 +250,8 @@ def _value(text: str) -> int | float | str | None:
 @main_function
 def main() -> None:
     name, search = params.model_name(sys.argv[1:]), load()
-    with dvc_mlflow.run(f"design@{name}"):
-        rows = design(search.space, search.rungs(name)[0].trials, search.seed)
+    with running(f"design@{name}"):
+        rows = design(search.space, search.rungs[name][0].trials, search.seed)
         files.write_rows(table_path(name, 0), rows)
 
 

@@ -11,15 +11,16 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 from scipy.stats import kruskal
 
-import dvc_mlflow
-from dvc_mlflow.errors import main_function
-from dvc_mlflow.files import write_text
+from dvc_kit.errors import main_function
+from dvc_kit.files import write_text
 from stages.base import files
-from stages.base.params import MODEL_NAMES, TITLES, ModelName, Recipe
+from stages.base.params import TITLES, ModelName, Recipe
+from stages.base.stage import running
+from stages.networks import MODELS
 from stages.show import figures, page
-from stages.show.tables import percent, table
 from study import design
 from study.design import Row, Search, Space
+from study.filling import TEMPLATES, filled
 from study.settings import FOLDER
 
 FINDINGS = FOLDER / "findings"
@@ -28,7 +29,7 @@ PARTS = 3  # groups that the values of a range are put into
 LEAST = 4  # trials in each group of values that is compared with the others
 SHOWN = 5  # configurations of the last rung in the report
 JUDGED = 2  # rungs whose trials show which settings matter. The last has too few
-NAMES: dict[ModelName, str] = {"lenet5": "LeNet-5", "mlp": "the MLP"}  # within a sentence
+NAMES = {name: model.spoken for name, model in MODELS.items()}  # within a sentence
 
 Tables = Mapping[ModelName, Sequence[Sequence[Row]]]  # the rungs of each model, from the first
 
@@ -109,7 +110,7 @@ def recipes(found: Search, tables: Tables) -> dict[str, dict[ModelName, Recipe]]
     chosen: dict[str, dict[ModelName, Recipe]] = {}
     for name, rungs in tables.items():
         for recipe, row in winners(rungs).items():
-            epochs = getattr(getattr(found.epochs, recipe), name)
+            epochs = getattr(found.epochs, recipe)[name]
             chosen.setdefault(recipe, {})[name] = design.recipe(found, row, epochs)
     return chosen
 
@@ -121,121 +122,45 @@ def load_tables(found: Search) -> Tables:
         StageError: One is missing.
     """
     return {
-        name: [design.read_table(name, rung) for rung in range(1, len(found.rungs(name)) + 1)]
-        for name in MODEL_NAMES
+        name: [design.read_table(name, rung) for rung in range(1, len(found.rungs[name]) + 1)]
+        for name in found.models
     }
 
 
 # --- the report ---
 
 
-def rung_table(tables: Tables) -> str:
-    lines = []
-    for name, rungs in tables.items():
-        for number, rows in enumerate(rungs, start=1):
-            accuracies = [row["accuracy"] or 0.0 for row in rows]
-            lines.append(
-                [
-                    TITLES[name],
-                    str(number),
-                    str(len(rows)),
-                    str(rows[0]["epochs"]),
-                    percent(float(np.median(accuracies))),
-                    percent(rows[0]["accuracy"]),
-                    str(rows[0]["trial"]),
-                ]
-            )
-    header = "model | rung | trials | epochs | median accuracy % | the best's | the best"
-    return table(header, "lrrrrrr", lines)
+def median(rows: Sequence[Row], score: str) -> float:
+    """Of all trials. One that diverged counts as 0."""
+    return float(np.median([row[score] or 0.0 for row in rows]))
 
 
-def setting_table(shares: Shares) -> str:
-    lines = []
-    for name, rungs in shares.items():
-        for setting in rungs[0]:
-            line = [TITLES[name], setting.replace("_", " ")]
-            for one in (rung.get(setting) for rung in rungs):
-                line += [f"{100 * one.share:.0f}", f"{one.p:.1g}", one.best] if one else [""] * 3
-            lines.append(line)
-    header = "model | setting" + "".join(
-        f" | rung {rung}: share % | p | best values" for rung in range(1, JUDGED + 1)
-    )
-    return table(header, "ll" + "rrl" * JUDGED, lines)
-
-
-def configuration_table(first: str, rows: Sequence[tuple[str, Row]]) -> str:
-    """Configurations with their scores, each with a title in a column of the name ``first``."""
-    lines = [
-        [
-            title,
-            str(row["trial"]),
-            str(row["epochs"]),
-            percent(row["accuracy"]),
-            f"{row['loss']:.4f}",
-            *("" if row[key] is None else str(row[key]) for key in Space.model_fields),
-        ]
-        for title, row in rows
-    ]
-    names = [first, "trial", "epochs", "accuracy %", "loss", *Space.model_fields]
-    header = " | ".join(names).replace("_", " ")
-    return table(header, "l" + "r" * (len(names) - 1), lines)
+TEMPLATES.filters["median"] = median
 
 
 def markdown(found: Search, tables: Tables, shares: Shares) -> str:
-    designs = " and ".join(f"{len(rungs[0])} of {NAMES[name]}" for name, rungs in tables.items())
-    chosen = [
-        (f"{recipe}, {TITLES[name]}", row)
-        for name, rungs in tables.items()
-        for recipe, row in winners(rungs).items()
-    ]
-    last = [(TITLES[name], row) for name, rungs in tables.items() for row in rungs[-1][:SHOWN]]
-    by_hand = [
-        f"trial {design.incumbent(found, name, settings)['trial']} of {NAMES[name]}"
-        for name in tables
-        if (settings := found.rungs(name)[-1].incumbent)
-    ]
-    return f"""\
-# The search
-
-Configurations: {designs}, drawn before the first training. They are scored on
-{found.validation_size:,} images of the training set that no trial is trained on. Nothing is scored
-on the test images. The best of a rung are trained again from the start, for longer, in the next
-one. Equally many go on from each quarter of the distortions, because how much of them is best
-depends on the length of a training.
-
-![How far each setting orders the configurations, and the error after each rung](search.png)
-
-## The rungs
-
-{rung_table(tables)}
-
-The best of a rung has the smallest sum of two ranks: by accuracy, and by the negative log
-likelihood with a fitted temperature. All trials are in `study/search`, with the SHA-256 of their
-weights.
-
-## Which settings matter
-
-{setting_table(shares)}
-
-*Share* is the part of the variance of the ranks that lies between groups of values, less what
-chance would give. *p* is of the test of Kruskal and Wallis. Nothing is corrected for the number of
-settings. Where a group of values has fewer than {LEAST} trials, nothing is said. The second rung
-trains longer. In it are the best of the first, so a setting that decided the first rung varies less
-in the second.
-
-## What it chose
-
-{configuration_table("recipe", chosen)}
-
-`fast` is the best without teachers of the second rung, or of the first if none is in the second.
-`record` is the best of the last rung. The epochs and scores are those of the rung.
-
-## The best of the last rung
-
-Not drawn, but found by hand before this search: {" and ".join(by_hand) or "none"}.
-
-{configuration_table("model", last)}
-"""
+    """The report, by the template search.md."""
+    return filled(
+        "search.md",
+        search=found,
+        tables=tables,
+        shares=shares,
+        least=LEAST,
+        judged=JUDGED,
+        names=NAMES,
+        space=list(Space.model_fields),
+        chosen=[
+            (f"{recipe}, {TITLES[name]}", row)
+            for name, rungs in tables.items()
+            for recipe, row in winners(rungs).items()
+        ],
+        last=[(TITLES[name], row) for name, rungs in tables.items() for row in rungs[-1][:SHOWN]],
+        by_hand=[
+            f"trial {design.incumbent(found, name, settings)['trial']} of {NAMES[name]}"
+            for name in tables
+            if (settings := found.rungs[name][-1].incumbent)
+        ],
+    )
 
 
 def figure(tables: Tables, shares: Shares) -> Figure:
@@ -300,7 +225,7 @@ def html(report: str, picture: bytes) -> str:
 @main_function
 def main() -> None:
     found = design.load()
-    with dvc_mlflow.run("findings"):
+    with running("findings"):
         tables = load_tables(found)
         shares = {
             name: [settings_of(rows) for rows in rungs[:JUDGED]] for name, rungs in tables.items()
@@ -317,7 +242,7 @@ def main() -> None:
         figures.save(drawn, FINDINGS / "search.png")
         picture = (FINDINGS / "search.png").read_bytes()
         write_text(FINDINGS / "search.html", html(report, picture))
-        print(rung_table(tables))
+        print(filled("rungs.md", tables=tables), end="")
 
 
 if __name__ == "__main__":

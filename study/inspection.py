@@ -9,44 +9,22 @@ import json
 from hashlib import md5
 from typing import Annotated, Any
 
-from pydantic import ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 
-from dvc_mlflow.errors import StageError
+from dvc_kit.errors import StageError
+from dvc_kit.strict import Section
 from stages.base.params import CLASSES, TRAIN_SIZE
-from stages.base.strict import Section
-from study.settings import VALIDATION
-from study.worker import Order, Reply
+from study.orders import LONGEST, Order, Reply, Task
 
-LARGEST = 2**20  # bytes of a cell: a hundred times as many as most have
-LARGEST_REPLY = 2**22  # characters: a cell in hexadecimal digits, and the rest
-LONGEST = 10**4  # characters of any other text
+LARGEST_REPLY = 2**22  # characters: a file in hexadecimal digits, and the rest
 SHOWN = 500  # characters of a reason
-LONG_AGO = 10**8  # seconds: three years
 ROUNDED = 1e-6  # a cell has six significant digits
-CONTROL = r"^[^\p{Cc}\p{Zl}\p{Zp}]*$"  # no character that moves the cursor or begins a line
-
-Text = Annotated[str, Field(max_length=LONGEST)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Digit = Annotated[int, Field(ge=0, lt=CLASSES)]
 Fingerprint = Annotated[str, Field(pattern=r"^[0-9a-f]{64}  (weights|outputs)$")]
 
 OF_TEST = {"accuracy", "calibration_error", "images", "loss", "negative_log_likelihood"}
 SCALED = {"calibration_error", "negative_log_likelihood"}
-
-
-class Sent(Section):
-    """A :class:`Reply` as it comes."""
-
-    model_config = ConfigDict(val_json_bytes="hex")
-
-    stage: Text
-    worker: Annotated[str, Field(min_length=1, max_length=LONGEST, pattern=CONTROL)]
-    address: Text
-    seconds: Annotated[float, Field(ge=0, le=LONG_AGO)]
-    content: Annotated[bytes, Field(max_length=LARGEST)]
-    md5: Text
-    fault: str
-    unfit: bool
 
 
 class Errors(Section):
@@ -106,31 +84,32 @@ def read(given: Any, order: Order, at: str) -> Reply:
         reason = f"has more than {LARGEST_REPLY:,} characters"
     else:
         try:
-            reply = Sent.model_validate_json(given)
+            reply = Reply.model_validate_json(given)
         except ValidationError as error:
             reason = f"is none ({explained(error)}): is its clone at commit {order.commit[:12]}?"
         else:
             if (reply.stage, reply.address) == (order.stage, at):
-                return Reply(**dict(reply) | {"fault": line(reply.fault)})
+                return reply.model_copy(update={"fault": line(reply.fault)})
             reason = f"is of {line(reply.stage)} from {line(reply.address) or 'no address'}"
     raise StageError(f"its reply to {order.stage} {reason}")
 
 
-def mistake_in(reply: Reply, order: Order, epochs: int) -> str:
-    """Why the bytes of a reply are not those of the cell that was asked for, or nothing.
-
-    Args:
-        epochs: Those of the training.
-    """
+def mistake_in(reply: Reply, task: Task) -> str:
+    """Why the bytes of a reply are not those that were asked for, or nothing."""
+    stage = task.order.stage
     if md5(reply.content).hexdigest() != reply.md5:
-        return f"its file of {order.stage} does not have the md5 that it was sent with"
+        return f"its file of {stage} does not have the md5 that it was sent with"
+    reason = task.mistake(reply.content)
+    return f"its file is not that of {stage} ({reason})" if reason else ""
+
+
+def mistake_in_cell(content: bytes, of_validation: bool, epochs: int) -> str:
+    """Why these bytes are not the file of a cell of so many epochs, or nothing."""
     try:
-        cell = CellFile.model_validate_json(reply.content)
+        cell = CellFile.model_validate_json(content)
     except ValidationError as error:
-        reason = explained(error)
-    else:
-        reason = _contradiction(cell, order.arguments[-1] == VALIDATION, epochs)
-    return f"its file of {order.stage} is not that cell ({reason})" if reason else ""
+        return explained(error)
+    return _contradiction(cell, of_validation, epochs)
 
 
 def _contradiction(cell: CellFile, of_validation: bool, epochs: int) -> str:
@@ -166,16 +145,16 @@ def _contradiction(cell: CellFile, of_validation: bool, epochs: int) -> str:
     return ""
 
 
-def difference(one: bytes, other: bytes) -> str:
-    """Where two files of the same cell begin to differ."""
+def first_difference(one: bytes, other: bytes) -> str:
+    """Where two files of the same training begin to differ."""
     first, second = json.loads(one), json.loads(other)
-    histories = first.pop("history"), second.pop("history")
+    histories = [content.pop("history", {}) for content in (first, second)]
     for at, epoch in enumerate(histories[0].get("epoch", [])):
         for name in sorted(histories[0]):
             values = [str(history.get(name, [])[at : at + 1]) for history in histories]
             if values[0] != values[1]:
                 return f"from epoch {epoch} on, in {name}: {values[0]} and {values[1]}"
-    if first["sha256"] != second["sha256"]:
+    if first.get("sha256") != second.get("sha256"):
         return "in the weights after the last epoch, or in their outputs (sha256)"
     names = [name for name in sorted(first) if first[name] != second.get(name)]
     return f"in {names[0]}" if names else "in the form of the file"

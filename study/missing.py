@@ -1,47 +1,98 @@
-"""Which cells of the study are missing, those that have come, and how DVC takes them over."""
+"""Which cells of the study are missing, how each is kept, and how DVC takes them over."""
 
 import contextlib
 import copy
 import functools
-import json
+import hashlib
 import os
+import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
+from dvc_guard import alone
+from dvc_kit import files
+from dvc_kit.errors import StageError
+from dvc_mlflow import projects
+from stages.base import params
+from study import inspection, settings
+from study.orders import Order
 
-from dvc_mlflow import alone, files, projects
-from dvc_mlflow.errors import StageError
-from stages.base.strict import Section
-from study import settings
-
-JOURNAL = Path(".dvc", "tmp", "engine.jsonl")  # one line per cell that has come
-COMMAND = "python -m study.cell "
+MODULE = "study.cell"
+COMMAND = f"python -m {MODULE} "
 
 
 @dataclass(frozen=True)
-class Cell:
-    """A stage that is not up to date.
+class StaleCell:
+    """A stage that is not up to date, as a task for the engine.
 
     Attributes:
         stage: DVC's object. Its deps are the present ones.
         key: DVC's hash of everything that the cell depends on.
-        here: Whether its file has come already.
+        epochs: Those of its training.
+        here: Whether DVC's run cache has had its file.
     """
 
     stage: Any
     key: str
-    here: bool
+    epochs: int
+    here: bool = False
 
     @property
     def path(self) -> Path:
         return Path(os.path.relpath(self.stage.outs[0].fs_path))
 
     @property
-    def arguments(self) -> tuple[str, ...]:
-        return tuple(str(self.stage.cmd).partition(COMMAND)[2].split())
+    def order(self) -> Order:
+        return Order(self.stage.name, MODULE, arguments(self.stage), self.path.as_posix())
+
+    def mistake(self, content: bytes) -> str:
+        of_validation = self.order.arguments[-1] == settings.VALIDATION
+        return inspection.mistake_in_cell(content, of_validation, self.epochs)
+
+    def check(self) -> None:
+        for dep in self.stage.deps:
+            present = None
+            with contextlib.suppress(OSError):  # it is gone
+                present = type(dep).get_hash(dep)
+            if present != dep.hash_info:
+                raise StageError(
+                    f"{dep} was changed while cells were computed: `make study` computes those "
+                    "again that depend on it"
+                )
+
+    def keep(self, content: bytes) -> None:
+        """Write the file, and give it to DVC's run cache."""
+        if not is_file(self.path, hashlib.md5(content).hexdigest()):
+            files.write_bytes(self.path, content)
+        with files.writing(self._kept_in), contextlib.chdir(settings.FOLDER):
+            self.stage.save_outs()
+            self.stage.repo.stage_cache.save(self.stage)
+
+    def forget(self) -> None:
+        with files.writing(self.path):
+            self.path.unlink(missing_ok=True)
+            shutil.rmtree(self._kept_in, ignore_errors=True)
+
+    @property
+    def _kept_in(self) -> Path:
+        return Path(self.stage.repo.stage_cache._get_cache_dir(self.key))
+
+    def restored(self) -> "StaleCell":
+        """The same, here if its file is in DVC's run cache."""
+        from dvc.stage.cache import RunCacheNotFoundError
+
+        if not self._kept_in.is_dir():
+            return self
+        self.path.unlink(missing_ok=True)  # as `dvc repro` does: DVC replaces no unknown file
+        cache = self.stage.repo.stage_cache
+        kept: Any = None
+        with contextlib.suppress(RunCacheNotFoundError), contextlib.chdir(settings.FOLDER):
+            cache.restore(self.stage)
+            kept = cache._load(self.stage)
+        # DVC believes that an object in its cache has the md5 that is its name
+        return replace(self, here=bool(kept) and is_file(self.path, kept["outs"][0]["md5"]))
 
 
 @contextlib.contextmanager
@@ -53,12 +104,19 @@ def opened() -> Iterator[Any]:
         yield repo
 
 
-def stale(repo: Any) -> list[Cell]:
+def arguments(stage: Any) -> tuple[str, ...]:
+    """The recipe, the model, and the seed or `validation` of a cell."""
+    return tuple(str(stage.cmd).partition(COMMAND)[2].split())
+
+
+def stale(repo: Any) -> list[StaleCell]:
     """The cells that are not up to date, in the order in which `dvc repro` would run them."""
     from dvc.repo.reproduce import get_active_graph, plan_repro
-    from dvc.stage.cache import RunCacheNotFoundError, _get_stage_hash
+    from dvc.stage.cache import _get_stage_hash
 
-    found, known, journal = [], {}, read_journal()
+    cells: list[StaleCell] = []
+    known: dict[Any, Any] = {}
+    recipes = params.load_recipes()
     for stage in plan_repro(get_active_graph(repo.index.graph)):
         if COMMAND not in str(stage.cmd):
             continue
@@ -77,27 +135,18 @@ def stale(repo: Any) -> list[Cell]:
         same = not stage.cmd_changed and locked == [dep.hash_info for dep in stage.deps]
         if same and not stage.changed_outs():
             continue
-        cell = Cell(stage, str(_get_stage_hash(stage)), here=False)
-        noted = journal.get(stage.name)
-        here = noted is not None and noted.key == cell.key and is_file(cell.path, noted.md5)
-        if not here and Path(repo.stage_cache._get_cache_dir(cell.key)).is_dir():
-            cell.path.unlink(missing_ok=True)  # as `dvc repro` does: DVC replaces no unknown file
-            kept: Any = None
-            with contextlib.suppress(RunCacheNotFoundError), contextlib.chdir(settings.FOLDER):
-                repo.stage_cache.restore(stage)
-                kept = repo.stage_cache._load(stage)
-            # DVC believes that an object in its cache has the md5 that is its name
-            here = bool(kept) and is_file(cell.path, kept["outs"][0]["md5"])
-        found.append(replace(cell, here=here))
-    return found
+        recipe, model, _ = arguments(stage)
+        epochs = getattr(recipes[recipe], model).epochs
+        cells.append(StaleCell(stage, str(_get_stage_hash(stage)), epochs).restored())
+    return cells
 
 
-def is_file(path: Path, wanted: str) -> bool:
-    return path.is_file() and files.md5(path) == wanted
+def is_file(path: Path, md5: str) -> bool:
+    return path.is_file() and files.md5(path) == md5
 
 
-def take_over(repo: Any, cells: Sequence[Cell]) -> None:
-    """Let DVC know of the cells, whose files are here. The lock is written once."""
+def take_over(cells: Sequence[StaleCell]) -> None:
+    """Let DVC know of the cells, which its run cache has. The lock is written once."""
     lock = settings.FOLDER / projects.LOCK
     if lock.is_file():
         files.write_bytes(alone.copy_of(lock), lock.read_bytes())  # for `mend`, if this is killed
@@ -106,46 +155,5 @@ def take_over(repo: Any, cells: Sequence[Cell]) -> None:
         for stage in stages:
             stage.save_outs()
             stage.md5 = stage.compute_md5()
-            repo.stage_cache.save(stage)
         if stages:
             stages[0].dvcfile.dump_stages(stages, update_pipeline=False)
-    JOURNAL.unlink(missing_ok=True)
-
-
-# --- the journal ---
-
-
-class Note(Section):
-    """A line of the journal."""
-
-    stage: str
-    key: str
-    md5: str
-    worker: str
-
-
-def read_journal() -> dict[str, Note]:
-    """What has come, by stage. A line that is damaged or not written to its end does not count.
-
-    Raises:
-        StageError: It cannot be read.
-    """
-    found: dict[str, Note] = {}
-    try:
-        lines = JOURNAL.read_bytes().splitlines()
-    except FileNotFoundError:
-        return {}
-    except OSError as error:
-        raise StageError(f"{JOURNAL} cannot be read ({error.strerror}): remove it") from None
-    for line in lines:
-        with contextlib.suppress(ValidationError):
-            entry = Note.model_validate_json(line)
-            found[entry.stage] = entry
-    return found
-
-
-def note(stage: str, key: str = "", digest: str = "", by: str = "") -> None:
-    """Add that a cell has come. Without a key, it does not count any more."""
-    entry = {"stage": stage, "key": key, "md5": digest, "worker": by}
-    with files.writing(JOURNAL), JOURNAL.open("a", encoding="utf-8") as file:
-        file.write(f"\n{json.dumps(entry)}")  # after a line that was cut short, too

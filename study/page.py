@@ -8,20 +8,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stages import scoring
-from stages.base.params import MODEL_NAMES, TITLES
+from stages.base.params import TITLES
 from stages.show import figures, page
 from study.comparison import Variant
+from study.filling import filled
 from study.settings import REPORT, Study
 
 PATH = REPORT / "study.html"
-STORY = """\
-<p>One mark per seed, and the mean in numbers. Blue and round: LeNet-5. Orange and square: the MLP.
-Diamond: the published figure.</p>
-<div id="story" class="story"></div>
-<p><a href="../../reports/report.html">The page of the pipeline</a>: draw a digit, learning curves,
-mistakes. <a href="../findings/search.html">The page of the search</a>: which settings matter, and
-what was chosen.</p>"""
-PICTURES = {"story": STORY, "missed": '<div id="missed" class="digits"></div>'}
+MISSED = '<div id="missed" class="digits"></div>'
 
 
 def _errors(variant: Variant) -> dict[str, Any]:
@@ -57,7 +51,7 @@ def html(
     low, high = min(errors) / 1.3, max(errors) * 1.2
     groups = {"Recipes": study.recipes, "Recipe record without one ingredient": study.ablations}
     data = {
-        "titles": {name: TITLES[name] for name in MODEL_NAMES},
+        "titles": {name: TITLES[name] for name in study.models},
         "scale": [low, high],
         "ticks": figures.error_ticks(low, high),
         "groups": [
@@ -71,15 +65,16 @@ def html(
             for title, recipes in groups.items()
             if recipes
         ],
-        "missed": [_answers(row) for row in missed],
+        "missed": [_answers(row, study.models) for row in missed],
         **page.sprite(images[[row["index"] for row in missed]]),
     }
     body = page.markdown(report)
-    body = re.sub(r'<p><img src="(\w+)\.png"[^>]*></p>', lambda image: PICTURES[image[1]], body)
+    pictures = {"story": filled("story.html").rstrip(), "missed": MISSED}
+    body = re.sub(r'<p><img src="(\w+)\.png"[^>]*></p>', lambda image: pictures[image[1]], body)
     return page.assemble("The study", body, data, ["charts.js", "study.js"])
 
 
-def _answers(row: Mapping[str, Any]) -> str:
+def _answers(row: Mapping[str, Any], models: Sequence[str]) -> str:
     doubt = "*" if row["no_majority"] else ""
-    said = [f"{TITLES[name]} {row[name]}" for name in MODEL_NAMES]
+    said = [f"{TITLES[name]} {row[name]}" for name in models]
     return f"no. {row['index']}: {row['label']}{doubt}; {', '.join(said)}"

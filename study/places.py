@@ -1,11 +1,10 @@
-"""Where the cells of the study are computed: the cores of this machine, Dask, or Slurm.
+"""Where trainings are computed: the cores of this machine, Dask, or Slurm.
 
 All three are an executor of the standard library. Slurm is reached through dask-jobqueue, because
 its jobs are workers of Dask: both engines then take the same path.
 """
 
 import contextlib
-import json
 import logging
 import re
 import shlex
@@ -21,12 +20,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from dvc_mlflow.commands import quoted
-from dvc_mlflow.errors import InputError, StageError, one_line
+from dvc_kit.commands import quoted
+from dvc_kit.errors import InputError, StageError, one_line
 from stages.base import numerics
 from study import worker
 from study.inspection import LARGEST_REPLY
-from study.worker import Order
+from study.orders import Order
 
 PATIENCE = 20  # seconds that a scheduler has to answer
 OUTAGE = 60  # seconds that the network to it may fail
@@ -36,9 +35,9 @@ INSTALL = "pip install -c constraints.txt -e '.[engines]'"
 # Names nothing of ours: so a scheduler needs no clone, and a worker with an older one can say so.
 # The answer comes as a text, because Dask never hands over an object of a class that is not here.
 # Beside it is the address that Dask has for the worker, whatever the answer says
-TASK = (
-    "__import__('distributed').get_worker().address, __import__('json').dumps("
-    f"__import__('study.worker').worker.answer(order), default=bytes.hex)[:{LARGEST_REPLY + 1}]"
+CALL = (
+    "__import__('distributed').get_worker().address, "
+    f"__import__('study.worker').worker.answer(order)[:{LARGEST_REPLY + 1}]"
 )
 
 # A job of Slurm makes its own clone, of the commit and with the downloads of this folder, and
@@ -73,7 +72,7 @@ class Place:
     known: Collection[str] = ()
 
     def submit(self, order: Order, key: tuple[str, ...], only: Collection[str] = ()) -> Future[Any]:
-        """Ask for a cell, from any worker or only from those with the given addresses.
+        """Give an order, to any worker or only to those with the given addresses.
 
         Returns:
             The address of the worker, if it has one, and its reply as JSON.
@@ -84,7 +83,7 @@ class Place:
         if only:
             executor = self.client.get_executor(pure=False, workers=list(only))
         named: dict[str, Any] = {"key": key}
-        return executor.submit(eval, TASK, {"order": asdict(order)}, **named)
+        return executor.submit(eval, CALL, {"order": asdict(order)}, **named)
 
     def addresses(self) -> list[str]:
         """Those of the workers that there are now.
@@ -136,34 +135,36 @@ class Place:
 
 
 def _answer(order: Mapping[str, Any]) -> tuple[str, str]:
-    """What TASK gives, for this machine."""
-    return "", json.dumps(worker.answer(order), default=bytes.hex)
+    """What CALL gives, for this machine."""
+    return "", worker.answer(order)
 
 
-def local() -> Place:
+def local(cores: int = 0) -> Place:
     """One thread per core that this process may use. Each waits for a process that trains."""
     worker.stop.clear()
-    return Place("local", ThreadPoolExecutor(numerics.cores()))
+    return Place("local", ThreadPoolExecutor(cores or numerics.cores()))
 
 
-def open_place(engine: str, cells: int) -> Place:
+def open_place(engine: str, orders: int) -> Place:
     """The place that ENGINE names.
 
     Args:
-        engine: `local`, `dask://HOST:PORT`, `slurm` or `slurm:JOBS`.
-        cells: The number of cells that will be asked for.
+        engine: `local`, `local:CORES`, `dask://HOST:PORT`, `slurm` or `slurm:JOBS`.
+        orders: How many will be given.
 
     Raises:
         InputError: There is no such engine.
         StageError: It is not installed, or does not answer.
     """
-    if engine == "local":
-        return local()
+    if found := re.fullmatch(r"local(?::0*([1-9]\d*))?", engine):
+        return local(int(found[1] or 0))
     if re.fullmatch(r"dask://[^:/]+:\d+", engine):
         return _dask(engine, engine.replace("dask://", "tcp://"))
-    if re.fullmatch(r"slurm(:0*[1-9]\d*)?", engine):
-        return _slurm(engine, min(int(engine[6:] or JOBS), cells))
-    raise InputError(f"ENGINE is {engine}, expected local, dask://HOST:PORT, slurm or slurm:JOBS")
+    if found := re.fullmatch(r"slurm(?::0*([1-9]\d*))?", engine):
+        return _slurm(engine, min(int(found[1] or JOBS), orders))
+    raise InputError(
+        f"ENGINE is {engine}, expected local, local:CORES, dask://HOST:PORT, slurm or slurm:JOBS"
+    )
 
 
 def _dask(engine: str, address: Any, cluster: Any = None) -> Place:

@@ -1,68 +1,57 @@
-"""How far the study is: a bar on a terminal, and one line per cell."""
+"""How far a computation is: a bar on a terminal, and one line per training."""
 
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from tqdm import tqdm
 
-from stages.base import params
-from study.missing import Cell
-from study.worker import Reply
+from study.orders import Reply, Task
 
 
 class Progress:
-    """A bar on a terminal, and one line per cell.
+    """A bar of epochs on a terminal, and one line per training."""
 
-    Attributes:
-        epochs: The model and the number of epochs of each cell, by stage.
-    """
+    def __init__(self, tasks: Mapping[str, Task]) -> None:
+        self._tasks = tasks
+        self._left = {stage for stage, task in tasks.items() if not task.here}
+        self._todo = self._epochs_left
+        self._started, self._running, self._said = time.time(), 0, ""
+        self._bar = tqdm(total=self._todo, unit="epoch", disable=None)
 
-    def __init__(self, cells: Sequence[Cell]) -> None:
-        recipes = params.load_recipes()
-        self.epochs = {
-            cell.stage.name: (model, getattr(recipes[recipe], model).epochs)
-            for cell in cells
-            for recipe, model, _ in [cell.arguments]
-        }
-        self._left = {cell.stage.name for cell in cells if not cell.here}
-        self._took: dict[str, list[float]] = {}  # seconds per epoch, by model
-        self._seconds, self._started, self._running, self._said = 0.0, time.time(), 0, ""
-        self.done, self._all = len(cells) - len(self._left), len(cells)
-        self._bar = tqdm(total=self._all, initial=self.done, unit="cell", disable=None)
+    @property
+    def done(self) -> int:
+        return len(self._tasks) - len(self._left)
+
+    @property
+    def _epochs_left(self) -> int:
+        return sum(self._tasks[stage].epochs for stage in self._left)
+
+    def is_here(self, stage: str) -> bool:
+        return stage not in self._left
 
     def came(self, reply: Reply, verified: str) -> None:
-        """A cell is here. ``verified`` is the worker that has computed the same, if any."""
-        model, epochs = self.epochs[reply.stage]
-        self._took.setdefault(model, []).append(reply.seconds / epochs)
-        self._seconds += reply.seconds
+        """One is here. ``verified`` is the worker that has computed the same, if any."""
         self._left.discard(reply.stage)
-        self.done += 1
-        self._bar.update()
-        line = f"[{self.done}/{self._all}] {reply.stage} from {reply.worker}"
+        self._update()
+        line = f"[{self.done}/{len(self._tasks)}] {reply.stage} from {reply.worker}"
         line += f" in {reply.seconds:.0f} s" + (f", the same from {verified}" if verified else "")
-        if left := len(self._left):
-            line += f"; {self._running} at work, {left} left, end at {self._end()}"
+        if left := self._epochs_left:
+            now, made = time.time(), max(self._todo - left, 1)
+            end = time.localtime(now + left * (now - self._started) / made)
+            line += f"; {self._running} at work, {len(self._left)} left, "
+            line += f"end at {time.strftime('%a %H:%M', end)}"
         self.say(line)
 
-    def _end(self) -> str:
-        """When all will be there, if the rest is computed as fast, and by as many workers."""
-        known = [seconds for some in self._took.values() for seconds in some]
-        work = 0.0
-        for model, epochs in map(self.epochs.__getitem__, self._left):
-            of_model = self._took.get(model, known)
-            work += epochs * sum(of_model) / len(of_model)
-        now = time.time()
-        at_once = max(self._seconds / (now - self._started), 1e-9)
-        return time.strftime("%a %H:%M", time.localtime(now + work / at_once))
+    def lost(self, stages: Collection[str]) -> None:
+        self._left.update(stages)
+        self._update()
 
-    def lost(self, cells: Sequence[str]) -> None:
-        self._left.update(cells)
-        self.done -= len(cells)
-        self._bar.update(-len(cells))
+    def _update(self) -> None:
+        self._bar.update(self._todo - self._epochs_left - self._bar.n)
 
     def show(self, running: Mapping[str, Sequence[str]], names: Mapping[str, str]) -> None:
-        """Show which worker has which cells."""
+        """Show which worker has which trainings."""
         self._running = len(running)
         shown = (f"{names.get(at, at)}: {' '.join(stages)}" for at, stages in running.items())
         self._bar.set_postfix_str("; ".join(shown))

@@ -11,208 +11,135 @@ How much distortion is best depends on the length of a training. So equally many
 on from each quarter of the strengths of distortion, and only the last rung compares them all. There
 the recipe that was found by hand joins them, so the tables also show whether the search beats it.
 
-A finished trial is kept until its rung is written, so an interrupted rung loses only the trials
-that were running, and of those the last epoch.
+The trials are computed by the engine of the study, where ENGINE says. A finished one is kept until
+its rung is written, so an interrupted rung loses only the trials that were running, and of those
+the last epoch.
 """
 
 import hashlib
 import json
-import multiprocessing
-import os
 import sys
-from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
-from threading import Thread
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
-from scipy.stats import rankdata
-from tqdm import tqdm
+from pydantic import ValidationError
 
-import dvc_mlflow
-from dvc_mlflow.alone import FOLDER as UNFINISHED
-from dvc_mlflow.errors import InputError, StageError, main_function
-from dvc_mlflow.files import write_text
-from stages.base import files, numerics, params, splits
-from stages.base.params import Distillation, ModelName, PlainRecipe, Recipe
-from stages.base.splits import Split
-from stages.learn.resume import Training, teach
-from stages.networks import models
-from study import design
-from study.cell import check_prepared, fitted_temperature, negative_log_likelihood, scaled
-from study.design import Row, Rung, Search, Space
+from dvc_kit.errors import InputError, StageError, main_function
+from dvc_kit.files import md5, write_bytes, writing
+from stages.base import files, params
+from stages.base.params import ModelName
+from stages.base.stage import running
+from study import design, engine, inspection, settings, team
+from study.cell import check_inputs
+from study.design import Row, Search, Space
+from study.orders import Order
+from study.ranking import ranked, survivors
+from study.trial import Result, Scores, Settings, path_of
 
-GROUPS = 4  # of similar distortion
-
-
-def ranked(rows: Sequence[Row]) -> list[Row]:
-    """The rows, the best first, each with its `rank_sum`.
-
-    The rank by accuracy plus the rank by loss. Accuracy alone ties and is noisy: at 99.5 % it
-    counts 50 mistakes. On a tie, the one with the smaller loss comes first, then the one with the
-    smaller number. A training without a finite loss comes last.
-    """
-    worst = float("inf")
-    losses = [worst if row["loss"] is None else row["loss"] for row in rows]
-    errors = [worst if row["accuracy"] is None else -row["accuracy"] for row in rows]
-    sums = rankdata(errors, "min") + rankdata(losses, "min")
-    found = [row | {"rank_sum": int(total)} for row, total in zip(rows, sums, strict=True)]
-    order = sorted(range(len(rows)), key=lambda i: (sums[i], losses[i], rows[i]["trial"]))
-    return [found[i] for i in order]
-
-
-def survivors(rows: Sequence[Row], count: int) -> list[Row]:
-    """The best ``count`` rows, equally many from each group of similar distortion.
-
-    Args:
-        rows: The best first.
-
-    Returns:
-        Chosen rows, the best first.
-    """
-    weakest = sorted(rows, key=lambda row: (row["distortion"], row["trial"]))
-    chosen: set[int] = set()
-    for group in range(GROUPS):
-        low, high = (len(rows) * edge // GROUPS for edge in (group, group + 1))
-        places = count * (group + 1) // GROUPS - count * group // GROUPS
-        inside = {row["trial"] for row in weakest[low:high]}
-        chosen.update([row["trial"] for row in rows if row["trial"] in inside][:places])
-    return [row for row in rows if row["trial"] in chosen]
+# What a trial depends on, besides its settings
+INPUTS = (files.DATA_PREPARED, settings.BITS)
 
 
 # --- trials ---
 
-# What all trials of a process share: set once, as MNIST is larger than a trial's other data
-_parts: dict[str, Split] = {}
+
+@dataclass(frozen=True)
+class Trial:
+    """A trial of a rung, as a task for the engine."""
+
+    name: ModelName
+    rung: int
+    number: int
+    settings: Settings
+
+    @property
+    def epochs(self) -> int:
+        return self.settings.recipe.epochs
+
+    @property
+    def path(self) -> Path:
+        return path_of(self.name, self.rung, self.number)
+
+    @property
+    def order(self) -> Order:
+        return Order(
+            f"trial@{self.name}-{self.rung}-{self.number}",
+            "study.trial",
+            (self.name, str(self.rung), str(self.number)),
+            self.path.as_posix(),
+            self.settings.model_dump_json(),
+        )
+
+    @property
+    def here(self) -> bool:
+        return self.path.is_file() and not self.mistake(self.path.read_bytes())
+
+    @property
+    def scores(self) -> Scores:
+        return Result.model_validate_json(self.path.read_bytes()).scores
+
+    def mistake(self, content: bytes) -> str:
+        try:
+            result = Result.model_validate_json(content)
+        except ValidationError as error:
+            return inspection.explained(error)
+        if len({score is None for score in dict(result.scores).values()}) > 1:
+            return "some of its scores are missing"
+        return "" if result.settings == self.settings else "it has other settings"
+
+    def check(self) -> None:
+        if inputs() != self.settings.inputs:
+            raise StageError(
+                "the code or the prepared images were changed while trials were computed: "
+                "`make search` computes those again that depend on them"
+            )
+
+    def keep(self, content: bytes) -> None:
+        write_bytes(self.path, content)
+
+    def forget(self) -> None:
+        with writing(self.path):
+            self.path.unlink(missing_ok=True)
 
 
-def start_worker(validation_size: int, seed: int) -> None:
-    """Load the images into this process, which ends when its parent does, even by a kill."""
-    Thread(target=_end_with_parent, daemon=True).start()
-    train = splits.load_split(files.DATA_PREPARED, "train")
-    stay, drawn = splits.hold_out(train.labels, validation_size, seed)
-    _parts["train"] = Split(train.images[stay], train.labels[stay])
-    _parts["validation"] = Split(train.images[drawn], train.labels[drawn])
+def inputs() -> str:
+    """SHA-256 of what all trials depend on."""
+    found = [md5(path) if path.exists() else "" for path in INPUTS]
+    return hashlib.sha256(json.dumps(found).encode()).hexdigest()
 
 
-def _end_with_parent() -> None:
-    if parent := multiprocessing.parent_process():
-        parent.join()
-        os._exit(1)
-
-
-def teachers_of(settings: Distillation, seed: int) -> list[models.Network]:
-    """The teachers, which all trials with these settings share. Trained if need be."""
-    digest = hashlib.sha256(repr(settings.recipe).encode()).hexdigest()[:8]
-    return teach(f"search-{digest}", _parts["train"], settings, "cpu", seed)
-
-
-def make_teachers(settings: Distillation, seed: int) -> None:
-    """Train the teachers, so that :func:`teachers_of` finds their checkpoints."""
-    numerics.configure(1, seed)
-    teachers_of(settings, seed)
-
-
-def score(name: ModelName, trial: int, settings: Recipe, seed: int) -> Row:
-    """Train a configuration on one thread, and score it on the validation images.
-
-    Returns:
-        The accuracy, the loss, and the SHA-256 of the weights. The loss is the mean negative log
-        likelihood in nats, with the temperature that makes it smallest. All are None if the
-        training came to a loss that is not finite.
-    """
-    generator = numerics.configure(1, seed)
-    stage = f"search-{name}-{trial}"
-    parts = {"train": _parts["train"]}
-    training = Training(stage, name, parts, settings, "cpu", generator, f"trial {trial}: ")
-    kept = UNFINISHED / f"{stage}-{training.checkpoint.key.hex()[:16]}.json"
-    if kept.is_file():
-        found: Row = json.loads(kept.read_text(encoding="utf-8"))
-        return found
-    if settings.distillation:
-        training.state.teachers = teachers_of(settings.distillation, seed)
-    result: Row = dict.fromkeys(("accuracy", "loss", "weights"))
-    try:
-        for _ in training.epochs():
-            pass
-    except StageError:
-        pass  # the loss was not finite
-    else:
-        network = training.state.result
-        answers = models.answers(network, _parts["validation"])
-        temperature = fitted_temperature(answers.probabilities, answers.labels)
-        probabilities = scaled(answers.probabilities, temperature)
-        result = {
-            "accuracy": float(answers.correct.mean()),
-            "loss": files.rounded(negative_log_likelihood(probabilities, answers.labels)),
-            "weights": models.fingerprint(network),
-        }
-    write_text(kept, json.dumps(result))
-    training.checkpoint.remove()
-    return result
-
-
-def workers() -> int:
-    """How many trials run at once: WORKERS, or the number of cores."""
-    asked = os.environ.get("WORKERS", "")
-    if not asked:
-        return numerics.cores()
-    if not asked.isdecimal() or not int(asked):
-        raise InputError(f"WORKERS is {asked}, expected a number of processes from 1")
-    return int(asked)
-
-
-def run_rung(name: ModelName, search: Search, rung: Rung, before: Sequence[Row]) -> list[Row]:
-    """Train ``rung.trials`` configurations of the table before, and the incumbent if there is one.
+def run_rung(search: Search, name: ModelName, number: int, before: Sequence[Row]) -> list[Row]:
+    """Train the best configurations of the table before, and the incumbent if there is one.
 
     Returns:
         Their rows, the best first.
+
+    Raises:
+        StageError: A trial could not be computed.
     """
+    rung, same = search.rungs[name][number - 1], inputs()
     chosen = survivors(before, rung.trials)
     if rung.incumbent:
         chosen.append(design.incumbent(search, name, rung.incumbent))
-    recipes = [design.recipe(search, row, rung.epochs) for row in chosen]
-    largest: dict[PlainRecipe, Distillation] = {}
-    for one in recipes:
-        if one.distillation:
-            present = largest.setdefault(one.distillation.recipe, one.distillation)
-            if one.distillation.teachers > present.teachers:
-                largest[one.distillation.recipe] = one.distillation
-    with ProcessPoolExecutor(
-        workers(),
-        multiprocessing.get_context("spawn"),
-        start_worker,
-        (search.validation_size, search.seed),
-    ) as pool:
-        made = [pool.submit(make_teachers, one, search.seed) for one in largest.values()]
-        for future in finished(made, "teachers"):
-            future.result()
-        # The longest first, so that no worker is left alone with a long one
-        order = sorted(range(len(recipes)), key=lambda i: not recipes[i].distillation)
-        running = {
-            pool.submit(score, name, chosen[i]["trial"], recipes[i], search.seed): i for i in order
-        }
-        results: dict[int, Row] = {}
-        for future in finished(list(running), f"{name}, {rung.epochs} epochs"):
-            results[running[future]] = future.result()
-    settings = ("trial", *Space.model_fields)
-    return ranked(
-        [
-            {key: row[key] for key in settings} | {"epochs": rung.epochs} | results[i]
-            for i, row in enumerate(chosen)
-        ]
-    )
-
-
-def finished(running: Sequence[Future[Any]], title: str) -> Iterator[Future[Any]]:
-    """The futures as they end, with a bar on a terminal. If one fails, the rest is not begun."""
-    try:
-        with tqdm(total=len(running), desc=title, unit="training", disable=None) as progress:
-            for one in as_completed(running):
-                yield one
-                progress.update()
-    finally:
-        for other in running:
-            other.cancel()
+    trials = []
+    for row in chosen:
+        recipe = design.recipe(search, row, rung.epochs)
+        size = search.validation_size
+        settings = Settings(recipe=recipe, seed=search.seed, validation_size=size, inputs=same)
+        trials.append(Trial(name, number, row["trial"], settings))
+    # The longest first, so that no worker is left alone with a long one
+    in_order = sorted(trials, key=lambda trial: not trial.settings.recipe.distillation)
+    faults = engine.compute(in_order, f"missing trials of rung {number} of {name}")
+    if left := sum(not trial.here for trial in trials):
+        raise StageError(f"{left} trials are missing, the others are kept. {'. '.join(faults)}")
+    keys = ("trial", *Space.model_fields)
+    rows = [
+        {key: row[key] for key in keys} | {"epochs": rung.epochs} | dict(trial.scores)
+        for row, trial in zip(chosen, trials, strict=True)
+    ]
+    team.forget(trial.order.stage for trial in trials)
+    return ranked(rows)
 
 
 @main_function
@@ -220,16 +147,16 @@ def main() -> None:
     if len(sys.argv) != 3:
         raise InputError("usage: python -m study.search MODEL RUNG")
     name, search = params.model_name(sys.argv[1:2]), design.load()
-    rungs = search.rungs(name)
-    if sys.argv[2] not in [str(number) for number in range(1, len(rungs) + 1)]:
-        raise InputError(f"rung is {sys.argv[2]}, expected a number from 1 to {len(rungs)}")
+    numbers = range(1, len(search.rungs.get(name, [])) + 1)
+    if sys.argv[2] not in map(str, numbers):
+        raise InputError(f"rung is {sys.argv[2]}, expected a number from 1 to {len(numbers)}")
     number = int(sys.argv[2])
-    with dvc_mlflow.run(f"rung@{name}-{number}"):
-        check_prepared()
-        rows = run_rung(name, search, rungs[number - 1], design.read_table(name, number - 1))
+    with running(f"rung@{name}-{number}"):
+        check_inputs()
+        rows = run_rung(search, name, number, design.read_table(name, number - 1))
         files.write_rows(design.table_path(name, number), rows)
-        for path in UNFINISHED.glob(f"search-{name}-*.json"):
-            path.unlink()
+        for row in rows:
+            path_of(name, number, row["trial"]).unlink(missing_ok=True)
         print(f"{name}: the best of {len(rows)} is trial {rows[0]['trial']}")
 
 

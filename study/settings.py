@@ -7,15 +7,18 @@ from typing import Annotated
 
 from pydantic import Field
 
-from dvc_mlflow.errors import InputError
-from stages.base import params, strict
+from dvc_kit import strict
+from dvc_kit.errors import InputError
+from dvc_kit.strict import Section
+from stages.base import params
 from stages.base.params import CLASSES, TRAIN_SIZE, Seed
-from stages.base.strict import Section
 
 FOLDER = Path("study")
 PATH = FOLDER / "params.yaml"
 CELLS = FOLDER / "cells"
 REPORT = FOLDER / "report"
+BITS = FOLDER / "bits.json"  # what the trainings depend on, see study/bits.py
+BITS_FORMAT = 1  # of its keys
 VALIDATION = "validation"  # instead of a seed: trained without the validation images
 NAMING_RECIPES = ("recipes", "ablations", "differences")  # the keys whose values are recipes
 
@@ -23,6 +26,7 @@ NAMING_RECIPES = ("recipes", "ablations", "differences")  # the keys whose value
 class Study(Section):
     """Which recipes are compared, and over which seeds."""
 
+    models: Annotated[list[str], Field(min_length=2)]
     seeds: Annotated[list[Seed], Field(min_length=1)]
     recipes: Annotated[list[str], Field(min_length=1)]
     ablations: list[str]
@@ -49,14 +53,21 @@ def load() -> Study:
         InputError: It cannot be used. One line per mistake: the key, the value, and what is
             allowed.
     """
-    known = list(params.load_recipes())
+    recipes_by_name = params.load_recipes()
+    known = list(recipes_by_name)
     names = dict.fromkeys(NAMING_RECIPES, known)
     study = strict.check(Study, PATH, strict.read(PATH), names)
     for key, recipes in ("recipes", study.recipes), ("ablations", study.ablations):
         for recipe in recipes:
             if recipe not in known:
                 raise strict.unknown_name(PATH, key, recipe, known)
+    for name in study.models:
+        if name not in params.MODEL_NAMES:
+            raise strict.unknown_name(PATH, "models", name, params.MODEL_NAMES)
+        for recipe in study.every_recipe:
+            params.of_recipe(recipes_by_name, recipe, name)
     lists: dict[str, Sequence[int | str]] = {
+        "models": study.models,
         "seeds": study.seeds,
         "ablation_seeds": study.ablation_seeds,
         "recipes": study.recipes,

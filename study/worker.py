@@ -1,8 +1,8 @@
-"""One cell, on any machine: `compute` takes an order, and gives a reply.
+"""One order, on any machine: `compute` takes it, and gives a reply.
 
 A worker on another machine has its own clone. It computes only if the clone is at the commit of the
 order, without changes, with the same libraries and the same prepared images. Training runs in a
-process of its own, `python -m study.cell`, which ends with the worker.
+process of its own, such as `python -m study.cell`, which ends with the worker.
 """
 
 import contextlib
@@ -15,73 +15,30 @@ import sys
 import threading
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
-from dvc_mlflow import files, git
-from dvc_mlflow.commands import shown
-from dvc_mlflow.errors import StageError, one_line
+from dvc_kit import files
+from dvc_kit.commands import shown
+from dvc_kit.errors import BusyError, StageError, WriteError, one_line
+from dvc_mlflow import git
 from stages.base.files import DATA_PREPARED
-from study.settings import CELLS, FOLDER, REPORT
+from study.orders import Order, Reply
+from study.settings import FOLDER
 
 ROOT = Path(__file__).parents[1]
 REQUIREMENTS = Path("requirements", "compute.txt")
-# All code and settings that a cell may depend on. Cells, reports and locks are results.
-CODE = ("dvc_mlflow", "stages", "study", "requirements", "params.yaml", "recipes.yaml")
-RESULTS = (CELLS, REPORT, FOLDER / "dvc.lock")
-FULL = "cannot be written"  # what dvc_mlflow.files says of a full or read-only disk
+# All code and settings that a training may depend on, and what of it is a result
+HOUSES = ("dvc_kit", "dvc_guard", "dvc_mlflow", "stages", "study")
+CODE = (*HOUSES, "requirements", "params.yaml", "recipes.yaml")
+RESULTS = ("cells", "report", "search", "findings", "bits.json", "dvc.lock")
 GONE = "its coordinator has gone"
-AT_WORK = "already runs in this folder"  # what dvc_mlflow.alone says
 
 stop = threading.Event()  # set when the coordinator in this process ends
 at_work: dict[int, str] = {}  # the stage that each thread of this process computes
-
-
-@dataclass(frozen=True)
-class Order:
-    """What a worker needs to compute a cell.
-
-    Attributes:
-        stage: Its name, such as `cell@fast-mlp-0`.
-        arguments: Those of `python -m study.cell`.
-        path: Of its file, from the main folder.
-        commit: That of the worker's clone. Empty: compute in this folder as it is.
-        versions: Of Python and the libraries that compute.
-        prepared: The md5 of the prepared images.
-    """
-
-    stage: str
-    arguments: tuple[str, ...]
-    path: str
-    commit: str = ""
-    versions: Mapping[str, str] | None = None
-    prepared: str = ""
-
-
-@dataclass(frozen=True)
-class Reply:
-    """The file of a cell, or the reason why there is none.
-
-    Attributes:
-        worker: The machine, and the folder of its clone.
-        address: That of the worker for Dask.
-        seconds: That the training took.
-        fault: One line. Empty if the cell was computed.
-        unfit: Whether this worker cannot compute any other cell either.
-    """
-
-    stage: str
-    worker: str
-    address: str = ""
-    seconds: float = 0.0
-    content: bytes = b""
-    md5: str = ""
-    fault: str = ""
-    unfit: bool = False
 
 
 def commit() -> str:
@@ -90,7 +47,7 @@ def commit() -> str:
 
 def changed_files() -> list[str]:
     """The files of code and settings that differ from the last commit."""
-    excluded = [f":(exclude){path.as_posix()}" for path in RESULTS]
+    excluded = [f":(exclude){(FOLDER / name).as_posix()}" for name in RESULTS]
     status = ["status", "--porcelain", "--untracked-files=all", "--", *CODE, *excluded]
     return [line[3:] for line in git.git("-C", str(ROOT), *status).splitlines()]
 
@@ -126,45 +83,49 @@ def unfit(order: Order) -> str:
 
 
 def compute(order: Order) -> Reply:
-    """Compute a cell in this folder. Every failure is a reply as well."""
-    worker, address = socket.gethostname(), ""
-    if order.commit:
-        worker, address = f"{worker}:{ROOT}", _address()
+    """Compute an order in this folder. Every failure is a reply as well."""
+    dask = _of_dask()
+    started = time.monotonic()
+    mine: dict[str, Any] = {
+        "stage": order.stage,
+        "worker": socket.gethostname() + (f":{ROOT}" if order.commit else ""),
+        "address": dask.address if dask and order.commit else "",
+    }
     try:
         if order.commit and (reason := unfit(order)):
-            return Reply(order.stage, worker, address, fault=reason, unfit=True)
-        started = time.monotonic()
-        fault = _train(order)
-        while AT_WORK in fault:  # for a coordinator that was killed meanwhile
-            fault = _train(order)
+            return Reply(**mine, fault=reason, unfit=True)
+        code, fault = _train(order)
+        while code == BusyError.exit_code:  # for a coordinator that was killed meanwhile
+            code, fault = _train(order)
         if fault:
-            return Reply(order.stage, worker, address, fault=fault, unfit=FULL in fault)
+            return Reply(**mine, fault=fault, unfit=code == WriteError.exit_code)
         content = (ROOT / order.path).read_bytes()
-        seconds, md5 = time.monotonic() - started, hashlib.md5(content).hexdigest()
-        return Reply(order.stage, worker, address, seconds, content, md5)
     except (StageError, OSError) as error:
-        return Reply(order.stage, worker, address, fault=one_line(error), unfit=True)
+        return Reply(**mine, fault=one_line(error), unfit=True)
+    md5 = hashlib.md5(content).hexdigest()
+    return Reply(**mine, seconds=time.monotonic() - started, content=content, md5=md5)
 
 
-def answer(order: Mapping[str, Any]) -> dict[str, Any]:
-    """``compute`` for an order and a reply that any process can read."""
+def answer(order: Mapping[str, Any]) -> str:
+    """``compute`` for an order that any process can make, with the reply as JSON."""
     at_work[threading.get_ident()] = order["stage"]
     try:
-        return asdict(compute(Order(**order)))
+        return compute(Order(**order)).model_dump_json()
     finally:
         del at_work[threading.get_ident()]
 
 
-def _train(order: Order) -> str:
-    """Run a cell in a process of its own; the reason why it failed, or nothing."""
+def _train(order: Order) -> tuple[int, str]:
+    """Run an order in a process of its own; its exit code, and the reason if it failed."""
     # As DVC sets them: so the process ends with this one, and knows its project
     environment = os.environ | {"DVC_STAGE": order.stage, "DVC_ROOT": str(ROOT / FOLDER)}
     if order.commit:
         environment |= {"MIRROR": "off", "PWD": str(ROOT)}
     if stop.is_set():
-        return GONE
+        return 0, GONE
+    module = ["-m", order.module, *order.arguments]
     process = subprocess.Popen(
-        [sys.executable, "-m", "study.cell", *order.arguments],
+        [sys.executable, *module, *filter(None, [order.settings])],
         cwd=ROOT,
         env=environment,
         stdout=subprocess.DEVNULL,
@@ -178,39 +139,33 @@ def _train(order: Order) -> str:
                 _, errors = process.communicate(timeout=1)
                 break
             if _unwanted():
-                return GONE
+                return 0, GONE
     finally:
         process.kill()
         process.wait()
-    said = [line for line in errors.splitlines() if line.strip()]
-    if process.returncode == 0:
+    code, said = process.returncode, [line for line in errors.splitlines() if line.strip()]
+    if code == 0:
         for line in said:
             if line.startswith("warning: "):
                 tqdm.write(line, file=sys.stderr)
-        return ""
-    reason = said[-1].removeprefix("error: ") if said else f"exit code {process.returncode}"
-    return f"`{shown(['python', '-m', 'study.cell', *order.arguments])}`: {one_line(reason)}"
+        return 0, ""
+    reason = said[-1].removeprefix("error: ") if said else f"exit code {code}"
+    return code, f"`{shown(['python', *module])}`: {one_line(reason)}"
 
 
-def _address() -> str:
-    """That of this worker for Dask, or nothing."""
+def _of_dask() -> Any:
+    """The worker of Dask that this thread belongs to, or None."""
     try:
         from distributed import get_worker
 
-        return str(get_worker().address)
+        return get_worker()
     except (ImportError, ValueError):
-        return ""
+        return None
 
 
 def _unwanted() -> bool:
-    """Whether nobody waits for the cell that this thread computes: its coordinator has gone."""
-    if stop.is_set():
-        return True
-    try:
-        from distributed import get_worker
-
-        worker = get_worker()
-    except (ImportError, ValueError):
-        return False
-    task = worker.state.tasks.get(worker.get_current_task())
+    """Whether nobody waits for what this thread computes: its coordinator has gone."""
+    if stop.is_set() or not (dask := _of_dask()):
+        return stop.is_set()
+    task = dask.state.tasks.get(dask.get_current_task())
     return task is None or task.state == "cancelled"

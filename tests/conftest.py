@@ -16,19 +16,21 @@ from typing import Any
 
 import pytest
 from filelock import FileLock
+from ruamel.yaml import YAML
 
 # One thread for each test, because two run at a time. Torch reads this when it is imported
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import stages  # noqa: F401  (sets how long threads spin, before any test imports torch)
+from dvc_kit.files import md5
 from dvc_mlflow import history, store, values
-from dvc_mlflow.files import md5
 from dvc_mlflow.hooks import settings
 from stages.base import files
 from stages.base.splits import Split
 from stages.mnist import idx, sources
 
 ROOT = Path(__file__).parents[1]
+STAGES = list(YAML(typ="safe").load(ROOT / "dvc.yaml")["stages"])
 NO_OUTS = (".gitignore", "benchmarks.md", "platforms.md")  # in the folders that hold DVC's outs
 
 
@@ -136,8 +138,8 @@ def free_port() -> str:
 
 
 def assert_metrics_and_artifacts(client: Any, runs: dict[str, Any]) -> None:
-    """Each of the five runs has both, as MLflow's API says."""
-    assert sorted(runs) == ["evaluate", "plot", "prepare", "train_lenet5", "train_mlp"]
+    """The run of each stage has both, as MLflow's API says."""
+    assert sorted(runs) == sorted(STAGES)
     for stage, run in runs.items():
         own = [key for key in run.data.metrics if not key.startswith("system/")]
         assert own and client.list_artifacts(run.info.run_id), stage
@@ -312,7 +314,7 @@ def small_run(raw, tmp_path_factory) -> Clone:
     clone = make_clone(tmp_path_factory.mktemp("small") / "a clone")
     clone.make_small()
     ran = clone.repro(env={"MIRROR": "on"})
-    assert ran == ["prepare", "train_lenet5", "train_mlp", "evaluate", "plot"]
+    assert ran == STAGES
     return clone
 
 
@@ -398,3 +400,33 @@ def standing(standing_in, tmp_path_factory):
     with standing_in(project) as client:
         sync.sync()
         yield project, client
+
+
+@pytest.fixture(scope="session")
+def world_template(tmp_path_factory):
+    """The repository of which worlds are copies; see world.py."""
+    from world import make_template  # which imports this file
+
+    return make_template(tmp_path_factory.mktemp("world"))
+
+
+@pytest.fixture
+def world(world_template, standing_in, tmp_path, monkeypatch):
+    """A small world of the test's own, of which nothing is logged."""
+    from world import copy_of
+
+    with copy_of(world_template, tmp_path / "world").entered(standing_in, monkeypatch) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def logged_world(world_template, standing_in, tmp_path_factory):
+    """A small world whose results are logged. Tests leave it as they found it."""
+    from world import copy_of
+
+    from dvc_mlflow import sync
+
+    made = copy_of(world_template, tmp_path_factory.mktemp("logged") / "world")
+    with pytest.MonkeyPatch.context() as patch, made.entered(standing_in, patch):
+        sync.sync()
+        yield made

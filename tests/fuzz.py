@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 from ruamel.yaml import YAML
 
 import stages  # noqa: F401  (before torch is imported)
-from dvc_mlflow import mend
-from dvc_mlflow.errors import StageError
+from dvc_guard import mend
+from dvc_kit.errors import StageError
 from stages.base import params, splits
 from stages.mnist import idx
 from study import settings as study_settings

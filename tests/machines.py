@@ -1,5 +1,5 @@
-"""A small study, and machines that compute its cells: each is a network of its own with an sshd, in
-which a clone with its own cache and environment lies. Real Dask and real Slurm, no stand-ins."""
+"""A small study, and machines that compute its cells: each is a clone with its own cache and
+environment, and a worker of Dask behind a proxy. Real Dask and real Slurm, no stand-ins."""
 
 import contextlib
 import getpass
@@ -10,16 +10,18 @@ import subprocess
 import sys
 import sysconfig
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import psutil
+from ruamel.yaml import YAML
 
 from conftest import Clone, environment, free_port, make_clone, missing, wait_for
 
 AS_ROOT = [] if os.geteuid() == 0 else ["sudo", "-n"]
 STUDY = """\
+models: [lenet5, mlp]
 seeds: [0]
 recipes: [documented]
 ablations: []
@@ -59,7 +61,15 @@ def installed(*programs: str) -> None:
         if not (shutil.which(program) or shutil.which(program, path="/usr/sbin")):
             missing(f"{program} is not installed: Debian has it (see .ci/run)")
     if AS_ROOT and subprocess.run([*AS_ROOT, "true"], capture_output=True).returncode:
-        missing("networks and Slurm need root, or sudo without a password")
+        missing("Slurm needs root, or sudo without a password")
+
+
+def without_space() -> list[str]:
+    """The command that runs another, for which no space is left for cells."""
+    command = ["unshare", "--map-root-user", "--mount"]
+    if subprocess.run([*command, "true"], capture_output=True).returncode:
+        missing("unshare may not make namespaces here")
+    return [*command, "sh", "-c", FULL, "sh"]
 
 
 def root(*command: str) -> None:
@@ -67,13 +77,17 @@ def root(*command: str) -> None:
 
 
 def make_study(path: Path) -> Clone:
-    """A clone with a study of small cells, of which none has been computed."""
+    """A clone with a small study and search, of which nothing has been computed."""
     clone = make_clone(path)
     clone.make_small()
     (path / "study/params.yaml").write_text(STUDY, encoding="utf-8")
     for name in (path / "study/cells").glob("*.json"):
         name.unlink()
     (path / "study/dvc.lock").unlink()
+    yaml, search = YAML(), path / "study/search.yaml"
+    rungs = {"mlp": [{"trials": 2, "epochs": 1}]}
+    yaml.dump(yaml.load(search) | {"validation_size": 100, "rungs": rungs}, search)
+    clone.run("python", "-m", "study.design", "mlp", env={"PYTHONPATH": str(path)})
     clone.run("dvc", "repro", "prepare")
     clone.commit("a small study")
     return clone
@@ -95,7 +109,7 @@ class Computed:
         """As if no cell had been computed, but for the first so many."""
         path = self.home.path
         shutil.rmtree(path / ".dvc/cache/runs", ignore_errors=True)
-        (path / ".dvc/tmp/engine.jsonl").unlink(missing_ok=True)
+        shutil.rmtree(path / ".dvc/tmp/made", ignore_errors=True)
         (path / "study/dvc.lock").unlink(missing_ok=True)
         if keep:
             (path / "study/dvc.lock").write_bytes(self.lock)
@@ -109,136 +123,101 @@ def compute(path: Path) -> Computed:
     """Make a study, and let DVC compute it."""
     home = make_study(path)
     # One by one: in the graph of a few targets, DVC's order changes from process to process
-    Clone(path / "study").run("dvc", "repro", "--quiet", "--single-item", "cell", "validation")
+    for stages in (("bits",), ("cell", "validation")):
+        Clone(path / "study").run("dvc", "repro", "--quiet", "--single-item", *stages)
     cells = {cell: cell.read_bytes() for cell in sorted(path.glob("study/cells/*.json"))}
     return Computed(home, (path / "study/dvc.lock").read_bytes(), cells)
 
 
-def study(clone: Clone, engine: str, audit: float = 0, **more: str) -> subprocess.Popen[str]:
+def study(
+    clone: Clone, engine: str, audit: float = 0, before: Sequence[str] = (), **more: str
+) -> subprocess.Popen[str]:
     """Start `python -m study.engine` there."""
     own = {"ENGINE": engine, "AUDIT": str(audit), "PYTHONPATH": str(clone.path)} | more
-    return clone.start("python", "-m", "study.engine", env=own)
+    return clone.start(*before, "python", "-m", "study.engine", env=own)
 
 
 def ended(process: subprocess.Popen[str], code: int = 0) -> str:
     """What a command says until its end."""
-    said, errors = process.communicate(timeout=240)
+    said, errors = process.communicate(timeout=900)
     assert process.returncode == code, said + errors
     assert "Traceback" not in errors
     return said + errors
 
 
+# Between a worker and its scheduler: while it is stopped, no byte goes in either direction
+PROXY = """
+import asyncio, sys
+async def pump(reader, writer):
+    try:
+        while content := await reader.read(2**16):
+            writer.write(content)
+            await writer.drain()
+    except OSError:
+        pass
+    writer.close()
+async def main(pairs):
+    for here, there in pairs:
+        async def joined(reader, writer, there=there):
+            try:
+                far = await asyncio.open_connection("127.0.0.1", there)
+            except OSError:
+                return writer.close()
+            await asyncio.gather(pump(reader, far[1]), pump(far[0], writer))
+        await asyncio.start_server(joined, "127.0.0.1", here)
+    await asyncio.Event().wait()
+ports = list(map(int, sys.argv[1:]))
+asyncio.run(main(list(zip(ports[::2], ports[1::2]))))
+"""
+FULL = 'mount -t tmpfs -o size=4k tmpfs study/cells && exec "$@"'
+
+
 @dataclass
 class Machine:
-    """A network with an sshd, and a clone."""
+    """A clone, and the processes of its worker."""
 
-    number: int
     clone: Clone
-    keys: Path
-    port: str = field(default_factory=free_port)
+    started: list[subprocess.Popen[str]] = field(default_factory=list)
 
-    @property
-    def name(self) -> str:
-        return f"study{os.getpid()}-{self.number}"[-15:]
-
-    @property
-    def here(self) -> str:
-        """The address of this side, for the machine."""
-        return f"{self._subnet}.1"
-
-    @property
-    def _subnet(self) -> str:
-        """Another one in each process, because tests run two at a time."""
-        return f"10.77.{2 * (os.getpid() % 126) + self.number}"
-
-    @contextlib.contextmanager
-    def full(self, folder: Path) -> Iterator[None]:
-        """No space is left in a folder, as this machine sees it."""
-        inside = ["nsenter", "--mount", "--target", str(self.pids()[0])]
-        root(*inside, "mount", "-t", "tmpfs", "-o", "size=4k", "tmpfs", str(folder))
-        yield
-        self.stop()
-        root(*inside, "umount", "--lazy", str(folder))
-
-    def network(self, state: str) -> None:
-        root("ip", "link", "set", self.name, state)
-
-    @contextlib.contextmanager
-    def on(self) -> Iterator[None]:
-        inside = ["ip", "netns", "exec", self.name]
-        try:
-            root("ip", "netns", "add", self.name)
-            other = ["peer", "name", "eth0", "netns", self.name]
-            root("ip", "link", "add", self.name, "type", "veth", *other)
-            root("ip", "addr", "add", f"{self.here}/24", "dev", self.name)
-            root("ip", "link", "set", self.name, "up")
-            root(*inside, "ip", "addr", "add", f"{self._subnet}.2/24", "dev", "eth0")
-            root(*inside, "ip", "link", "set", "eth0", "up")
-            root(*inside, "ip", "link", "set", "lo", "up")
-            settings = self.keys / f"sshd{self.number}"
-            settings.write_text(
-                f"Port {self.port}\nHostKey {self.keys}/host\nPidFile none\nStrictModes no\n"
-                f"AuthorizedKeysFile {self.keys}/user.pub\nUsePAM no\nPermitRootLogin yes\n"
-                "PasswordAuthentication no\n",
-                encoding="utf-8",
-            )
-            sshd = shutil.which("sshd") or "/usr/sbin/sshd"
-            root("mkdir", "-p", "/run/sshd")
-            root(*inside, sshd, "-f", str(settings))
-            yield
-        finally:
-            self.stop(everything=True)
-            for what in (["netns", "del", self.name], ["link", "del", self.name]):
-                subprocess.run([*AS_ROOT, "ip", *what], capture_output=True)
-
-    def ssh(self, command: str) -> subprocess.Popen[bytes]:
-        to = f"{getpass.getuser()}@{self._subnet}.2"
-        options = ["-p", self.port, "-i", str(self.keys / "user"), "-o", "StrictHostKeyChecking=no"]
-        options += ["-o", "UserKnownHostsFile=/dev/null"]
-        silent = {"stdin": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-        return subprocess.Popen(["ssh", *options, to, command], stdout=subprocess.DEVNULL, **silent)
-
-    def start(self, port: str, before: str = "") -> None:
-        """Start a worker of Dask over SSH, with one thread, as `make worker` does."""
+    def start(self, scheduler: str, *before: str) -> None:
+        """Start a worker of Dask behind a proxy, with one thread, as `make worker` does."""
+        to_scheduler, to_worker, port = (free_port() for _ in range(3))
         path = self.clone.path
-        self.ssh(
-            f"cd '{path}' && export PATH='{path}/.venv/bin':/usr/bin:/bin MIRROR=off && exec "
-            f"{before} python -m dask worker tcp://{self.here}:{port} --nthreads 1 --nworkers 1 "
-            f"--no-dashboard >'{path}.log' 2>&1"
-        )
+        ports = [to_scheduler, scheduler, to_worker, port]
+        worker = [*before, str(path / ".venv/bin/python"), "-m", "dask", "worker"]
+        worker += [f"tcp://127.0.0.1:{to_scheduler}", "--nthreads", "1", "--no-nanny"]
+        worker += ["--listen-address", f"tcp://127.0.0.1:{port}", "--no-dashboard"]
+        worker += ["--contact-address", f"tcp://127.0.0.1:{to_worker}"]
+        own = {"PATH": f"{path}/.venv/bin:/usr/bin:/bin", "PYTHONPATH": ""}
+        for command in ([sys.executable, "-c", PROXY, *ports], worker):
+            self.started.append(self.clone.start(*command, env=own))
 
-    def pids(self) -> list[int]:
-        found = subprocess.run(
-            [*AS_ROOT, "ip", "netns", "pids", self.name], capture_output=True, text=True
-        )
-        return [int(line) for line in found.stdout.split()]
+    def network(self, up: bool) -> None:
+        self.started[-2].send_signal(signal.SIGCONT if up else signal.SIGSTOP)
 
-    def stop(self, everything: bool = False) -> None:
-        """Kill what runs in this network, but for its sshd."""
-        for pid in self.pids():
-            with contextlib.suppress(psutil.Error):
-                process = psutil.Process(pid)
-                if everything or "sshd" not in process.name():
-                    process.kill()
+    def stop(self) -> None:
+        for process in self.started:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.communicate()
+        self.started.clear()
 
     def cell(self) -> psutil.Process | None:
         """The process that trains here."""
-        for pid in self.pids():
+        for process in psutil.Process(self.started[-1].pid).children(recursive=True):
             with contextlib.suppress(psutil.Error):
-                process = psutil.Process(pid)
-                if "study.cell" in process.cmdline() and process.name().startswith("python"):
+                if "study.cell" in process.cmdline():
                     return process
         return None
 
     def kill_worker(self) -> None:
         """With -9, while it computes a cell."""
-        parent = wait_for(lambda: self.cell().parent())
+        parent = wait_for(lambda: self.cell().parent(), 300)
         parent.kill()
 
 
-def make_machine(number: int, home: Clone, folder: Path) -> Machine:
+def make_machine(home: Clone, path: Path) -> Machine:
     """A clone of the study, with its own environment, cache and prepared images."""
-    path = folder / f"machine {number}"
     subprocess.run(["git", "clone", "--quiet", home.path, path], check=True)
     shutil.copytree(home.path / "data/raw", path / "data/raw", dirs_exist_ok=True)
     python = path / ".venv/bin/python"
@@ -249,7 +228,7 @@ def make_machine(number: int, home: Clone, folder: Path) -> Machine:
     (own / "wrong_bit.pth").write_text("import wrong_bit\n", encoding="utf-8")
     clone = Clone(path)
     clone.run(str(python), "-m", "dvc", "repro", "--quiet", "prepare", env={"PYTHONPATH": ""})
-    return Machine(number, clone, folder)
+    return Machine(clone)
 
 
 @contextlib.contextmanager
@@ -268,12 +247,6 @@ def scheduler(folder: Path) -> Iterator[str]:
     finally:
         process.send_signal(signal.SIGKILL)
         process.wait()
-
-
-def make_keys(folder: Path) -> None:
-    for key in ("host", "user"):
-        command = ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", folder / key]
-        subprocess.run(command, check=True)
 
 
 @contextlib.contextmanager

@@ -70,7 +70,7 @@ def test_killed_at_any_moment_the_next_dvc_repro_comes_to_the_same_bytes(copy, s
         result = copy.run("dvc", "repro", check=False)
         if result.returncode:
             # DVC was stopped while it wrote a lock file, which `make repro` mends
-            said = copy.run("python", "-m", "dvc_mlflow", "mend").stdout
+            said = copy.run("python", "-m", "dvc_guard", "mend").stdout
             assert "could not be read" in said, result.stderr
             torn += 1
             copy.run("dvc", "repro")

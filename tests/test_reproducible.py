@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 from ruamel.yaml import YAML
-from test_pipeline import PIPELINE, STAGES
+from test_pipeline import PIPELINE
 
-from conftest import Clone, crashed, flip_bit, make_clone, qemu
+from conftest import STAGES, Clone, crashed, flip_bit, make_clone, qemu
 
 
 @pytest.mark.slow
@@ -122,7 +122,7 @@ def test_an_emulated_processor_without_avx_computes_the_same_bytes(expected, tmp
 @pytest.mark.slow
 def test_verify_agrees_with_what_is_committed_and_finds_a_changed_bit_in_each_out(copy):
     copy.commit("the small results")
-    good = copy.run("python", "-m", "dvc_mlflow", "verify")
+    good = copy.run("python", "-m", "dvc_guard", "verify")
     assert "outs are the committed ones, to the bit" in good.stdout
 
     lock = YAML(typ="safe").load(copy.path / "dvc.lock")["stages"]
@@ -130,7 +130,7 @@ def test_verify_agrees_with_what_is_committed_and_finds_a_changed_bit_in_each_ou
     for out in outs:
         path = copy.path / out
         flip_bit(next(path.glob("*.*")) if path.is_dir() else path)
-    found = copy.run("python", "-m", "dvc_mlflow", "verify", check=False)
+    found = copy.run("python", "-m", "dvc_guard", "verify", check=False)
     assert found.returncode == 1
     for out in outs:
         assert f"{out} in this folder is not the committed one" in found.stdout
@@ -153,7 +153,7 @@ def test_verify_agrees_with_what_is_committed_and_finds_a_changed_bit_in_each_ou
 def test_verify_says_where_a_difference_begins(copy, file, old, new, origin):
     copy.edit(file, old, new)
     copy.commit("code that does not belong to dvc.lock")
-    result = copy.run("python", "-m", "dvc_mlflow", "verify", check=False)
+    result = copy.run("python", "-m", "dvc_guard", "verify", check=False)
     assert result.returncode == 1
     assert origin in result.stdout
     assert "DIFFERS" in result.stdout

@@ -26,7 +26,7 @@ def assert_shared(copy: Clone, tmp_path: Path, *remote: str) -> None:
     other.run("dvc", "pull")
     assert "up to date" in other.run("dvc", "repro").stdout
     assert other.outs() == copy.outs()
-    look = ("python", "-m", "dvc_mlflow", "damage")
+    look = ("python", "-m", "dvc_guard", "damage")
     assert other.run(*look).stderr == ""
 
     digest = copy.outs()["models/mlp.safetensors"]

@@ -1,6 +1,7 @@
-"""A project that is made by hand in a moment: small files in the places of the pipeline's results,
-and the dvc.lock that DVC would write for them. Its md5s come from hashlib, not from our code."""
+"""A project that is made in a moment: small files in the places of the pipeline's results, and the
+dvc.lock that DVC writes for them. What tests expect, :func:`md5_of`, comes from hashlib."""
 
+import contextlib
 import hashlib
 import json
 import shutil
@@ -71,12 +72,6 @@ def md5_of(path: Path) -> str:
     return hashlib.md5(listing(path)).hexdigest() + ".dir"
 
 
-def size_of(path: Path) -> int:
-    """The bytes of a file, or of all files in a folder."""
-    files = path.rglob("*") if path.is_dir() else [path]
-    return sum(file.stat().st_size for file in files if file.is_file())
-
-
 def listing(folder: Path) -> bytes:
     """What DVC's cache keeps for a folder."""
     entries = [
@@ -129,77 +124,23 @@ class Project(Clone):
     def outs(self, stage: str) -> dict[str, str]:
         return {path: self.md5(path) for path in PIPELINE[stage].cached + PIPELINE[stage].small}
 
-    def entries(self, paths: list[str], folder: str = "") -> list[dict[str, Any]]:
-        return [
-            {"path": path, "hash": "md5", "md5": md5_of(found), "size": size_of(found)}
-            for path, found in ((path, self.path / folder / path) for path in paths)
-        ]
+    def lock(self, *only: str, folder: str = "", cached: bool = False) -> None:
+        """Let DVC write dvc.lock, as when these stages have run, all without a name; here as JSON.
 
-    def settings(self, keys: list[str], file: str = "params.yaml") -> dict[str, Any]:
-        """What DVC writes to dvc.lock for some keys of a file of settings."""
-        content = YAML(typ="safe").load(self.path / file)
-        recipe = YAML(typ="safe").load(self.path / "params.yaml")["recipe"]
-        found = {}
-        for key in (key.replace("${recipe}", recipe) for key in keys):
-            found[key] = content
-            for part in key.split("."):
-                found[key] = found[key][part]
-        return found
+        They are locked by name, not in the order in which they run.
+        """
+        from dvc.repo import Repo
 
-    def lock(self, *only: str) -> None:
-        """Write dvc.lock, as `dvc repro` would when these stages have run, all without a name.
-        They are sorted by name, not in the order in which they run."""
-        locked = {
-            name: {
-                "cmd": f"python -m {name}",
-                "deps": self.entries(stage.deps),
-                "params": {
-                    "params.yaml": self.settings(stage.settings),
-                    **(
-                        {"recipes.yaml": self.settings(stage.recipes, "recipes.yaml")}
-                        if stage.recipes
-                        else {}
-                    ),
-                },
-                "outs": self.entries(stage.cached + stage.small),
-            }
-            for name, stage in sorted(PIPELINE.items())
-            if name in (only or PIPELINE)
-        }
-        self.write("dvc.lock", json.dumps({"schema": "2.0", "stages": locked}))
-
-    def lock_study(self) -> None:
-        """The same in study/dvc.lock, whose paths start from its own folder."""
-        locked = {
-            f"cell@{cell}": {
-                "cmd": f"cd .. && cell {cell}",
-                "deps": self.entries(["../data/prepared"], "study/"),
-                "params": {"../recipes.yaml": self.settings(["fast.mlp"], "recipes.yaml")},
-                "outs": self.entries([f"cells/{cell}.json"], "study/"),
-            }
-            for cell in CELLS
-        }
-        locked["report"] = {
-            "cmd": "cd .. && report",
-            "deps": self.entries(["../data/prepared", "cells"], "study/"),
-            "params": {"params.yaml": self.settings(["seeds"], "study/params.yaml")},
-            "outs": self.entries(["report"], "study/"),
-        }
-        self.write("study/dvc.lock", json.dumps({"schema": "2.0", "stages": locked}))
-
-    def cache(self) -> None:
-        """Keep what git does not in DVC's cache."""
-        for path in (path for stage in PIPELINE.values() for path in stage.cached):
-            found = self.path / path
-            for file in found.rglob("*") if found.is_dir() else [found]:
-                self._keep(md5_of(file), file.read_bytes())
-            if found.is_dir():
-                self._keep(md5_of(found), listing(found))
-
-    def _keep(self, md5: str, content: bytes) -> None:
-        kept = self.path / ".dvc/cache/files/md5" / md5[:2] / md5[2:]
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        kept.write_bytes(content)
+        lock = self.path / folder / "dvc.lock"
+        lock.unlink(missing_ok=True)
+        with contextlib.closing(Repo(str(self.path / folder))) as repo, repo.lock:
+            for stage in sorted(repo.index.stages, key=lambda stage: stage.name):
+                if stage.name in (only or (stage.name,)):
+                    stage.save(run_cache=False)
+                    stage.dump(update_pipeline=False)
+                    if cached:
+                        stage.commit()
+        lock.write_text(json.dumps(YAML(typ="safe").load(lock)), encoding="utf-8")
 
     def predict(self, name: str, right: int) -> None:
         """Predictions of which the first so many of 1,000 are right."""
@@ -261,7 +202,8 @@ def make_results(project: Project, seed: int = 0) -> None:
     sheet = generator.integers(0, 256, (56, 28)).astype(np.uint8)
     Image.fromarray(sheet).save(prepared / "contact_sheet.png")
     project.write("data/prepared/counts.csv", "split,0,1,images\ntrain,4,3,7\ntest,2,3,5\n")
-    [recipes] = project.settings(["${recipe}"], "recipes.yaml").values()
+    read = YAML(typ="safe").load
+    recipes = read(project.path / "recipes.yaml")[read(project.path / "params.yaml")["recipe"]]
     metrics = {}
     for at, name in enumerate(MODEL_NAMES):
         recipe = params.Recipe.model_construct(**recipes[name])
@@ -285,13 +227,13 @@ def make_results(project: Project, seed: int = 0) -> None:
     project.write("study/report/metrics.json", json.dumps({"fast": {"mlp": 0.65}}))
     project.write("study/report/study.md", "# The study\n")
     project.lock()
-    project.lock_study()
+    project.lock(folder="study")
 
 
 def make_project(folder: Path, seed: int = 0) -> Project:
     """A project whose results are there, cached and committed."""
     project = make_code(folder)
     make_results(project, seed)
-    project.cache()
+    project.lock(cached=True)
     project.commit(f"results {seed}")
     return project

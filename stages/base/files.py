@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dvc_mlflow.files import write_bytes, write_text
+from dvc_kit.files import write_bytes, write_text
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -41,8 +41,7 @@ def predictions_path(model: str) -> Path:
 
 
 def training_path(model: str) -> Path:
-    """Loss and accuracy of the last epoch. SHA-256 of the weights before the training, after the
-    first batch, and after each epoch."""
+    """SHA-256 of the weights before the training, after the first batch, and after each epoch."""
     return REPORTS / f"train_{model}.json"
 
 
@@ -79,10 +78,7 @@ def write_json(path: Path, value: Mapping[str, Any]) -> None:
 
 
 def fingerprint_lines(fingerprints: Iterable[tuple[str, str]]) -> list[str]:
-    """Names and SHA-256, in the format of `sha256sum`.
-
-    In a metrics file they are a list, because `dvc metrics show` does not show lists.
-    """
+    """Names and SHA-256, in the format of `sha256sum`. `dvc metrics show` shows no lists."""
     return [f"{sha256}  {name}" for name, sha256 in fingerprints]
 
 

@@ -9,7 +9,7 @@ import os
 import sys
 from typing import TYPE_CHECKING
 
-from dvc_mlflow.errors import InputError
+from dvc_kit.errors import InputError
 
 if TYPE_CHECKING:
     import torch
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 # How often a waiting thread spins before it sleeps. libgomp's default is 300,000. A spinning thread
 # can take the processor away from the thread that it waits for. Beside other busy processes, the
 # training then takes many times as long. A thread that sleeps at once has to be woken, which on a
-# quiet machine costs a quarter of the time. benchmarks/busy.py measures both. No bit depends on it.
+# quiet machine costs a quarter of the time. benchmarks/epoch.py measures both. No bit changes.
 SPINS = "1200"
 
 

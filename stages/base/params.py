@@ -1,25 +1,27 @@
 """params.yaml and recipes.yaml as one frozen object, checked whole before any computation."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
-from pydantic import Field, ValidationInfo, field_validator
+from pydantic import Field, ValidationInfo, create_model, field_validator
 from pydantic_core import PydanticCustomError
 
-from dvc_mlflow.errors import InputError
-from stages.base import strict
-from stages.base.strict import Section
+from dvc_kit import strict
+from dvc_kit.errors import InputError
+from dvc_kit.strict import Section
+from stages.networks import MODELS
 
 PATH = Path("params.yaml")
 RECIPES_PATH = Path("recipes.yaml")
+PIPELINE = Path("dvc.yaml")
 TRAIN_SIZE = 60_000  # images in MNIST's training set
 LARGEST_BATCH = 2**13  # with more images, a gradient is no exact sum: stages/networks/exact.py
 CLASSES = 10
 SEEDS = 2**32  # NumPy and PyTorch both take 0 to 2^32 - 1
 
-ModelName = Literal["lenet5", "mlp"]
-MODEL_NAMES: tuple[ModelName, ...] = ("lenet5", "mlp")
-TITLES = {"lenet5": "LeNet-5", "mlp": "MLP"}  # in tables and figures
+ModelName = str  # of the registry in stages/networks
+MODEL_NAMES: tuple[ModelName, ...] = tuple(MODELS)
+TITLES = {name: model.title for name, model in MODELS.items()}  # in tables and figures
 Source = Literal["raw", "torchvision", "package"]
 Device = Literal["cpu", "cuda"]
 Seed = Annotated[int, Field(ge=0, lt=SEEDS)]
@@ -93,12 +95,15 @@ class Recipe(PlainRecipe):
         return found
 
 
-class Recipes(Section):
-    """One recipe: its settings for each model."""
+if TYPE_CHECKING:
 
-    lenet5: Recipe
-    mlp: Recipe
+    class Recipes(Section):
+        """One recipe: its settings for each model. Only the selected one needs all models."""
 
+        def __getattr__(self, model: ModelName) -> Recipe: ...
+
+else:
+    Recipes = create_model("Recipes", __base__=Section, **dict.fromkeys(MODELS, (Recipe, None)))
 
 RecipesByName = dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9_]+$")], Recipes]
 
@@ -121,8 +126,19 @@ class Params(Settings):
 
     def of_model(self, name: ModelName) -> Recipe:
         """The selected recipe's settings for ``name``."""
-        recipe: Recipe = getattr(self.recipes[self.recipe], name)
-        return recipe
+        return of_recipe(self.recipes, self.recipe, name)
+
+
+def of_recipe(recipes: dict[str, Recipes], recipe: str, model: ModelName) -> Recipe:
+    """The settings of one recipe for one model.
+
+    Raises:
+        InputError: The recipe has none for this model.
+    """
+    settings: Recipe | None = getattr(recipes[recipe], model)
+    if settings is None:
+        raise InputError(f"{RECIPES_PATH}: {recipe}.{model} is missing: how {model} is trained")
+    return settings
 
 
 def model_name(arguments: list[str]) -> ModelName:
@@ -150,6 +166,8 @@ def load() -> Params:
     settings = strict.check(Settings, PATH, strict.read(PATH), {"recipe": list(recipes)})
     if settings.recipe not in recipes:
         raise strict.unknown_name(PATH, "recipe", settings.recipe, list(recipes))
+    for name in MODEL_NAMES:
+        of_recipe(recipes, settings.recipe, name)
     data = settings.data
     available = TRAIN_SIZE - data.validation_size
     if 0 < data.validation_size < CLASSES:
@@ -174,3 +192,21 @@ def load_recipes() -> dict[str, Recipes]:
         # By `<<` a recipe takes over the settings of another one, with its mistakes
         inherited=lambda location: location[1:] if len(location) > 2 else location,
     )
+
+
+def check_stages() -> None:
+    """Check that dvc.yaml trains the models of the registry, if this folder has a pipeline.
+
+    Raises:
+        InputError: It does not.
+    """
+    stages = strict.read(PIPELINE).get("stages") if PIPELINE.is_file() else None
+    if not isinstance(stages, dict):
+        return
+    trained = [str(name)[6:] for name in stages if str(name).startswith("train_")]
+    if set(trained) != set(MODEL_NAMES):
+        raise InputError(
+            f"{PIPELINE} trains {', '.join(trained)}, stages/networks/__init__.py lists "
+            f"{', '.join(MODEL_NAMES)}: `python -m stages.declare` adds what {PIPELINE} lacks; "
+            "what it has beyond that, list there or remove here"
+        )

@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import save
 
-from dvc_mlflow.errors import InputError
-from dvc_mlflow.files import write_bytes
+from dvc_kit.errors import InputError
+from dvc_kit.files import write_bytes
 
 SIDE = 28  # pixels, of an image of MNIST
 INPUT_SIDE = 32  # pixels, of a resized image, as the networks take it

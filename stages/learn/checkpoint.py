@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from dvc_mlflow.alone import FOLDER
-from dvc_mlflow.files import write_bytes
+from dvc_guard.alone import FOLDER
+from dvc_kit.files import write_bytes
 from stages.base.params import Recipe
 from stages.base.splits import Split
 from stages.learn.training import State

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.optim.lr_scheduler import ConstantLR, OneCycleLR
 
-from dvc_mlflow.errors import StageError
+from dvc_kit.errors import StageError
 from stages.base import files
 from stages.base.params import Recipe
 from stages.base.splits import Split
@@ -126,6 +126,11 @@ def begin(network: models.Network, recipe: Recipe, steps: int, generator: torch.
     if recipe.schedule == "constant":
         scheduler = ConstantLR(optimizer, factor=1.0)
     else:
+        if steps == 10:
+            raise StageError(
+                "one_cycle cannot be spread over 10 steps, because its first tenth would be one "
+                "step without a rise: change epochs or batch_size"
+            )
         # Linear, because the cosine of the C library is not the same everywhere. Apart from that,
         # both schedules consist of sums, products and quotients of Python floats
         scheduler = OneCycleLR(

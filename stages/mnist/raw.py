@@ -7,7 +7,7 @@ import shlex
 from collections.abc import Mapping
 from pathlib import Path
 
-from dvc_mlflow.errors import InputError
+from dvc_kit.errors import InputError
 from stages.mnist import idx
 from stages.mnist.idx import FILES, IdxFile, SourceFailed, WrongBytes
 

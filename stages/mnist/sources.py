@@ -8,7 +8,6 @@ import subprocess
 import sys
 import tempfile
 import threading
-import urllib.error
 import urllib.request
 import zipfile
 from collections.abc import Callable, Iterable, Sequence
@@ -19,11 +18,12 @@ from typing import Any
 
 import numpy as np
 
-from dvc_mlflow.errors import StageError, one_line
-from dvc_mlflow.files import sha256, write_bytes
+from dvc_kit.errors import StageError, one_line
+from dvc_kit.files import sha256, write_bytes
 from stages.mnist import idx
 from stages.mnist.idx import FILES, IdxFile, SourceFailed, WrongBytes
 from stages.mnist.raw import from_folder
+from stages.mnist.vision import torchvision
 
 TIMEOUT = 10.0  # seconds without an answer
 DEADLINE = 300.0  # seconds for one file of a mirror, or for the package
@@ -82,50 +82,6 @@ def torchvision_mirrors() -> list[str]:
     return list(torchvision().datasets.MNIST.mirrors)
 
 
-def torchvision() -> Any:
-    """The package, also beside a torch that it was not built for.
-
-    Raises:
-        StageError: It cannot be imported.
-    """
-    try:
-        define_missing_operators()
-        import torchvision
-        import torchvision.datasets
-        import torchvision.utils
-    except Exception as error:  # a mismatched build may raise anything
-        raise StageError(
-            f"torchvision cannot be imported ({one_line(error)}): `make install` installs it"
-        ) from None
-    return torchvision
-
-
-_schemas: list[Any] = []  # a torch.library.Library withdraws its definitions when collected
-
-
-def define_missing_operators() -> None:
-    """Allow the import of a torchvision that was built for another torch.
-
-    Beside a CPU-only torch, a torchvision for CUDA cannot load its compiled operators. Its import
-    then fails with "operator torchvision::nms does not exist", because it describes two of these
-    operators in any case. It only needs their schemas, which are defined here. No code of this
-    project calls the operators.
-    """
-    import torch
-
-    try:
-        import torchvision  # noqa: F401
-    except RuntimeError:
-        for name in [name for name in sys.modules if name.split(".")[0] == "torchvision"]:
-            del sys.modules[name]
-        library = torch.library.Library("torchvision", "DEF")  # type: ignore[no-untyped-call]
-        _schemas.append(library)
-        for operator in ("nms", "qnms"):
-            library.define(  # type: ignore[no-untyped-call]
-                f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
-            )
-
-
 def from_mirrors(mirrors: Iterable[str], wanted: Iterable[IdxFile] = FILES) -> dict[IdxFile, bytes]:
     """Each file, from the first of ``mirrors`` that has it. One that is too slow is left alone."""
     content: dict[IdxFile, bytes] = {}
@@ -168,27 +124,22 @@ def download(url: str) -> bytes:
 
 
 def _download(url: str, answer: Future[bytes]) -> None:
-    body, failed = bytearray(), None
-    try:
-        with urllib.request.urlopen(url, timeout=TIMEOUT) as response:
-            # read1: read would wait until all of its bytes are there
-            while not answer.cancelled() and (chunk := response.read1(2**16)):
-                body += chunk
-                if len(body) > LARGEST_DOWNLOAD:
-                    raise SourceFailed(f"sends more than {LARGEST_DOWNLOAD:,} bytes")
-    except Exception as error:
-        failed = error if isinstance(error, SourceFailed) else SourceFailed(_reason(error))
+    body = bytearray()
     with contextlib.suppress(InvalidStateError):  # nobody waits for it any more
-        answer.set_exception(failed) if failed else answer.set_result(bytes(body))
-
-
-def _reason(error: Exception) -> str:
-    """Why an address has no answer: it may be broken off, no HTTP, or no address at all."""
-    if isinstance(error, urllib.error.HTTPError):
-        return f"answers {error.code}"
-    if isinstance(error, urllib.error.URLError):
-        return f"fails ({error.reason})"
-    return f"fails ({type(error).__name__}: {error})"
+        try:
+            with urllib.request.urlopen(url, timeout=TIMEOUT) as response:
+                # read1: read would wait until all of its bytes are there
+                while not answer.cancelled() and (chunk := response.read1(2**16)):
+                    body += chunk
+                    if len(body) > LARGEST_DOWNLOAD:
+                        raise SourceFailed(f"sends more than {LARGEST_DOWNLOAD:,} bytes")
+        except SourceFailed as error:
+            answer.set_exception(error)
+        except Exception as error:  # broken off, no HTTP, or no address at all
+            reason = f"{type(error).__name__}: {one_line(error)}"
+            answer.set_exception(SourceFailed(f"fails ({reason})"))
+        else:
+            answer.set_result(bytes(body))
 
 
 def from_package() -> dict[IdxFile, bytes]:

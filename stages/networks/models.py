@@ -1,7 +1,5 @@
-"""The two networks of the experiment.
+"""Networks of every model: made, fed, asked for answers, written and read.
 
-LeNet-5 after Y. LeCun, L. Bottou, Y. Bengio, P. Haffner, "Gradient-based learning applied to
-document recognition", Proc. IEEE 86 (1998), with plain average pooling and a linear output layer.
 Their outputs and gradients have the same bits on every processor: see
 :mod:`stages.networks.exact`.
 """
@@ -20,11 +18,12 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from dvc_mlflow.errors import InputError
-from dvc_mlflow.files import sha256, write_bytes
+from dvc_kit.errors import InputError
+from dvc_kit.files import sha256, write_bytes
 from stages.base.params import ModelName, Recipe
 from stages.base.splits import INPUT_SIDE, Split
-from stages.networks import exact
+from stages.networks import MODELS, exact
+from stages.networks.model import Model
 
 Bools = NDArray[np.bool_]
 
@@ -34,15 +33,9 @@ LARGEST = 255 - SHIFT  # size of an input
 SCALE = 1 / (255 * STD)  # gives the inputs a standard deviation of 1; multiplies the first weights
 EVALUATION_BATCH = 500
 
-# Weights and biases of each layer. LeNet-5's sum is 61,706, the MLP's 62,110.
-PARAMETERS: dict[ModelName, dict[str, int]] = {
-    "lenet5": {"conv1": 156, "conv2": 2_416, "conv3": 48_120, "fc1": 10_164, "fc2": 850},
-    "mlp": {"fc1": 61_500, "fc2": 610},
-}
 
-
-class LeNet5(nn.Module):
-    """Convolutions 1-6-16-120 of 5x5, tanh, 2x2 average pooling, 120-84-10 fully connected.
+class Network(nn.Module):
+    """A model with weights.
 
     Args:
         dropout: Probability, before the last layer.
@@ -50,36 +43,27 @@ class LeNet5(nn.Module):
             right answer of probability 1 the loss is then still ln(e + 9) - 1 = 1.4612.
     """
 
-    def __init__(self, dropout: float, softmax_before_loss: bool) -> None:
+    def __init__(self, model: Model, dropout: float, softmax_before_loss: bool) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(1, 6, 5)
-        self.conv2 = nn.Conv2d(6, 16, 5)
-        self.conv3 = nn.Conv2d(16, 120, 5)
-        self.fc1 = nn.Linear(120, 84)
-        self.fc2 = nn.Linear(84, 10)
+        for name, layer in model.layers.items():
+            self.add_module(name, getattr(nn, layer.kind)(*layer.shape))
+        self.model = model
         self.dropout = dropout
         self.softmax_before_loss = softmax_before_loss
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalised images (B, 1, 32, 32) to logits, or to probabilities, (B, 10)."""
-        weight, bias = weights(self.conv1)
-        x = exact.conv_tanh_pool(x, weight * SCALE, bias, LARGEST, 1.0, run=4)  # (B, 6, 14, 14)
-        # The outputs of tanh are at most 1 in size
-        x = exact.conv_tanh_pool(x, *weights(self.conv2), 1.0, 2.0**-8, run=2)  # (B, 16, 5, 5)
-        # Its kernel covers all of its input, so the convolution is one matrix product
-        weight, bias = weights(self.conv3)
-        x = exact.tanh(exact.linear(rows(x), rows(weight), bias, 1.0))  # (B, 120)
-        x = exact.tanh(exact.linear(x, *weights(self.fc1), 1.0))  # (B, 84)
-        if self.training:
-            x = dropout(x, self.dropout)
-        x = exact.linear(x, *weights(self.fc2), 1 / (1 - self.dropout))
+        x = self.model.logits(self, x)
         return exact.softmax(x) if self.softmax_before_loss else x
 
+    def weights(self, layer: str) -> tuple[Tensor, Tensor]:
+        """The weights and the biases of a layer."""
+        weight, bias = self.get_submodule(layer).parameters(recurse=False)
+        return weight, bias
 
-def weights(layer: nn.Module) -> tuple[Tensor, Tensor]:
-    """The weights and the biases of a layer."""
-    weight, bias = layer.parameters(recurse=False)
-    return weight, bias
+    def dropped(self, x: Tensor) -> Tensor:
+        """The input of the last layer, with dropout while it is trained."""
+        return dropout(x, self.dropout) if self.training else x
 
 
 def dropout(x: Tensor, probability: float) -> Tensor:
@@ -96,29 +80,6 @@ def dropout(x: Tensor, probability: float) -> Tensor:
 def rows(x: Tensor) -> Tensor:
     """(B, C, H, W) to (B, HWC): the order of the numbers in the memory of a pooled tensor."""
     return x.permute(0, 2, 3, 1).flatten(1)
-
-
-class MLP(nn.Module):
-    """1024-60-10, fully connected, with ReLU. Arguments and output as in :class:`LeNet5`."""
-
-    def __init__(self, dropout: float, softmax_before_loss: bool) -> None:
-        super().__init__()
-        self.fc1 = nn.Linear(INPUT_SIDE * INPUT_SIDE, 60)
-        self.fc2 = nn.Linear(60, 10)
-        self.dropout = dropout
-        self.softmax_before_loss = softmax_before_loss
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Normalised images (B, 1, 32, 32) to logits, or to probabilities, (B, 10)."""
-        weight, bias = weights(self.fc1)
-        x = exact.linear(x.flatten(1), weight * SCALE, bias, LARGEST).clamp(min=0)  # (B, 60)
-        if self.training:
-            x = dropout(x, self.dropout)
-        x = exact.linear(x, *weights(self.fc2))
-        return exact.softmax(x) if self.softmax_before_loss else x
-
-
-Network = LeNet5 | MLP
 
 
 class Classifier(nn.Module):
@@ -140,12 +101,13 @@ class Classifier(nn.Module):
 
 def build(name: ModelName, recipe: Recipe) -> Network:
     """The network ``name``. Its weights are drawn from the global generator."""
-    kind = LeNet5 if name == "lenet5" else MLP
+    model = MODELS[name]
     with torch.device("meta"):  # there, PyTorch draws no weights
-        network: Network = kind(recipe.dropout, recipe.softmax_before_loss)
+        network = Network(model, recipe.dropout, recipe.softmax_before_loss)
     initialize(network.to_empty(device="cpu"))
-    for layer, expected in PARAMETERS[name].items():
-        found = sum(parameter.numel() for parameter in network.get_submodule(layer).parameters())
+    for layer, described in model.layers.items():
+        found = sum(weight.numel() for weight in network.weights(layer))
+        expected = described.parameters
         assert found == expected, f"{name}.{layer} has {found} parameters, not {expected}"
     return network
 

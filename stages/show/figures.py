@@ -1,8 +1,7 @@
 """The figures, with matplotlib's Agg canvas: the same data gives the same PNG bytes."""
 
 import io
-import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +12,16 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, PercentFormatter
 from numpy.typing import NDArray
 
-from dvc_mlflow.files import write_bytes
+from dvc_kit.files import write_bytes
 from stages.base.params import TITLES
+from stages.networks import MODELS
 from stages.scoring import CalibrationBin, accuracy_interval
 
 History = Mapping[str, Sequence[float]]
 
-# The palette of Okabe and Ito, which colour-blind people can tell apart. Dashes are a second cue
-COLORS = {"lenet5": "#0072B2", "mlp": "#D55E00"}
-DASHES = {"lenet5": "-", "mlp": (0, (5, 2)), "train": (0, (2, 1.5)), "test": "-"}
-MARKERS = {"lenet5": "o", "mlp": "s"}
+COLORS = {name: model.color for name, model in MODELS.items()}
+MARKERS = {name: model.marker for name, model in MODELS.items()}
+DASHES: Any = {"train": (0, (2, 1.5)), "test": "-"}  # of the two splits
 SPLITS = {"train": "train (mean over the epoch)", "test": "test"}
 AXIS_LABELS = {"loss": "cross-entropy loss (nats, logarithmic)", "accuracy": "accuracy (%)"}
 STYLE: Any = {
@@ -38,19 +37,6 @@ STYLE: Any = {
 }
 ERROR_TICKS = (0.1, 0.2, 0.3, 0.5, 1, 2, 3, 5, 10, 20, 50)  # of a logarithmic scale, in per cent
 MISTAKES_SHOWN = 15
-MISSED_SHOWN = 48
-# In per cent: LeNet-5 trained on distorted images, from the paper that models.py names. Its pooling
-# and its output layer are not the same as here
-LECUN_ERROR = 0.8
-ABLATIONS = "record without one ingredient"  # the heading above the ablations
-PUBLISHED_MARK: Any = {
-    "marker": "D",
-    "s": 110,
-    "facecolor": "none",
-    "edgecolor": "black",
-    "zorder": 3,
-    "label": "published figure",
-}
 
 
 def error_ticks(low: float, high: float) -> list[float]:
@@ -64,7 +50,8 @@ def save(figure: Figure, path: Path) -> None:
     write_bytes(path, buffer.getvalue())
 
 
-def _figure(width: float, height: float) -> Figure:
+def blank(width: float, height: float) -> Figure:
+    """An empty figure of so many inches."""
     return Figure(figsize=(width, height), layout="constrained")
 
 
@@ -80,7 +67,6 @@ def _draw_curve(axes: Axes, history: History, split: str, metric: str, model: st
         marker=MARKERS[model],
         markersize=4,
         markerfacecolor="white" if split == "train" else COLORS[model],
-        label=split,
     )
     other = history[f"{'train' if split == 'test' else 'test'}_{metric}"]
     axes.annotate(
@@ -104,7 +90,7 @@ def _draw_curve(axes: Axes, history: History, split: str, metric: str, model: st
 def curves(histories: Mapping[str, History], title: str) -> Figure:
     """Loss and accuracy of each model, train and test on one axis."""
     with rc_context(STYLE):
-        figure = _figure(10, 7)
+        figure = blank(10, 3.5 * len(histories))
         panels = figure.subplots(len(histories), 2, sharey="col", squeeze=False)
         for row, (model, history) in zip(panels, histories.items(), strict=True):
             for axes, metric in zip(row, AXIS_LABELS, strict=True):
@@ -118,7 +104,7 @@ def curves(histories: Mapping[str, History], title: str) -> Figure:
 def four_curves(model: str, history: History, title: str) -> Figure:
     """The four plots of the published experiment: loss and accuracy, on train and test."""
     with rc_context(STYLE):
-        figure = _figure(10, 7)
+        figure = blank(10, 7)
         for row, split in zip(figure.subplots(2, 2, sharey="col"), SPLITS, strict=True):
             for axes, metric in zip(row, AXIS_LABELS, strict=True):
                 _draw_curve(axes, history, split, metric, model)
@@ -130,7 +116,7 @@ def four_curves(model: str, history: History, title: str) -> Figure:
 def confusion(matrices: Mapping[str, NDArray[np.int64]]) -> Figure:
     """Confusion matrices side by side. The shade is the share of a mistake in its row."""
     with rc_context(STYLE | {"axes.grid": False}):
-        figure = _figure(12, 5.8)
+        figure = blank(6 * len(matrices), 5.8)
         panels = figure.subplots(1, len(matrices))
         wrong = {model: matrix * (1 - np.eye(len(matrix))) for model, matrix in matrices.items()}
         shades = {
@@ -180,7 +166,7 @@ def mistakes(
     wrong = np.flatnonzero(actual != predicted)
     shown = wrong[np.argsort(-confidence[wrong], kind="stable")][:MISTAKES_SHOWN]
     with rc_context(STYLE | {"axes.grid": False}):
-        figure = _figure(9, 6.4)
+        figure = blank(9, 6.4)
         panels = figure.subplots(3, MISTAKES_SHOWN // 3).ravel()
         for axes in panels:
             axes.set_axis_off()
@@ -214,7 +200,7 @@ def bin_interval(part: CalibrationBin) -> tuple[float, float]:
 def reliability(bins: Mapping[str, Sequence[CalibrationBin]]) -> Figure:
     """Accuracy against confidence with its interval, and the number of images of each point."""
     with rc_context(STYLE):
-        figure = _figure(7, 7)
+        figure = blank(7, 7)
         upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
         upper.plot([0, 100], [0, 100], color="#888888", linewidth=1, label="perfectly calibrated")
         for model, parts in bins.items():
@@ -224,7 +210,7 @@ def reliability(bins: Mapping[str, Sequence[CalibrationBin]]) -> Figure:
             upper.plot(confidence, accuracy, linestyle="", label=TITLES[model], **style)
             low, high = zip(*map(bin_interval, parts), strict=True)
             upper.vlines(confidence, 100 * np.array(low), 100 * np.array(high), COLORS[model])
-            style |= {"linestyle": DASHES[model], "markersize": 5}
+            style |= {"linestyle": MODELS[model].dashes, "markersize": 5}
             lower.plot(confidence, [part.count for part in parts], **style)
         upper.set_ylabel("accuracy (%)")
         upper.legend(frameon=False, loc="lower right")
@@ -232,122 +218,4 @@ def reliability(bins: Mapping[str, Sequence[CalibrationBin]]) -> Figure:
         lower.set_ylabel("images")
         lower.set_xlabel("confidence of the predicted digit (%)")
         figure.suptitle("Reliability on the test images, with 95 % intervals")
-    return figure
-
-
-def _draw_variant(
-    axes: Axes,
-    height: float,
-    model: str,
-    accuracies: Sequence[float],
-    interval: tuple[float, float] | None,
-) -> None:
-    """One mark per seed, their mean with its interval, and the mean as a number."""
-    errors, mean = [100 - value for value in accuracies], math.fsum(accuracies) / len(accuracies)
-    style: dict[str, Any] = {"color": COLORS[model], "marker": MARKERS[model]}
-    axes.plot(
-        errors, [height] * len(errors), linestyle="", alpha=0.45, label=TITLES[model], **style
-    )
-    axes.plot([100 - mean] * 2, [height - 0.13, height + 0.13], color="black", linewidth=1.6)
-    least = min(errors)
-    if interval is not None:
-        low, high = interval
-        axes.plot([100 - high, 100 - low], [height, height], color="black", linewidth=1)
-        least = min(least, 100 - high)
-    axes.annotate(
-        f"{mean:.2f}",
-        (least, height),
-        (9, 0),
-        textcoords="offset points",
-        va="center",
-        fontsize=9,
-        color=COLORS[model],
-        bbox={"color": "white", "pad": 1},
-    )
-
-
-def _show_errors_as_accuracy(axes: Axes) -> None:
-    axes.set_xscale("log")
-    ticks = [5, 3, 2, 1, 0.5, 0.3]
-    axes.set_xticks(ticks, [f"{100 - tick:g}" for tick in ticks])
-    axes.minorticks_off()
-    axes.invert_xaxis()
-    axes.set_xlabel(
-        "accuracy on the 10,000 test images (%, logarithmic in the errors)\n"
-        "One mark per seed. Bar and number: mean. Line: its 95 % interval."
-    )
-
-
-def story(
-    accuracies: Mapping[tuple[str, str], Sequence[float]],
-    intervals: Mapping[tuple[str, str], tuple[float, float] | None],
-    published: Mapping[str, float],
-    ablations: Collection[str],
-    title: str,
-) -> Figure:
-    """Test accuracy of every recipe, model and seed, with the errors on a logarithmic scale.
-
-    Args:
-        accuracies: In per cent, one per seed, by recipe and model.
-        intervals: Of the mean accuracy, in per cent.
-        published: Accuracy of the published experiment by model, shown at the recipe `published`.
-        ablations: The recipes that stand apart, below the others.
-    """
-    recipes = list(dict.fromkeys(recipe for recipe, _ in accuracies))
-    rows = [recipe for recipe in recipes if recipe not in ablations]
-    if len(rows) < len(recipes):
-        rows += [ABLATIONS, *(recipe for recipe in recipes if recipe in ablations)]
-    with rc_context(STYLE | {"axes.grid.axis": "x"}):
-        figure = _figure(8, 2.2 + 0.52 * len(rows))
-        axes = figure.subplots()
-        for (recipe, model), values in accuracies.items():
-            height = rows.index(recipe) + (-0.18 if model == "lenet5" else 0.18)
-            _draw_variant(axes, height, model, values, intervals[recipe, model])
-            if recipe == "published":
-                axes.scatter(100 - published[model], height, **PUBLISHED_MARK)
-        axes.axvline(
-            LECUN_ERROR,
-            color=COLORS["lenet5"],
-            linestyle=":",
-            label="LeNet-5 of 1998, with distortions",
-        )
-        _show_errors_as_accuracy(axes)
-        axes.set_ylim(len(rows) - 0.4, -0.6)
-        names = [recipe.removeprefix("record_").replace("_", " ") for recipe in rows]
-        axes.set_yticks(range(len(rows)), names)
-        if ABLATIONS in rows:
-            axes.get_yticklabels()[rows.index(ABLATIONS)].set_fontweight("bold")
-        marks, labels = axes.get_legend_handles_labels()
-        by_label = dict(zip(labels, marks, strict=True))  # each once
-        figure.legend(
-            by_label.values(), by_label, loc="outside lower center", ncols=2, frameon=False
-        )
-        figure.suptitle(title, fontweight="bold")
-    return figure
-
-
-def missed(images: NDArray[np.uint8], rows: Sequence[Mapping[str, Any]]) -> Figure:
-    """The images that both models get wrong with every seed, and their answers.
-
-    Args:
-        images: All test images (N, H, W).
-        rows: From :func:`study.comparison.missed`.
-    """
-    columns, shown = 8, rows[:MISSED_SHOWN]
-    lines = max(1, -(-len(shown) // columns))
-    with rc_context(STYLE | {"axes.grid": False}):
-        figure = _figure(11, 0.9 + 1.75 * lines)
-        panels = figure.subplots(lines, columns, squeeze=False).ravel()
-        for axes in panels:
-            axes.set_axis_off()
-        for axes, row in zip(panels, shown, strict=False):
-            axes.imshow(255 - images[row["index"]], cmap="gray", vmin=0, vmax=255)
-            doubtful = " *" if row["no_majority"] else ""
-            axes.set_title(
-                f"no. {row['index']}: {row['label']}{doubtful}\n{row['lenet5']}, {row['mlp']}",
-                fontsize=9,
-            )
-        figure.suptitle(
-            "Label, then LeNet-5's answer and the MLP's (* no majority of annotators for a label)"
-        )
     return figure

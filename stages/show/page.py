@@ -19,7 +19,9 @@ from PIL import Image
 
 from stages import scoring
 from stages.base import files
-from stages.base.params import CLASSES, MODEL_NAMES, TITLES
+from stages.base.params import CLASSES, TITLES
+from stages.networks import MODELS
+from stages.networks.model import listed
 from stages.scoring import CalibrationBin
 from stages.show.figures import History, bin_interval
 
@@ -29,6 +31,12 @@ COLUMNS = 32  # of the picture with all images
 RIGHT_SHOWN = 3  # images behind a number on the diagonal of a matrix
 WRONG_SHOWN = (48, 24, 12)  # images behind another number: as many as MOST_SHOWN allows
 MOST_SHOWN = 2_250  # images on a page, which has at most 2 MB then
+
+SHAPES = {  # of the marks of matplotlib, as CSS; a mark that is not here is a square
+    "o": "border-radius: 50%;",
+    "^": "clip-path: polygon(50% 0, 100% 100%, 0 100%);",
+    "D": "clip-path: polygon(50% 0, 100% 50%, 50% 100%, 0 50%);",
+}
 
 Predictions = Mapping[str, NDArray[Any]]  # columns of a file of predictions, (N,) each
 
@@ -47,15 +55,28 @@ def assemble(title: str, body: str, data: Mapping[str, Any], scripts: Iterable[s
         body: Of the page, in HTML.
         data: For the scripts, which run in their order.
     """
+    arithmetic = ",\n".join(f"  {name}: {model.javascript}" for name, model in MODELS.items())
     content = json.dumps(files.rounded(data), sort_keys=True, allow_nan=False)
     parts = {
         "title": title,
-        "style": _asset("style.css"),
+        "style": f"{_asset('style.css')}\n{_looks()}",
         "body": body,
         "data": content.replace("<", "\\u003c"),  # nothing in it can end the script
-        "script": "\n".join(_asset(script) for script in scripts),
+        "script": _filled(
+            "\n".join(_asset(script) for script in scripts), {"networks": arithmetic}
+        ),
     }
     return _filled(_asset("frame.html"), parts)
+
+
+def _looks() -> str:
+    """The colours and marks of the models, as CSS."""
+    lines = []
+    for name, model in MODELS.items():
+        lines.append(f".{name} {{ --of: {model.color}; }}")
+        lines.append(f".track i.{name} {{ {SHAPES.get(model.marker, '')} }}")
+    dark = [f".{name} {{ --of: {model.dark}; }}" for name, model in MODELS.items()]
+    return "\n".join([*lines, "@media (prefers-color-scheme: dark) {", *dark, "}"])
 
 
 def _asset(name: str) -> str:
@@ -146,11 +167,12 @@ def report(
         images: All test images (N, H, W).
         networks: Like the other mappings, by model.
     """
+    actual = next(iter(predictions.values()))["actual"]
     wrong = [found["actual"] != found["predicted"] for found in predictions.values()]
-    both = np.flatnonzero(np.logical_and.reduce(wrong)).tolist()
+    missed_by_all = np.flatnonzero(np.logical_and.reduce(wrong)).tolist()
     for most in WRONG_SHOWN:
         behind = {name: _behind(found, most) for name, found in predictions.items()}
-        missed = both[:most]
+        missed = missed_by_all[:most]
         of_cells = (at for cells in behind.values() for shown in cells.values() for at in shown)
         indices = list(dict.fromkeys([*missed, *of_cells]))
         if len(indices) <= MOST_SHOWN:
@@ -167,11 +189,11 @@ def report(
             for name, cells in behind.items()
         },
         "missed": [position[index] for index in missed],
-        "missed_count": len(both),
+        "missed_count": len(missed_by_all),
         "shown": [
             {
                 "index": index,
-                "actual": int(predictions[MODEL_NAMES[0]]["actual"][index]),
+                "actual": int(actual[index]),
                 "answers": {
                     name: [int(found["predicted"][index]), float(found["confidence"][index])]
                     for name, found in predictions.items()
@@ -180,7 +202,9 @@ def report(
             for index in indices
         ],
     }
+    title = f"{listed([model.spoken for model in MODELS.values()])} on MNIST"
     parts = {"finding": finding, "comparison": markdown(comparison), "draw": _asset("draw.html")}
+    parts["title"] = title
     body = _filled(_asset("report.html"), parts)
     scripts = ["charts.js", "networks.js", "draw.js", "report.js"]
-    return assemble("LeNet-5 and a 60-unit MLP on MNIST", body, data, scripts)
+    return assemble(title, body, data, scripts)

@@ -6,10 +6,10 @@ import time
 import pytest
 from mlflow import MlflowClient
 from mlflow.entities import ViewType
-from test_sync import dead_process
+from world import dead_process
 
-from dvc_mlflow import claims, runs
-from dvc_mlflow.errors import StageError
+from dvc_kit.errors import StageError
+from dvc_mlflow import claims, writers
 
 
 @pytest.fixture
@@ -39,7 +39,7 @@ def test_a_claim_is_in_the_store_while_its_body_runs_with_its_process_and_signs_
     threads = threading.active_count()
     with claims.held():
         claim = claim_of(client)
-        assert claim.tags["process"] == runs.this_process()
+        assert claim.tags["process"] == writers.this_process()
         beats = []
         while len(set(beats)) < 3:
             beats.append(int(claim_of(client).tags["beat"]))
@@ -72,7 +72,7 @@ def test_who_waits_in_vain_is_told_who_holds_it_and_does_not_end_it(client):
         ):
             pytest.fail("two hold it")
         assert 0.8 <= time.monotonic() - started < 5
-        assert runs.this_process() in str(told.value)
+        assert writers.this_process() in str(told.value)
         assert claim_of(client).experiment_id == claim.experiment_id
     assert len(said) > 1 and set(said) == {"ready"}
 
@@ -98,7 +98,7 @@ def test_who_waits_takes_the_claim_as_soon_as_it_is_released(client):
 
 @pytest.mark.parametrize("deleted", [False, True])  # it was not renamed
 def test_a_claim_whose_process_or_which_itself_is_gone_is_taken_at_once(client, deleted):
-    process = runs.this_process() if deleted else dead_process()
+    process = writers.this_process() if deleted else dead_process()
     claim = client.create_experiment("mnist-claim", tags={"process": process, "beat": "0"})
     if deleted:
         client.delete_experiment(claim)

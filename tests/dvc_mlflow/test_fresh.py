@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from tiny import CELLS, PIPELINE, make_project, make_results
+from world import said_by
 
 from dvc_mlflow import fresh, sync
 
@@ -74,16 +75,17 @@ def test_whatever_is_lost_or_changed_is_noticed_and_brought_back(
                 looked()
 
 
-def test_one_project_is_synced_alone(standing_in, tmp_path, capsys):
+def test_one_project_is_synced_alone(standing_in, tmp_path):
     project = make_project(tmp_path / "project")
     with standing_in(project) as client:
         for folder, stages in ((Path(), {*PIPELINE, "pipeline"}), (Path("study"), STUDY)):
             before = {run.info.run_id for run in runs_of(client)}
-            fresh.sync(project=folder)
+            said = said_by(lambda folder=folder: fresh.sync(project=folder))
             new = [run for run in runs_of(client) if run.info.run_id not in before]
             assert {run.data.tags["stage"] for run in new} == stages
-    for command in ("sync", "mend"):
-        refused = project.run("dvc-mlflow", command, "--project", "studi", check=False)
+        assert said[0] == f"logged {len(CELLS)} runs of study: cell from their results"
+    for command in (("dvc-mlflow", "sync"), ("dvc-guard", "mend")):
+        refused = project.run(*command, "--project", "studi", check=False)
         assert refused.stderr == (
             "error: studi is not the folder of a DVC project; here are ., study\n"
         )

@@ -5,7 +5,7 @@ import pytest
 from tiny import PIPELINE, make_project
 
 from conftest import forget_the_folder
-from dvc_mlflow import find, runs, store, sync
+from dvc_mlflow import find, status, store, sync, writers
 
 
 @pytest.fixture
@@ -45,7 +45,7 @@ def test_commits_that_differ_in_a_setting_without_effect_have_a_run_for_each(fre
     assert said(capsys, sync.sync, dry=True) == [f"would log the run of {s}" for s in WITH_SEED]
     assert said(capsys, sync.sync) == [f"logged the run of {s} from its results" for s in WITH_SEED]
     assert said(capsys, sync.sync, all=True) == said(capsys, sync.sync) == []
-    assert said(capsys, sync.status) == ["5 of 5 results have their run"]
+    assert said(capsys, status.status) == ["5 of 5 results have their run"]
     by_commit = {rev: shown(capsys, rev) for rev in (first, second)}
     for seed, (rev, of_stage) in enumerate(by_commit.items()):
         assert [*of_stage] == [*PIPELINE]
@@ -59,7 +59,7 @@ def test_commits_that_differ_in_a_setting_without_effect_have_a_run_for_each(fre
 
     for run in client.search_runs(["1"]):  # as an earlier version wrote them
         client.delete_tag(run.info.run_id, "result")
-    assert said(capsys, sync.status) == ["5 of 5 results have their run"]
+    assert said(capsys, status.status) == ["5 of 5 results have their run"]
     marked = "marked {} runs of an earlier version with the results that they show"
     assert said(capsys, sync.sync, all=True) == [marked.format(5), marked.format(4)]
     assert said(capsys, sync.sync, all=True) == []
@@ -83,7 +83,7 @@ def test_the_outermost_run_of_a_stage_gets_its_results_and_others_stay_below_it(
                 with mlflow.start_run(nested=True) as trial, mlflow.start_run(nested=True) as part:
                     began[-1] += [trial.info.run_id, part.info.run_id]
     killed = mlflow.start_run()
-    assert client.get_run(killed.info.run_id).data.tags["process"] == runs.this_process()
+    assert client.get_run(killed.info.run_id).data.tags["process"] == writers.this_process()
     mlflow.end_run("KILLED")
     monkeypatch.delenv("DVC_STAGE")
     forget_the_folder()

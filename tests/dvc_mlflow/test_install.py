@@ -5,11 +5,11 @@ import subprocess
 import sys
 
 import pytest
-from test_other_repository import COMMAND, make_repository
+from repositories import COMMAND, make_repository
 
 from conftest import Clone, client_of, wait_for
+from dvc_kit.errors import InputError
 from dvc_mlflow import install
-from dvc_mlflow.errors import InputError
 
 IDENTITY = {
     f"GIT_{who}_{what}": "a@b.c" for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")
@@ -41,6 +41,7 @@ def test_a_commit_writes_the_runs_and_a_merge_too_until_that_is_taken_back(repos
     hooks = repository.path / ".git/hooks"
     own = "#!/usr/bin/env bash\ntouch own-hook\n"
     (hooks / "post-merge").write_text(own)
+    (hooks / "post-merge").chmod(0o755)
     for _ in range(2):  # and twice is once
         repository.run(*COMMAND, "install")
     assert (hooks / "post-commit").read_text().count("dvc_mlflow sync") == 1
@@ -58,22 +59,13 @@ def test_a_commit_writes_the_runs_and_a_merge_too_until_that_is_taken_back(repos
 
 
 EXEC = b"#!/usr/bin/env bash\n# as pre-commit writes it\nset -eu\nexec true"
-OLD = (
-    b"#!/bin/sh\nexit 0\n# dvc-mlflow: the next line writes the missing runs, in the background\n"
-    b"env nohup '/a' -m dvc_mlflow sync </dev/null >/dev/null 2>&1 &\n"
-)
 
 
 @pytest.mark.parametrize(
-    ("own", "after"),
-    [
-        (own, own)
-        for own in (EXEC, b"#!/bin/sh", b"#!/bin/sh -e\nexit 1\n", b"#!/bin/sh\n# \xe9\r\n")
-    ]
-    + [(OLD, b"#!/bin/sh\nexit 0\n"), (None, None)],
+    "own", [EXEC, b"#!/bin/sh", b"#!/bin/sh -e\nexit 1\n", b"#!/bin/sh\n# \xe9\r\n", None]
 )
 def test_a_hook_starts_sync_however_it_ends_and_is_the_same_byte_for_byte_afterwards(
-    own, after, empty, monkeypatch
+    own, empty, monkeypatch
 ):
     python = empty / "it's a python"
     python.write_text('#!/bin/sh\necho "$@" > started\n')
@@ -82,14 +74,14 @@ def test_a_hook_starts_sync_however_it_ends_and_is_the_same_byte_for_byte_afterw
     hook = empty / ".git/hooks/post-commit"
     if own is not None:
         hook.write_bytes(own)
-        hook.chmod(mode := 0o600 if own == EXEC else 0o740)
+        hook.chmod(0o740)
     for _ in range(2):  # and twice is once
         install.install()
     subprocess.run([hook], check=False)
     assert wait_for((empty / "started").read_text) == "-m dvc_mlflow sync\n"
     install.install(remove=True)
-    assert (hook.read_bytes() if hook.exists() else None) == after
-    assert after is None or stat.S_IMODE(hook.stat().st_mode) == mode
+    assert (hook.read_bytes() if hook.exists() else None) == own
+    assert own is None or stat.S_IMODE(hook.stat().st_mode) == 0o740
 
 
 @pytest.mark.parametrize("scope", ["--global", "--local"])
@@ -106,12 +98,13 @@ def test_hooks_that_other_repositories_share_are_left_alone(empty, monkeypatch, 
 
 
 @pytest.mark.parametrize("own", ["", "echo", "#!/usr/bin/fish\n", "#!/bin/sh\r\n", "#!/bin/sh\nif",
-                                 "#!/bin/sh\nlefthook", "tracked"])  # fmt: skip
+                                 "#!/bin/sh\nlefthook", "tracked", "#!/bin/sh\n# off"])  # fmt: skip
 def test_a_hook_that_would_not_start_sync_is_left_alone(empty, own):
     folder = empty / (own if own == "tracked" else ".git/hooks")
     hook = folder / "post-merge"
     folder.mkdir(exist_ok=True)
     hook.write_bytes(own.encode())
+    hook.chmod(0o644 if own.endswith("# off") else 0o755)
     if own == "tracked":
         subprocess.run(["git", "config", "core.hooksPath", own], check=True)
         subprocess.run(["git", "add", own], check=True)

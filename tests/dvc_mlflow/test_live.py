@@ -20,6 +20,7 @@ from mlflow import MlflowClient
 
 from conftest import (
     BUSY,
+    STAGES,
     Clone,
     client_of,
     free_port,
@@ -29,11 +30,10 @@ from conftest import (
     mlflow_server,
     wait_for,
 )
-from dvc_mlflow.files import md5
+from dvc_kit.files import md5
 from stages.base import files
 from stages.mnist import idx
 
-STAGES = ["prepare", "train_lenet5", "train_mlp", "evaluate", "plot"]
 TRAIN = ("python", "-m", "stages.train", "lenet5")
 
 
@@ -230,38 +230,6 @@ def test_processes_that_start_together_create_one_store(copy):
         assert process.returncode == 0, errors
     sync(copy)  # on a slow machine, a run may not be complete in time
     assert sorted(stages_of(client_of(copy))) == sorted([*STAGES, "pipeline"])
-
-
-# --- sync and find ---
-
-
-@pytest.mark.weekly
-@pytest.mark.slow
-def test_commits_lead_to_their_runs_and_back(copy):
-    commits = []
-    for momentum in ("0.9", "0.8", "0.7"):
-        copy.edit("recipes.yaml", "momentum: 0.9", f"momentum: {momentum}", count=-1)
-        copy.repro(env={"MIRROR": "off"})
-        copy.commit(f"momentum {momentum}")
-        commits.append(copy.run("git", "rev-parse", "HEAD").stdout.strip())
-        copy.edit("recipes.yaml", f"momentum: {momentum}", "momentum: 0.9", count=-1)
-    copy.run("git", "checkout", "--quiet", ".")
-    for commit in commits:
-        sync(copy, "--rev", commit)
-        assert sync(copy, "--rev", commit).stdout == ""
-
-    client = client_of(copy)
-    for commit in commits:
-        found = dict(
-            re.findall(r"^  (\w+) +http://\S+/runs/([0-9a-f]{32})\S*$", find(copy, commit), re.M)
-        )
-        assert list(found) == STAGES
-        for stage, run_id in found.items():
-            assert client.get_run(run_id).data.tags["stage"] == stage
-        back = find(copy, found["train_mlp"])
-        assert re.findall(r"^  commit ([0-9a-f]{7})", back, re.M) == [commit[:7]]
-    # All three commits have the same data
-    assert find(copy, found["prepare"]).count("  commit ") == 3
 
 
 # --- a real server with a real database ---

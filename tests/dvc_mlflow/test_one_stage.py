@@ -1,7 +1,7 @@
 """What is wrong with one stage, or with one file in a commit, costs nothing else."""
 
 import pytest
-from test_other_repository import COMMAND, make_repository
+from repositories import COMMAND, make_repository
 
 from conftest import client_of
 

@@ -11,8 +11,8 @@ from alembic import command
 from mlflow.store.tracking.dbmodels.initial_models import Base
 
 from conftest import Clone, client_of, forget_the_history
-from dvc_mlflow import find, sync, view
-from dvc_mlflow.errors import StageError
+from dvc_kit.errors import StageError
+from dvc_mlflow import find, status, sync, view
 
 pytestmark = pytest.mark.slow  # real `dvc` and `mlflow` in real repositories
 
@@ -35,8 +35,8 @@ FILES = {
     ".gitignore": "/mlflow.db*\n/mlartifacts/\n",
     **dict.fromkeys(("deep/.keep", "d1/.keep", "d2/.keep"), ""),
 }
-COMMANDS = {"status": sync.status, "sync": sync.sync, "find": lambda: find.find("HEAD")}
-READING = [sync.status, lambda: sync.sync(dry=True), COMMANDS["find"], view.print_links]
+COMMANDS = {"status": status.status, "sync": sync.sync, "find": lambda: find.find("HEAD")}
+READING = [status.status, lambda: sync.sync(dry=True), COMMANDS["find"], view.print_links]
 
 
 @pytest.fixture(scope="module")
@@ -183,7 +183,7 @@ def test_commands_that_read_make_no_store_and_leave_one_of_an_older_mlflow_as_it
     sync.sync()
     first, *logged = capsys.readouterr().out.splitlines()
     assert "they become those of MLflow" in first and len(logged) == 5
-    assert told(capsys, sync.status) == (0, [])
+    assert told(capsys, status.status) == (0, [])
 
 
 @pytest.mark.parametrize("lost", [False, True])

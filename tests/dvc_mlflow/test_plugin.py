@@ -1,19 +1,15 @@
 """Code that only knows MLflow, under `dvc repro`: its runs are those of the stages.
 
-The scripts use the autologging of scikit-learn, of PyTorch Lightning, and MLflow by hand. None of
-them knows DVC or dvc_mlflow. MLflow finds the plugin by the entry point of the installed package.
+The scripts use the autologging of scikit-learn, and MLflow by hand. Neither knows DVC or
+dvc_mlflow. MLflow finds the plugin by the entry point of the installed package.
 """
 
 import importlib.metadata
-import inspect
-import subprocess
-import sys
 
 import pytest
-from test_other_repository import COMMAND, make_repository
+from repositories import COMMAND, make_repository
 
-from conftest import Clone, client_of, missing
-from stages.mnist import sources
+from conftest import Clone, client_of
 
 pytestmark = pytest.mark.slow  # real `dvc` and `mlflow` in real repositories
 
@@ -30,35 +26,6 @@ frame = pandas.read_csv("iris.csv")
 model = LogisticRegression(C=0.5, max_iter=500).fit(frame.iloc[:, :4].values, frame.target)
 joblib.dump(model, "sklearn.joblib")
 """
-LIGHTNING = """
-import operators, json, mlflow, pandas, pytorch_lightning, torch
-from torch.utils.data import DataLoader, TensorDataset
-
-class Line(pytorch_lightning.LightningModule):
-    def __init__(self):
-        super().__init__()
-        self.layer = torch.nn.Linear(4, 3)
-
-    def training_step(self, batch, _):
-        loss = torch.nn.functional.cross_entropy(self.layer(batch[0]), batch[1])
-        self.log("train_loss", loss, on_epoch=True)
-        return loss
-
-    def configure_optimizers(self):
-        return torch.optim.SGD(self.parameters(), lr=0.1)
-
-mlflow.pytorch.autolog(log_models=False)
-torch.manual_seed(0)
-table = torch.tensor(pandas.read_csv("iris.csv").values, dtype=torch.float32)
-data = DataLoader(TensorDataset(table[:, :4], table[:, 4].long()), batch_size=50)
-trainer = pytorch_lightning.Trainer(
-    max_epochs=3, accelerator="cpu", logger=False, enable_checkpointing=False,
-    enable_progress_bar=False,
-)
-trainer.fit(Line(), data)
-loss = float(trainer.callback_metrics["train_loss_epoch"])
-json.dump({"final_loss": loss}, open("lightning.json", "w"))
-"""
 PLAIN = """
 import json, mlflow, sys
 
@@ -71,16 +38,13 @@ with mlflow.start_run(run_name="by hand"):
         sys.exit("failed on request")
 json.dump({"loss": 1 / 3, "error": 0.125}, open("plain.json", "w"))
 """
-DATA_STAGE = """
+FILES = {
+    "dvc.yaml": """
 stages:
   data:
     cmd: python data.py
     deps: [data.py]
     outs: [iris.csv]
-"""
-FILES = {
-    "dvc.yaml": DATA_STAGE
-    + """\
   sklearn:
     desc: Fit a logistic regression
     cmd: python fit.py
@@ -100,28 +64,6 @@ FILES = {
     ".gitignore": "__pycache__/\n/mlruns/\n/mlflow.db*\n",
     ".dvcignore": "__pycache__/\n",
 }
-WITH_LIGHTNING = FILES | {
-    "dvc.yaml": DATA_STAGE
-    + """\
-  lightning:
-    cmd: PYTHONPATH="$PWD/packages" python train.py
-    deps: [train.py, iris.csv]
-    metrics: [lightning.json: {cache: false}]
-""",
-    "train.py": LIGHTNING,
-    # Lightning imports torchvision, also one that was built for another torch than this one
-    "operators.py": "import sys\n_schemas = []\n"
-    + inspect.getsource(sources.define_missing_operators)
-    + "define_missing_operators()\n",
-    ".gitignore": f"{FILES['.gitignore']}/packages/\n",
-}
-# Beside torch, which is here. They are not in our environment, because MLflow would import them in
-# every stage.
-LIGHTNING_PACKAGES = (
-    "pytorch-lightning==2.6.6",
-    "lightning-utilities==0.15.3",
-    "torchmetrics==1.9.0",
-)
 
 
 @pytest.fixture(scope="module")
@@ -138,28 +80,23 @@ def repository(tmp_path_factory) -> Clone:
 
 def runs_of(repository: Clone) -> dict[str, list]:
     client = client_of(repository)
-    ids = [one.experiment_id for one in client.search_experiments()]
-    found: dict[str, list] = {}
+    ids = [its.experiment_id for its in client.search_experiments()]
+    by_stage: dict[str, list] = {}
     for run in client.search_runs(ids):
-        found.setdefault(run.data.tags.get("stage"), []).append(run)
-    return found
+        by_stage.setdefault(run.data.tags.get("stage"), []).append(run)
+    return by_stage
 
 
-def test_each_stage_has_one_run_and_it_is_the_one_that_its_code_began(repository):
-    found = runs_of(repository)
-    assert {stage: len(runs) for stage, runs in found.items()} == {
+def test_each_stage_has_the_run_that_its_code_began_with_what_dvc_knows(repository):
+    runs = runs_of(repository)
+    assert {stage: len(its) for stage, its in runs.items()} == {
         **{"data": 1, "sklearn": 1, "plain": 1, "pipeline": 1},
     }
-    [fit], [plain] = (found[name] for name in ("sklearn", "plain"))
+    [fit], [plain] = (runs[name] for name in ("sklearn", "plain"))
     assert fit.data.params["C"] == "0.5" and "training_accuracy_score" in fit.data.metrics
     assert plain.info.run_name == "by hand"
     assert not [run for run in (fit, plain) if "backfilled" in run.data.tags]
-    assert "backfilled" in found["data"][0].data.tags
-
-
-def test_sync_adds_what_dvc_knows_and_leaves_what_the_code_logged(repository):
-    found = runs_of(repository)
-    [fit], [plain] = (found[name] for name in ("sklearn", "plain"))
+    assert "backfilled" in runs["data"][0].data.tags
     assert fit.data.params["width"] == "8"
     assert [one.dataset.name for one in fit.inputs.dataset_inputs if one.dataset.name == "iris.csv"]
     assert "out:sklearn.joblib" in fit.data.tags
@@ -189,18 +126,3 @@ def test_a_run_is_never_stopped_by_the_plugin(repository):
     for wrong in ({"DVC_ROOT": "/nowhere"}, {"DVC_ROOT": str(repository.path / "no")}, {}):
         environment = {"DVC_STAGE": "no such stage", **wrong}
         assert repository.run("python", "plain.py", env=environment).stderr.count("Traceback") == 0
-
-
-def test_a_trainer_of_lightning_has_the_run_of_its_stage(tmp_path):
-    made = make_repository(tmp_path / "repository", WITH_LIGHTNING)
-    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps"]
-    if subprocess.run([*pip, "--target", made.path / "packages", *LIGHTNING_PACKAGES]).returncode:
-        missing("pip cannot install PyTorch Lightning: is there a network?")
-    made.run("dvc", "repro")
-    made.commit("the results")
-    made.run(*COMMAND, "sync")
-    [train] = runs_of(made)["lightning"]
-    assert train.data.params["optimizer_name"] == "SGD" and "backfilled" not in train.data.tags
-    metrics = train.data.metrics
-    assert metrics["final_loss"] == pytest.approx(metrics["train_loss_epoch"])
-    assert train.info.run_id in made.run(*COMMAND, "find", "HEAD").stdout

@@ -15,11 +15,14 @@ from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 from mlflow.utils import validation
 from sqlalchemy import Engine, event
+from test_shown import result, write
 
-from dvc_mlflow import files, known, models, pipeline, runs, values
-from dvc_mlflow.errors import StageError
-from dvc_mlflow.known import Known, search
-from dvc_mlflow.results import Result
+from dvc_kit import files
+from dvc_kit.errors import StageError
+from dvc_mlflow import ask, models, pipeline, runs, shown, state, values, writers
+from dvc_mlflow.ask import search
+from dvc_mlflow.result import Result
+from dvc_mlflow.state import Known
 
 
 @pytest.fixture(scope="module")
@@ -31,17 +34,6 @@ def experiment(mlflow_store, tmp_path_factory):
             yield experiment_id
 
 
-def result(stage: str, outs=(), deps=(), params=(), **more) -> Result:
-    described = f"the description of {stage}"
-    return Result(Path(), stage, described, dict(params), dict(outs), dict(deps), **more)
-
-
-def write(path: str, text: str) -> str:
-    """Write a file; its md5."""
-    files.write_text(Path(path), text)
-    return hashlib.md5(text.encode()).hexdigest()
-
-
 def sizes_of(*paths: str) -> dict[str, int]:
     return {path: Path(path).stat().st_size for path in paths}
 
@@ -51,7 +43,8 @@ def kept_in(run_id: str, below: str | None = None) -> set[str]:
     return {file.path for file in MlflowClient().list_artifacts(run_id, below)}
 
 
-def test_a_run_begins_without_links_and_gets_settings_files_and_links_from_its_result(experiment):
+def test_a_run_begins_without_links_and_gets_them_and_the_files_at_its_end(experiment, monkeypatch):
+    monkeypatch.setenv("LOGNAME", "somebody")
     begun = result("plot", deps={"a.csv": "md5 of a"}, params={"seed": 3, "lenet5.momentum": 0.9})
     run_id = runs.start(experiment, begun, {"commit": "c0ffee", "dirty": "false"})
     client = MlflowClient()
@@ -60,6 +53,10 @@ def test_a_run_begins_without_links_and_gets_settings_files_and_links_from_its_r
     tags = run.data.tags
     assert (tags["stage"], tags["project"], tags["read"]) == ("plot", ".", begun.read)
     assert tags["commit"] == tags["mlflow.source.git.commit"] == "c0ffee"
+    assert tags["mlflow.user"] == "somebody"
+    assert tags["mlflow.source.name"] == "dvc repro plot"
+    assert tags["mlflow.note.content"] == "the description of plot"
+    assert tags["process"] == writers.this_process()
     assert not [tag for tag in tags if tag.startswith("out:")]
     outs = {"reports/b.csv": write("reports/b.csv", "x\n1\n")}
     sizes = sizes_of("reports/b.csv")
@@ -73,11 +70,16 @@ def test_a_run_begins_without_links_and_gets_settings_files_and_links_from_its_r
 def test_a_run_is_written_whole_or_not_at_all(experiment):
     outs = {"m.toml": write("m.toml", "cut = ")}
     made = result("evaluate", outs, metrics=("m.toml",))
+    link = " and ".join(f"tags.`{tag}` = '{value}'" for tag, value in made.tags.items())
     with pytest.raises(StageError, match=r"^m\.toml cannot be read"):
         runs.write(experiment, made, {})
-    link, md5 = next(iter(made.tags.items()))
-    assert search(f"tags.`{link}` = '{md5}'") == []
-    [gone] = search(f"tags.`{link}` = '{md5}'", deleted=True)
+    assert search(link) == search(link, deleted=True) == []
+    write("m.toml", "a = 1\n")
+    elsewhere = MlflowClient().create_experiment("blocked", Path("m.toml").absolute().as_uri())
+    with pytest.raises(StageError, match="the artifacts cannot be written"):
+        runs.write(elsewhere, made, {})
+    assert search(link) == []
+    [gone] = search(link, deleted=True)
     assert gone.info.status == "FAILED"
 
 
@@ -139,41 +141,6 @@ def test_a_curve_has_the_names_of_its_columns_and_is_the_same_if_it_was_logged_l
         assert history(run_id, "accuracy") == [(0, 0.9)]
 
 
-@pytest.mark.parametrize(
-    ("options", "points"),
-    [
-        ({"x": "step"}, [(10, 0.5), (20, 0.25)]),
-        ({}, [(10, 0.5), (20, 0.25)]),  # a column of that name counts steps
-        ({"x": "step", "template": "smooth"}, [(10, 0.5), (20, 0.25)]),
-        ({"x": "step", "template": "linear_of_mine"}, [(10, 0.5), (20, 0.25)]),
-        ({"x": "step", "template": "scatter"}, []),
-        ({"x": "kind"}, []),
-        ({"x": "share"}, []),
-        ({"x": "down"}, []),
-        ({"x": "gone"}, []),
-    ],
-)
-def test_a_plot_is_a_curve_if_it_is_a_line_over_steps_that_grow(experiment, options, points):
-    text = "step,kind,share,down,loss\n10,a,0.1,2,0.5\n20,b,0.2,1,0.25\n"
-    made = result("fit", {"a.csv": write("a.csv", text)}, plots={"a.csv": options})
-    run_id = runs.write(experiment, made, {})
-    assert history(run_id, "loss") == points
-    assert history(run_id, "kind") == []
-
-
-def test_curves_of_the_same_column_are_told_apart_by_their_files(experiment):
-    live = "dvclive/plots/metrics"
-    paths = ["logs/train/fit.csv", "logs/test/fit.csv", f"{live}/train/loss.tsv", f"{live}/f1.tsv"]
-    for path in paths:
-        column, tab = ("f1" if "f1" in path else "loss"), "\t" if path.endswith("tsv") else ","
-        write(path, f"step{tab}{column}\n0{tab}2\n1{tab}1\n")
-    plots = {paths[0]: {"x": "step"}, paths[1]: {"x": "step"}, live: {"x": "step"}}
-    made = result("fit", dict.fromkeys(plots, "any"), plots=plots)
-    run_id = runs.write(experiment, made, {})
-    expected = {"train.fit.loss", "test.fit.loss", "train.loss", "f1"}  # as DVCLive calls its own
-    assert set(MlflowClient().get_run(run_id).data.metrics) == expected
-
-
 def test_a_curve_longer_than_one_call_is_logged_whole(experiment, monkeypatch):
     monkeypatch.setattr(runs, "LARGEST_BATCH", 4)
     rows = "".join(f"{at + 1},{at},0.5\n" for at in range(7))
@@ -182,17 +149,6 @@ def test_a_curve_longer_than_one_call_is_logged_whole(experiment, monkeypatch):
     run_id = runs.write(experiment, made, {})
     assert history(run_id, "a") == [(step + 1, step) for step in range(7)]
     assert len(history(run_id, "b")) == 7
-
-
-def test_the_numbers_of_a_metrics_file_become_metrics_and_nothing_else_does(experiment):
-    text = 'list = [1, 2]\ntext = "x"\n[a]\naccuracy = 0.9\nb = {n = 3}\n'
-    outs = {"m.toml": write("m.toml", text), "other.json": write("other.json", '{"c": 1}')}
-    made = result("evaluate", outs, metrics=("m.toml",), sizes=sizes_of("other.json"))
-    run_id = runs.write(experiment, made, {})
-    run = MlflowClient().get_run(run_id)
-    assert run.data.metrics == {"a.accuracy": 0.9, "a.b.n": 3}
-    assert run.inputs.dataset_inputs == []
-    assert kept_in(run_id) == {"m.toml", "other.json"}
 
 
 def test_the_tags_of_a_result_find_its_finished_run_also_if_it_is_deleted_and_no_other(experiment):
@@ -231,7 +187,7 @@ def test_no_run_of_many_pages_is_missed_while_others_are_deleted(experiment, mon
         client.create_run(experiment, start_time=1_000 + at // 3, tags={"many": "yes"}).info.run_id
         for at in range(60)
     ]
-    monkeypatch.setattr(known, "PAGE", 7)
+    monkeypatch.setattr(ask, "PAGE", 7)
 
     def another(connection, cursor, statement, *more):
         asked.extend([statement] if "OFFSET" in statement and "FROM runs" in statement else [])
@@ -299,54 +255,6 @@ def folder_of(place: str) -> Path:
     return Path(urlparse(place).path)
 
 
-def test_a_run_keeps_small_outs_and_of_a_small_folder_what_can_be_shown(experiment, monkeypatch):
-    monkeypatch.setattr(runs, "SMALL", 1000)
-    shown = ("a.json", "b.csv", "c.md", "d.png", "f.txt", "g.svg", "h.html", "i.yaml")
-    for name in (*shown, "e.safetensors", "j.npz", "k", "below/l.png"):
-        write(f"folder/{name}", name)
-    write("any.npz", "1" * 1000)
-    write("large.json", "1" * 1001)
-    for at in range(runs.MOST_FILES + 1):
-        write(f"many/{at:03}.txt", "")
-    outs = dict.fromkeys(["folder", "any.npz", "large.json", "many", "of unknown size"], "any")
-    sizes = {"folder": 100, "any.npz": 1000, "large.json": 1001, "many": 1}
-    made = result("fit", outs, sizes=sizes)
-    assert set(runs.wanted(made)) == {"folder", "any.npz", "many"}
-    run_id = runs.write(experiment, made, {})
-    many = {f"{at:03}.txt" for at in range(runs.MOST_FILES)}
-    assert kept_in(run_id) == {*shown, "any.npz"} | many
-
-
-def test_all_files_of_a_metric_or_a_plot_are_kept_at_their_place_unless_they_are_huge(
-    experiment, monkeypatch
-):
-    monkeypatch.setattr(runs, "SMALL", 10)
-    monkeypatch.setattr(runs, "LARGEST", 1000)
-    write("plots/a/b.jpg", "1" * 1000)
-    write("plots/c.npz", "1" * 1001)
-    table = [{"fpr": 0.0, "tpr": 0.5}, {"fpr": 1.0, "tpr": 1.0}]
-    write("plots/roc.json", json.dumps({"curve": table}))
-    write("m.json", "{}")
-    outs = {"plots": "any", "m.json": "any"}
-    made = result("fit", outs, plots={"plots": {}}, metrics=("m.json",), sizes={"plots": 2001})
-    run_id = runs.write(experiment, made, {})
-    assert kept_in(run_id) == {"plots", "tables", "m.json"}
-    assert kept_in(run_id, "plots") == {"plots/a", "plots/roc.json"}
-    assert kept_in(run_id, "plots/a") == {"plots/a/b.jpg"}
-    path = MlflowClient().download_artifacts(run_id, "tables/plots/roc.json")
-    shown = json.loads(Path(path).read_text(encoding="utf-8"))  # as MLflow shows a table
-    assert shown == {"columns": ["fpr", "tpr"], "data": [[0.0, 0.5], [1.0, 1.0]]}
-
-
-def test_files_of_the_same_name_in_two_outs_are_both_kept(experiment):
-    outs = {path: write(path, path) for path in ("train/a.txt", "test/a.txt", "b/a.txt")}
-    made = result("fit", outs, sizes=sizes_of(*outs))
-    run_id = runs.write(experiment, made, {})
-    folder = folder_of(MlflowClient().get_run(run_id).info.artifact_uri)
-    kept = sorted(path.read_text() for path in folder.rglob("*.txt"))
-    assert kept == ["b/a.txt", "test/a.txt", "train/a.txt"]
-
-
 def test_links_are_logged_as_the_files_behind_them(experiment, tmp_path):
     (tmp_path / "cached").write_text("content")
     write("cached", "content")
@@ -362,7 +270,9 @@ def test_links_are_logged_as_the_files_behind_them(experiment, tmp_path):
         "cached": "content",
     }
     assert not (folder / "linked.csv").is_symlink()
-    assert set(said) == {"ready"} and len(said) > 1  # who waits for it sees that it goes on
+    assert (
+        set(said) == {"local", "ready"} and len(said) > 2
+    )  # who waits for it sees that it goes on
 
 
 def test_a_run_has_lost_a_file_that_is_gone_from_the_store_or_has_another_size_there(experiment):
@@ -372,17 +282,17 @@ def test_a_run_has_lost_a_file_that_is_gone_from_the_store_or_has_another_size_t
     made = result("plot", outs, plots={"figures": {}}, sizes=sizes_of("a.csv", "b.csv", "gone.csv"))
     run_id = runs.write(experiment, made, {}, missing=["gone.csv"])
     run = MlflowClient().get_run(run_id)
-    assert runs.lost_files(run) == []
+    assert state.lost_files(run) == []
     kept = folder_of(run.info.artifact_uri)
     assert {path.name for path in kept.iterdir()} == {"a.csv", "b.csv", "figures"}
     (kept / "a.csv").write_text("")
-    assert runs.lost_files(run) == ["a.csv"]
+    assert state.lost_files(run) == ["a.csv"]
     shutil.rmtree(kept / "figures")
-    assert sorted(runs.lost_files(run)) == ["a.csv", "figures"]
+    assert sorted(state.lost_files(run)) == ["a.csv", "figures"]
     runs.complete(run_id, made, missing=["gone.csv"])
-    assert runs.lost_files(run) == []
+    assert state.lost_files(run) == []
     shutil.rmtree(kept)
-    assert sorted(runs.lost_files(run)) == ["a.csv", "b.csv", "figures"]
+    assert sorted(state.lost_files(run)) == ["a.csv", "b.csv", "figures"]
 
 
 def test_a_run_may_have_more_files_than_the_value_of_a_tag_can_name(experiment):
@@ -394,21 +304,9 @@ def test_a_run_may_have_more_files_than_the_value_of_a_tag_can_name(experiment):
         run = MlflowClient().get_run(run_id)
         longest = max(run.data.tags.values(), key=len)
         assert len(longest) <= validation.MAX_TAG_VAL_LENGTH  # PostgreSQL refuses longer ones
-        assert runs.lost_files(run) == []
+        assert state.lost_files(run) == []
         (folder_of(run.info.artifact_uri) / paths[0]).unlink()  # those that are named
-        assert runs.lost_files(run) == [paths[0]]
-
-
-def test_a_run_says_who_made_it_and_how(experiment, monkeypatch):
-    monkeypatch.setenv("LOGNAME", "somebody")
-    run_id = runs.start(experiment, result("plot"), {"stage": "given tags win"})
-    tags = MlflowClient().get_run(run_id).data.tags
-    assert tags["mlflow.user"] == "somebody"
-    assert tags["mlflow.source.name"] == "dvc repro plot"
-    assert tags["mlflow.note.content"] == "the description of plot"
-    assert tags["process"] == runs.this_process()
-    assert tags["stage"] == "given tags win"
-    assert "mlflow.source.git.commit" not in tags
+        assert state.lost_files(run) == [paths[0]]
 
 
 # --- processes ---
@@ -417,24 +315,18 @@ def test_a_run_says_who_made_it_and_how(experiment, monkeypatch):
 def test_a_process_is_over_when_it_ended_or_another_one_has_its_number():
     process = subprocess.Popen(["sleep", "60"])
     started = psutil.Process(process.pid).create_time()
-    said = f"{runs.machine()} {process.pid} {started:.0f}"
-    assert not runs.is_over(said)
+    assert not writers.is_over(writers.this_process())
+    assert writers.this_process().startswith(f"{os.uname().nodename}-")
+    said = f"{writers.machine()} {process.pid} {started:.0f}"
+    assert not writers.is_over(said)
     for off, over in {-60: True, -2.5: True, -1.5: False, 1.5: False, 2.5: True, 60: True}.items():
-        assert runs.is_over(f"{runs.machine()} {process.pid} {started + off}") is over
+        assert writers.is_over(f"{writers.machine()} {process.pid} {started + off}") is over
     process.kill()
     process.wait()
-    assert runs.is_over(said)
-    assert not runs.is_over(f"elsewhere {process.pid} {started:.0f}")  # nobody here can tell
-    assert not runs.is_over("")
-    assert runs.is_over(f"{runs.machine()} nothing readable")
-
-
-def test_a_process_names_its_machine_its_number_and_its_start():
-    host, pid, started = runs.this_process().split(" ")
-    assert host == runs.machine() and host.startswith(f"{os.uname().nodename}-")
-    assert int(pid) == os.getpid()
-    assert 0 <= time.time() - float(started) < 24 * 3600
-    assert not runs.is_over(runs.this_process())
+    assert writers.is_over(said)
+    assert not writers.is_over(f"elsewhere {process.pid} {started:.0f}")  # nobody here can tell
+    assert not writers.is_over("")
+    assert writers.is_over(f"{writers.machine()} nothing readable")
 
 
 # --- logged models ---
@@ -461,7 +353,7 @@ def test_without_a_hook_a_logged_model_is_a_copy_of_its_file_that_names_its_run(
     (output,) = client.get_run(run_id).outputs.model_outputs
     assert (output.model_id, output.step) == (model.model_id, 7)
     assert kept_in(run_id) == set()  # it is in the model
-    assert said.count("local") == 1 and said[-1] == "ready"
+    assert said.count("local") == 2 and said[-1] == "ready"
     folder = folder_of(model.artifact_location)
     assert (folder / "tree.bin").read_text() == "weights"
     described = (folder / "MLmodel").read_text()
@@ -469,10 +361,10 @@ def test_without_a_hook_a_logged_model_is_a_copy_of_its_file_that_names_its_run(
     assert models.lost_files(model) == []
     for lose in (lambda path: path.write_bytes(b""), Path.unlink):
         for name in ("MLmodel", "tree.bin"):
-            models.log_files(model, of, runs.silent)
+            models.log_files(model, of, writers.silent)
             lose(folder / name)
             assert models.lost_files(model) == [name]
-    models.log_files(model, of, runs.silent)
+    models.log_files(model, of, writers.silent)
     assert models.lost_files(model) == []
     shutil.rmtree(folder)
     assert models.lost_files(model)
@@ -492,23 +384,14 @@ def test_a_model_that_is_a_folder_is_copied_whole(experiment):
     assert models.lost_files(model) == ["MLmodel"]
 
 
-def test_a_logged_model_is_at_the_last_step_of_the_curves_of_its_run(experiment):
-    of = fitted("late", "weights of the last step")
-    outs = {**of.outs, "loss.csv": write("loss.csv", "step,loss\n1,3\n7,2\n")}
-    plots = {"loss.csv": {"x": "step"}}
-    made = result("fit", outs, models=of.models, plots=plots)
-    run = MlflowClient().get_run(runs.write(experiment, made, {}))
-    assert [output.step for output in run.outputs.model_outputs] == [7]
-
-
 def test_a_model_that_is_too_large_is_only_linked(experiment, monkeypatch):
     of = fitted("huge", "1" * 1001)
     [(path, md5)] = of.outs.items()
     Path(path).unlink()  # it is not even brought here
-    monkeypatch.setattr(runs, "SMALL", 10)
-    monkeypatch.setattr(runs, "LARGEST", 1000)
+    monkeypatch.setattr(shown, "SMALL", 10)
+    monkeypatch.setattr(shown, "LARGEST", 1000)
     made = result("fit", of.outs, models=of.models, sizes={path: 1001})
-    assert runs.wanted(made) == []
+    assert shown.wanted(made) == []
     run_id = runs.write(experiment, made, {})
     assert MlflowClient().get_run(run_id).data.tags[f"out:{path}"] == md5
     assert models.find(md5) == []
@@ -520,7 +403,7 @@ def test_a_model_that_cannot_be_written_is_not_left_behind(experiment):
     run_id = runs.start(experiment, of, {})
     Path(path).unlink()
     with pytest.raises(OSError, match=r"gone\.bin"):
-        models.log(run_id, of, path, runs.silent)
+        models.log(run_id, of, path, writers.silent)
     assert MlflowClient().search_logged_models([experiment], f"tags.md5 = '{md5}'") == []
 
 

@@ -1,20 +1,18 @@
 """What a store can lose or refuse, and two that write to it at the same moment."""
 
-import contextlib
 import os
 import re
 import shutil
 import signal
-import sqlite3
 import time
 from pathlib import Path
 
 import pytest
 from mlflow import MlflowClient
 from mlflow.entities import ViewType
-from test_live import STAGES, find, runs_of, stages_of, sync
+from test_live import STAGES, runs_of, stages_of, sync
 
-from conftest import BUSY, Clone, client_of, free_port, mlflow_server, wait_for, weekly
+from conftest import BUSY, Clone, client_of, mlflow_server, wait_for, weekly
 from dvc_mlflow import store
 
 COMMAND = ("python", "-m", "dvc_mlflow")
@@ -87,27 +85,27 @@ def test_user_and_password_are_cut_out_of_every_text(password, monkeypatch):
 def test_a_password_in_the_address_is_shown_and_stored_nowhere(copy, server):
     copy.commit("the small results")
     said = []
-    uri = with_user(server)
+    uri, nowhere = with_user(server), with_user("http://127.0.0.1:9")
     uris = {"MLFLOW_TRACKING_URI": uri, "MLFLOW_REGISTRY_URI": uri, **BUSY}
-    down = {"MLFLOW_TRACKING_URI": with_user("http://127.0.0.1:9")}
+    ours = " ".join(COMMAND)
     for command, env, code in [
-        ((*COMMAND, "sync"), uris, 0),
-        ((*COMMAND, "links"), uris, 0),
-        ((*COMMAND, "view"), uris, 0),
-        ((*COMMAND, "find", "HEAD"), uris, 0),
-        ((*COMMAND, "find", "0" * 32), uris, 2),
-        ((*COMMAND, "find", "models:/mnist/99"), uris, 2),
-        ((*COMMAND, "find", "models:/mnist@champion"), uris, 1),
-        ((*COMMAND, "status"), uris, 0),
-        (("python", "-m", "stages.serve"), uris, 1),
-        (("python", "-m", "stages.train", "mlp"), uris, 0),
-        ((*COMMAND, "sync"), down, 1),
-        ((*COMMAND, "view"), down, 0),
-        (("python", "-m", "stages.plot"), down, 0),
-        ((*COMMAND, "sync"), {"MLFLOW_TRACKING_URI": with_user("htp://nowhere")}, 1),
-        ((*COMMAND, "links"), {"MLFLOW_TRACKING_URI": with_user("postgresql://127.0.0.1:9/x")}, 1),
+        (f"{ours} sync", uris, 0),
+        (f"{ours} links", uris, 0),
+        (f"{ours} view", uris, 0),
+        (f"{ours} find HEAD", uris, 0),
+        (f"{ours} find {'0' * 32}", uris, 2),
+        (f"{ours} find models:/mnist/99", uris, 2),
+        (f"{ours} find models:/mnist@champion", uris, 1),
+        (f"{ours} status", uris, 0),
+        ("python -m stages.serve", uris, 1),
+        ("python -m stages.train mlp", uris, 0),
+        (f"{ours} sync", {"MLFLOW_TRACKING_URI": nowhere}, 1),
+        (f"{ours} view", {"MLFLOW_TRACKING_URI": nowhere}, 0),
+        ("python -m stages.plot", {"MLFLOW_TRACKING_URI": nowhere}, 0),
+        (f"{ours} sync", {"MLFLOW_TRACKING_URI": with_user("htp://nowhere")}, 1),
+        (f"{ours} links", {"MLFLOW_TRACKING_URI": with_user("postgresql://127.0.0.1:9/x")}, 1),
     ]:
-        result = copy.run(*command, env=env, check=False)
+        result = copy.run(*command.split(), env=env, check=False)
         assert result.returncode == code, result.stderr
         said.append(result.stdout + result.stderr)
         if code:
@@ -115,11 +113,7 @@ def test_a_password_in_the_address_is_shown_and_stored_nowhere(copy, server):
     assert server in said[1] and server in said[2] and server in said[3]
     assert "warning: " in said[12]
     client = MlflowClient(server)
-    for run in runs_of(client):
-        said.append(repr(run.to_dictionary()))
-        said.append(run.info.artifact_uri)
-    for model in models_of(client):
-        said.append(repr(model.to_dictionary()))
+    said += [repr(it.to_dictionary()) for it in (*runs_of(client), *models_of(client))]
     said += [repr(dict(v)) for v in client.search_model_versions("name = 'mnist'")]
     for path in Path(copy.path.parent, "server").rglob("*"):
         said.append(path.read_bytes().decode("latin-1") if path.is_file() else "")
@@ -128,62 +122,7 @@ def test_a_password_in_the_address_is_shown_and_stored_nowhere(copy, server):
         assert not [text for text in said if re.search(rf"\b{secret}\b", text)][:1]
 
 
-# --- what a store loses ---
-
-
-@pytest.mark.slow
-def test_a_deleted_experiment_is_told_with_the_command_that_restores_it(copy):
-    sync(copy)
-    client = client_of(copy)
-    experiment = client.get_experiment_by_name("mnist").experiment_id
-    client.delete_experiment(experiment)
-    for result in (
-        sync(copy, check=False),
-        call(copy, "links", check=False),
-        call(copy, "find", "HEAD", check=False),
-    ):
-        assert "is deleted: " in one_line(result)
-    note, warned = copy.run("python", "-m", "stages.plot").stderr.splitlines()
-    assert note.startswith("note: DVC did not start this")
-    command = re.search(r"`(mlflow [^`]*)`", warned)[1]
-    copy.run(*command.split())
-    assert sync(copy).stdout == ""
-    assert_whole(client)
-
-
-# --- what a store refuses ---
-
-
-@pytest.mark.slow
-def test_a_store_that_can_only_be_read_is_told_and_still_read(copy):
-    copy.commit("the small results")
-    sync(copy)
-    readonly = {"MLFLOW_TRACKING_URI": f"sqlite:///file:{copy.path}/mlflow.db?mode=ro&uri=true"}
-    assert sync(copy, env=readonly).stdout == ""  # there is nothing to write
-    call(copy, "links", env=readonly)
-    assert find(copy, "HEAD", env=readonly).count("/runs/") == 5
-    assert "  commit " in call(copy, "find", "models:/mnist/1", env=readonly).stdout
-    assert call(copy, "status", env=readonly).stdout.startswith("5 of 5 results have their")
-    client = client_of(copy)
-    client.delete_registered_model("mnist")
-    refused = one_line(sync(copy, env=readonly, check=False))
-    assert f"{readonly['MLFLOW_TRACKING_URI']} can only be read" in refused
-
-
-@pytest.mark.slow
-def test_a_store_of_no_use_is_one_line_and_an_exit_code(copy, tmp_path):
-    newer = tmp_path / "newer.db"
-    MlflowClient(f"sqlite:///{newer}").search_experiments()  # makes it
-    with contextlib.closing(sqlite3.connect(newer)) as database:
-        database.execute("update alembic_version set version_num = 'ffffffffffff'")
-        database.commit()
-    client_of(copy).create_experiment("any")
-    for uri, line in [
-        ("htp://nowhere", "MLflow: UnsupportedModelRegistryStoreURIException"),
-        (f"sqlite:///{newer}", "another version of MLflow"),
-        (f"sqlite:///file:{copy.path}/mlflow.db?mode=ro&uri=true", "write a readonly database"),
-    ]:
-        assert line in one_line(sync(copy, env={"MLFLOW_TRACKING_URI": uri}, check=False))
+# --- what is kept, killed or written twice ---
 
 
 @pytest.mark.slow
@@ -229,9 +168,6 @@ def test_a_sync_that_fails_leaves_nothing_and_one_that_was_killed_is_made_up_for
     assert_whole(client)
 
 
-# --- two that write ---
-
-
 @pytest.fixture
 def other(copy) -> Clone:
     """A second clone with the same results."""
@@ -273,41 +209,10 @@ def test_a_sync_beside_a_stage_that_connects_the_pipeline_connects_it_once(copy,
     assert_whole(client)
 
 
-# --- make ---
-
-
-def make(clone: Clone, *arguments: str, **options):
-    return clone.run("make", "INSTALLED=params.yaml", *arguments, **options)
-
-
-@pytest.mark.slow
-def test_ui_names_the_server_or_starts_one_and_says_which_port_is_taken(copy):
-    server = {"MLFLOW_TRACKING_URI": "http://127.0.0.1:9"}
-    dead = make(copy, "ui", env=server)
-    assert dead.stdout == "The tracking server has the UI: http://127.0.0.1:9\n"
-    assert "Traceback" not in dead.stderr
-    sync(copy)
-    port = free_port()
-    process = copy.start("make", "INSTALLED=params.yaml", "ui", f"PORT={port}")
-    try:
-        title, link = process.stdout.readline().split()
-        assert title == "runs"
-        assert link.startswith(f"http://127.0.0.1:{port}/#/experiments/1/runs?")
-        taken = copy.run(*COMMAND, "view", port, check=False)
-        assert f"port {port} is taken" in one_line(taken)
-    finally:
-        os.killpg(process.pid, signal.SIGINT)
-        process.communicate(timeout=30)
-    with contextlib.suppress(ConnectionRefusedError):
-        import socket
-
-        socket.create_connection(("127.0.0.1", int(port)), timeout=2).close()
-        pytest.fail("the server is still there")
-
-
 @pytest.mark.slow
 def test_make_repro_without_the_mirror_writes_no_run_and_sync_does(copy):
-    make(copy, "repro", env={"MIRROR": "off"})
+    make = ("make", "INSTALLED=params.yaml")
+    copy.run(*make, "repro", env={"MIRROR": "off"})
     assert not (copy.path / "mlflow.db").exists()
-    make(copy, "sync", "REV=", env={"MIRROR": "off"})
+    copy.run(*make, "sync", "REV=", env={"MIRROR": "off"})
     assert [stage for stage in stages_of(client_of(copy)) if stage in STAGES] == STAGES

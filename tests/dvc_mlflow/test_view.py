@@ -1,14 +1,9 @@
 """Where the UI is: real ports, real processes and a real store."""
 
 import contextlib
-import http.server
 import json
 import signal
 import socket
-import subprocess
-import sys
-import threading
-import time
 import urllib.request
 from pathlib import Path
 
@@ -18,8 +13,8 @@ from mlflow import MlflowClient
 from tiny import make_code
 
 from conftest import free_port, wait_for
-from dvc_mlflow import store, view
-from dvc_mlflow.errors import InputError, StageError
+from dvc_kit.errors import InputError
+from dvc_mlflow import addresses, upkeep, view
 
 STUDY = Path("study")
 
@@ -33,21 +28,15 @@ def taken(port: int):
         yield
 
 
-@pytest.mark.parametrize("port", ["0", "65536", "-1", "http", "5000.0", " 5000"])
-def test_what_is_no_port_is_told(port):
-    with pytest.raises(InputError, match=f"^PORT is {port}, expected a number from 1 to 65535$"):
-        view._free(port)
-
-
-def test_the_port_that_is_asked_for_is_taken_or_told_to_be_in_use():
-    port = free_port()
-    assert view._free(port) == int(port)
-    assert view._free("65535") == 65535
-    with (
-        taken(int(port)),
-        pytest.raises(InputError, match=rf"^port {port} is taken: `dvc-mlflow view PORT`$"),
-    ):
-        view._free(port)
+@pytest.mark.parametrize("port", ["0", "65536", "-1", "http", "5000.0", " 5000", "TAKEN"])
+def test_what_is_no_port_or_is_taken_is_told(port):
+    with taken(int(number := free_port())):
+        port = port.replace("TAKEN", number)
+        is_taken = rf"port {number} is taken: `dvc-mlflow view PORT`"
+        no_number = f"PORT is {port}, expected a number from 1 to 65535"
+        with pytest.raises(InputError, match=f"^({is_taken if port == number else no_number})$"):
+            view._free(port)
+    assert view._free(number) == int(number) and view._free("65535") == 65535
 
 
 def test_a_port_is_free_although_the_last_connections_to_it_are_being_closed():
@@ -80,7 +69,7 @@ def test_without_a_port_the_first_free_one_is_taken(monkeypatch):
             view._free("")
 
 
-def links(ui: str = store.UI) -> dict[str, str]:
+def links(ui: str = addresses.UI) -> dict[str, str]:
     lines = [line.rsplit("  ", 1) for line in view.links(ui).splitlines()]
     return {name.strip(): address.strip() for name, address in lines}
 
@@ -93,7 +82,7 @@ def test_links_name_the_experiments_that_have_runs_and_what_writes_those_that_ha
         none = f"no runs in sqlite:///{project.path}/mlflow.db yet: `dvc-mlflow sync` writes them"
         for _ in range(2):  # without the experiments, and with empty ones
             assert links() == {"runs": none, "study runs": none}
-            pipeline, study = store.open_store(), store.open_store(Path("study"))
+            pipeline, study = upkeep.open_store(), upkeep.open_store(Path("study"))
         MlflowClient().create_run(study)
         side = "workflowType=machine_learning"
         page = f"http://here/#/experiments/{study}/runs?viewStateShareKey="
@@ -118,7 +107,7 @@ def test_links_lead_to_the_curves_and_to_the_newest_trainings_side_by_side(stand
         return run_id
 
     with standing_in(make_code(tmp_path / "project")) as client:
-        experiment = store.open_store()
+        experiment = upkeep.open_store()
         older = [train("old"), train("old")]
         alone = links()
         newer = [train("new")]
@@ -139,7 +128,7 @@ def test_links_lead_to_the_curves_and_to_the_newest_trainings_side_by_side(stand
 
 def test_the_views_of_an_older_store_become_those_of_the_settings(standing_in, tmp_path):
     with standing_in(make_code(tmp_path / "project")) as client:
-        experiment = store.open_store(STUDY)
+        experiment = upkeep.open_store(STUDY)
         client.create_run(experiment)
         tags = client.get_experiment(experiment).tags
         client.set_experiment_tag(experiment, "mlflow.sharedViewState.stages", "{}")
@@ -166,97 +155,23 @@ def test_a_tracking_server_has_the_ui_itself(monkeypatch, capsys):
     assert "nothing answers at http://127.0.0.1:9: start it" in warned and "secret" not in warned
 
 
-def test_nothing_is_started_on_a_port_that_is_taken(standing_in, tmp_path):
-    port = free_port()
-    with (
-        standing_in(make_code(tmp_path / "project")),
-        taken(int(port)),
-        pytest.raises(InputError, match=f"port {port} is taken"),
-    ):
-        view.show(port)
-
-
-# --- the server ---
-
-
 @pytest.mark.slow
-def test_a_server_that_ends_is_told(standing_in, tmp_path, monkeypatch, capfd):
-    handled = (signal.SIGTERM, signal.SIGHUP)
-    before = [signal.getsignal(number) for number in handled]
-    monkeypatch.setenv("MLFLOW_WORKERS", "many")
-    try:
-        with (
-            standing_in(make_code(tmp_path / "project")),
-            pytest.raises(StageError, match=r"^`mlflow ui` ended, see above$"),
-        ):
-            view.show(free_port())
-        said = capfd.readouterr()
-        assert "Usage: " in said.err and "many" in said.err and said.out == ""
-        assert [signal.getsignal(number) for number in handled] == [view._interrupt] * 2
-    finally:
-        for number, handler in zip(handled, before, strict=True):
-            signal.signal(number, handler)
-
-
-def sleeper() -> subprocess.Popen[bytes]:
-    """A process with a child that has one too, in a group of their own."""
-    code = "import subprocess; subprocess.run(['sh', '-c', 'sleep 60; true'])"
-    process = subprocess.Popen([sys.executable, "-S", "-c", code], start_new_session=True)
-    wait_for(lambda: len(psutil.Process(process.pid).children(recursive=True)) == 2)
-    return process
-
-
-class Healthy(http.server.BaseHTTPRequestHandler):
-    """Answers at /health only, and from the second request on."""
-
-    asked = 0
-
-    def do_GET(self):
-        Healthy.asked += 1
-        good = Healthy.asked > 1 and self.path == "/health"
-        self.send_response(200 if good else 404)
-        self.end_headers()
-
-    def log_message(self, *arguments):
-        pass
-
-
-def test_a_server_is_waited_for_until_it_is_healthy_and_no_proxy_is_asked(monkeypatch):
-    for name in ("http_proxy", "HTTP_PROXY", "all_proxy"):
-        monkeypatch.setenv(name, f"http://127.0.0.1:{free_port()}")
-    monkeypatch.setattr(view, "PATIENCE", 20)
-    process = sleeper()
-    with http.server.HTTPServer(("127.0.0.1", 0), Healthy) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        assert view._answers(f"http://127.0.0.1:{server.server_port}", process)
-        server.shutdown()
-    assert Healthy.asked == 2
-    view._end(process)
-
-
-def test_a_server_that_ended_or_never_answers_is_not_waited_for(monkeypatch):
-    process = sleeper()
-    address = f"http://127.0.0.1:{free_port()}"
-    monkeypatch.setattr(view, "PATIENCE", 0.3)
-    started = time.monotonic()
-    assert not view._answers(address, process)
-    assert 0.3 <= time.monotonic() - started < 5
-    view._end(process)
-    monkeypatch.setattr(view, "PATIENCE", 60)
-    assert not view._answers(address, process)
-    assert time.monotonic() - started < 30
-
-
-def test_the_server_ends_with_all_that_it_started_and_once_is_enough():
-    process = sleeper()
-    family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
-    assert len(family) == 3
-    view._end(process)
-    assert process.returncode is not None
-    wait_for(lambda: not [member for member in family if member.is_running()], 5)
-    view._end(process)
-
-
-def test_a_signal_ends_it_as_ctrl_c_does():
-    with pytest.raises(KeyboardInterrupt):
-        view._interrupt(15, None)
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGHUP, None])
+def test_the_server_is_mlflow_s_and_ends_with_all_that_it_started(tmp_path, sent):
+    project, port = make_code(tmp_path / "project"), free_port()
+    env = {"http_proxy": "http://127.0.0.1:9", "MLFLOW_WORKERS": "1" if sent else "many"}
+    process = project.start("python", "-m", "dvc_mlflow", "view", port, env=env)
+    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    if sent:
+        health = f"http://127.0.0.1:{port}/health"
+        wait_for(lambda: direct.open(health, timeout=2).status == 200, 300)
+    family = psutil.Process(process.pid).children(recursive=True)
+    assert not [member for member in family if "mlflow.db" in " ".join(member.cmdline())]
+    if sent:
+        process.send_signal(sent)
+    said, errors = process.communicate(timeout=120)
+    assert [line.partition(":")[0] for line in said.splitlines()] == ["runs", "study runs"], said
+    assert (process.returncode, "`mlflow ui` ended" in errors) == (
+        (0, False) if sent else (1, True)
+    )
+    assert not [member for member in family if member.is_running()]

@@ -4,8 +4,8 @@ import contextlib
 import csv
 import io
 import json
-import re
 import shutil
+from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -76,195 +76,76 @@ def folder(tmp_path_factory):
     return path / "reports"
 
 
-@pytest.fixture(scope="module")
-def metrics(folder):
-    return json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
-
-
-@pytest.fixture(scope="module")
-def details(folder):
-    return json.loads((folder / "evaluation.json").read_text(encoding="utf-8"))
-
-
-def test_dvc_metrics_show_has_five_columns(metrics, details):
-    assert set(metrics) == {"lenet5", "mlp", "paired_difference"}
-    assert set(metrics["lenet5"]) == set(metrics["mlp"]) == {"accuracy", "loss"}
-    assert isinstance(metrics["paired_difference"], float)
-    for part in details.values():  # DVC shows no lists
-        values = [part] if isinstance(part, list) else part.values()
-        assert all(isinstance(value, list) for value in values)
-
-
 @pytest.mark.parametrize("name", MODEL_NAMES)
-def test_predictions_have_a_row_per_image_in_the_order_of_the_images(folder, name):
-    rows = rows_of(folder / f"predictions_{name}.csv")
-    answers = made(name)
+def test_the_files_of_a_model_are_its_own_and_follow_from_its_answers(folder, name):
+    answers, rows = made(name), rows_of(folder / f"predictions_{name}.csv")
     assert [int(row["index"]) for row in rows] == list(range(IMAGES))
-    assert [int(row["actual"]) for row in rows] == LABELS.tolist()
-    wrong = [row["actual"] != row["predicted"] for row in rows]
-    assert wrong == (~RIGHT[name]).tolist()
-    assert [int(row["predicted"]) for row in rows] == answers.probabilities.argmax(1).tolist()
-    confidence = [float(row["confidence"]) for row in rows]
+    actual = np.array([int(row["actual"]) for row in rows])
+    predicted = np.array([int(row["predicted"]) for row in rows])
+    assert (actual == LABELS).all() and (predicted == answers.probabilities.argmax(1)).all()
+    confidence = np.array([float(row["confidence"]) for row in rows])
     assert confidence == pytest.approx(answers.probabilities.max(1), rel=1e-5)
 
+    confusion = rows_of(folder / f"confusion_{name}.csv")
+    counts = [[int(row[f"predicted_{digit}"]) for digit in range(10)] for row in confusion]
+    assert [int(row["actual"]) for row in confusion] == list(range(10))
+    assert counts == confusion_matrix(actual, predicted, labels=range(10)).tolist()
 
-@pytest.mark.parametrize("name", MODEL_NAMES)
-def test_the_confusion_file_has_a_row_per_actual_digit_and_a_column_per_predicted_one(folder, name):
-    predictions = rows_of(folder / f"predictions_{name}.csv")
-    pairs = [(int(row["actual"]), int(row["predicted"])) for row in predictions]
-    rows = rows_of(folder / f"confusion_{name}.csv")
-    assert [int(row["actual"]) for row in rows] == list(range(10))
-    found = np.array([[int(row[f"predicted_{digit}"]) for digit in range(10)] for row in rows])
-    assert (found == confusion_matrix(*zip(*pairs, strict=True), labels=range(10))).all()
-    # By hand: LeNet-5 takes a digit for the next one, the MLP for the one after that, never back
-    by = {"lenet5": 1, "mlp": 2}[name]
-    wrong = {(int(actual), int(predicted)) for actual, predicted in np.argwhere(found)}
-    wrong -= {(digit, digit) for digit in range(10)}
-    assert wrong <= {(digit, (digit + by) % 10) for digit in range(9)}
-    assert len(wrong) > 5
+    by_digit = [row for row in rows_of(folder / "per_class.csv") if row["model"] == name]
+    assert len(by_digit) == 10
+    for digit, row in enumerate(by_digit):
+        assert int(row["digit"]) == digit and float(row["images"]) == (actual == digit).sum()
+        scores = {"precision": precision_score, "recall": recall_score, "f1": f1_score}
+        for column, score in scores.items():
+            expected = score(actual == digit, predicted == digit, zero_division=0)
+            assert float(row[column]) == pytest.approx(expected, abs=1e-6)
 
-
-@pytest.mark.parametrize("name", MODEL_NAMES)
-def test_scores_of_each_digit_are_scikit_learns(folder, name):
-    predictions = rows_of(folder / f"predictions_{name}.csv")
-    actual = np.array([int(row["actual"]) for row in predictions])
-    predicted = np.array([int(row["predicted"]) for row in predictions])
-    rows = [row for row in rows_of(folder / "per_class.csv") if row["model"] == name]
-    assert [int(row["digit"]) for row in rows] == list(range(10))
-    for row in rows:
-        digit = int(row["digit"])
-        here = (actual == digit, predicted == digit)
-        for column, score in (
-            ("precision", precision_score),
-            ("recall", recall_score),
-            ("f1", f1_score),
-        ):
-            assert float(row[column]) == pytest.approx(score(*here, zero_division=0), abs=1e-6)
-        assert float(row["images"]) == (actual == digit).sum()
-
-
-@pytest.mark.parametrize("name", MODEL_NAMES)
-def test_the_metrics_of_a_model_are_its_own_and_follow_from_its_predictions(
-    folder, metrics, details, name
-):
-    rows = rows_of(folder / f"predictions_{name}.csv")
-    right = sum(row["actual"] == row["predicted"] for row in rows)
-    found = metrics[name]
-    assert right == {"lenet5": 360, "mlp": 325}[name]
-    assert details[name]["errors"] == [IMAGES - right]
-    assert found["accuracy"] == pytest.approx(right / IMAGES)
-    assert found["loss"] == {"lenet5": 0.25, "mlp": 0.5}[name]
+    metrics, details = (
+        json.loads((folder / file).read_text(encoding="utf-8"))[name]
+        for file in ("metrics.json", "evaluation.json")
+    )
+    share = RIGHT[name].mean()
+    assert metrics == {"accuracy": share, "loss": {"lenet5": 0.25, "mlp": 0.5}[name]}
+    assert details["errors"] == (~RIGHT[name]).sum()
     # Wilson's interval: the shares that are 1.96 of their own standard errors from this one
-    for share, sign in zip(details[name]["accuracy_interval"], (1, -1), strict=True):
-        error = (share * (1 - share) / IMAGES) ** 0.5
-        assert right / IMAGES - share == pytest.approx(sign * 1.959964 * error, rel=1e-3)
+    for end, sign in zip(details["accuracy_interval"], (1, -1), strict=True):
+        error = (end * (1 - end) / IMAGES) ** 0.5
+        assert share - end == pytest.approx(sign * 1.959964 * error, rel=1e-3)
     # The gap of accuracy and confidence in 15 bins, each with its share of the images
-    gap = 0.0
-    confidence = np.array([float(row["confidence"]) for row in rows])
-    for number in range(15):
-        inside = (number / 15 <= confidence) & (confidence < (number + 1) / 15)
-        gap += abs(confidence[inside].sum() - RIGHT[name][inside].sum()) / IMAGES
-    assert details[name]["calibration_error"] == [pytest.approx(gap, rel=1e-4)]
+    bins = [(number / 15 <= confidence) & (confidence < (number + 1) / 15) for number in range(15)]
+    gap = sum(abs(confidence[at].sum() - RIGHT[name][at].sum()) for at in bins) / IMAGES
+    assert details["calibration_error"] == pytest.approx(gap, rel=1e-4)
 
 
-def test_the_difference_is_positive_where_lenet5_is_better_and_counts_its_lone_right_answers(
-    folder, metrics, details
-):
-    right = {
-        name: np.array([r["actual"] == r["predicted"] for r in rows_of(folder / file)])
-        for name, file in ((name, f"predictions_{name}.csv") for name in MODEL_NAMES)
-    }
-    found = {key: value for key, [value] in details["paired_difference"].items()}
-    assert found["only_first"] == (right["lenet5"] & ~right["mlp"]).sum() == 60
-    assert found["only_second"] == (right["mlp"] & ~right["lenet5"]).sum() == 25
+def test_the_difference_is_positive_where_the_first_model_is_better(folder):
+    metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+    details = json.loads((folder / "evaluation.json").read_text(encoding="utf-8"))
+    found = details["paired_difference"]
+    assert (found["only_first"], found["only_second"]) == (60, 25)
     assert found["accuracy"] == metrics["paired_difference"] == pytest.approx(35 / IMAGES)
     assert 0 < found["low"] < 35 / IMAGES < found["high"]
     assert found["mcnemar_p"] == pytest.approx(2 * binom.cdf(25, 85, 0.5), rel=1e-5)
-
-
-def test_the_outputs_fingerprints_stand_beside_the_names_of_their_models(details):
     assert details["outputs"] == ["lenet5's sha256  lenet5", "mlp's sha256  mlp"]
 
 
-def test_the_comparison_has_our_models_scores_and_then_the_published_ones(folder, metrics, details):
+def test_the_comparison_has_our_scores_and_then_the_published_ones(folder):
     rows = rows_of(folder / "comparison.csv")
-    named = [(row["model"], row["source"]) for row in rows]
-    assert named == [
-        ("lenet5", "recipe documented"),
-        ("mlp", "recipe documented"),
-        ("lenet5", "published experiment"),
-        ("mlp", "published experiment"),
+    assert [(row["model"], row["source"]) for row in rows] == [
+        *((name, "recipe documented") for name in MODEL_NAMES),
+        *((name, "published experiment") for name in MODEL_NAMES),
     ]
     assert [int(row["parameters"]) for row in rows] == [61_706, 62_110] * 2
+    assert [float(row["loss"]) for row in rows] == [0.25, 0.5, 1.519, 0.0928]
+    assert [float(row["accuracy"]) for row in rows] == [0.9, 0.8125, 0.945, 0.9731]
+    details = json.loads((folder / "evaluation.json").read_text(encoding="utf-8"))
     for row in rows[:2]:
-        part = details[row["model"]]
-        assert [float(row[name]) for name in ("accuracy_low", "accuracy_high")] == (
-            part["accuracy_interval"]
-        )
-        assert [float(row["calibration_error"])] == part["calibration_error"]
-        for column in ("loss", "accuracy"):
-            assert float(row[column]) == metrics[row["model"]][column]
-    published = [[float(row["loss"]), float(row["accuracy"])] for row in rows[2:]]
-    assert published == [[1.519, 0.945], [0.0928, 0.9731]]
-    for row in rows[2:]:
-        assert row["calibration_error"] == row["accuracy_low"] == row["accuracy_high"] == ""
-
-
-def comparison_row(model, source, parameters, loss, accuracy, **more) -> dict:
-    row = {"model": model, "source": source, "parameters": parameters}
-    return {**row, "loss": loss, "accuracy": accuracy, **more}
-
-
-COMPARED = [
-    comparison_row("lenet5", "recipe documented", 61706, 0.0421373, 0.9862,
-                   calibration_error=0.00421016, accuracy_low=0.98372, accuracy_high=0.988307),
-    comparison_row("mlp", "recipe documented", 62110, 0.128654, 0.9626,
-                   calibration_error=0.00929424, accuracy_low=0.9587, accuracy_high=0.966145),
-    comparison_row("lenet5", "published experiment", 61706, 1.519, 0.945),
-]  # fmt: skip
-DIFFERENCE = {
-    "accuracy": -0.0236,
-    "low": -0.0302158,
-    "high": 0.0169748,
-    "mcnemar_p": 0.00314159,
-    "only_first": 12,
-    "only_second": 34,
-}
-
-
-def test_the_comparison_to_read_has_the_rows_and_the_difference_with_its_sign(folder, details):
-    text = evaluate.comparison_markdown(COMPARED, DIFFERENCE)
-    lines = [line for line in text.splitlines() if line.startswith("|")]
-    assert len({len(line) for line in lines}) == 1
-    header, marks, *rows = [re.sub(" +", " ", line) for line in lines]
-    columns = [title.strip() for title in header.strip("|").split("|")]
-    assert columns == [
-        *("model", "source", "test accuracy", "95 % interval"),
-        *("test loss", "calibration error", "parameters"),
-    ]
-    assert re.sub("-+", "-", marks) == "| - | - | -: | :-: | -: | -: | -: |"
-    assert rows == [
-        "| LeNet-5 | recipe documented | 98.62% | 98.37% to 98.83% | 0.0421 | 0.0042 | 61,706 |",
-        "| MLP | recipe documented | 96.26% | 95.87% to 96.61% | 0.1287 | 0.0093 | 62,110 |",
-        "| LeNet-5 | published experiment | 94.50% | | 1.5190 | | 61,706 |",
-    ]
-    assert text.splitlines()[-1] == (
-        "LeNet-5 minus MLP on the same images: -2.36 percentage points (95 % interval -3.02 to "
-        "+1.70; exact McNemar p = 0.0031). LeNet-5 alone is right on 12 images, the MLP alone on "
-        "34."
-    )
-    better = {**DIFFERENCE, "accuracy": 0.0236, "low": 0.0202158, "high": 0.0269748}
-    sentence = evaluate.comparison_markdown([], better).splitlines()[-1]
-    assert "+2.36 percentage points (95 % interval +2.02 to +2.70; " in sentence
-
-    written = (folder / "comparison.md").read_text(encoding="utf-8")
-    assert "| LeNet-5 | recipe documented | 90.00% | 86." in re.sub(" +", " ", written)
-    assert "| MLP | published experiment | 97.31% | |" in re.sub(" +", " ", written)
-    [low] = details["paired_difference"]["low"]
-    assert f"+8.75 percentage points (95 % interval {100 * low:+.2f} to" in written
-    assert written.endswith("alone is right on 60 images, the MLP alone on 25.\n")
-
-
-def test_a_confidence_of_exactly_one_falls_into_the_last_bin():
-    (last,) = scoring.calibration(np.ones(4), np.array([True, True, True, False]))
-    assert (last.count, last.confidence, last.accuracy) == (4, 1.0, 0.75)
+        low_high = [float(row[key]) for key in ("accuracy_low", "accuracy_high")]
+        assert low_high == details[row["model"]]["accuracy_interval"]
+        assert float(row["calibration_error"]) == details[row["model"]]["calibration_error"]
+    # To read: the committed table has the form, test_committed.py; here is another sign
+    sentence = (folder / "comparison.md").read_text(encoding="utf-8").splitlines()[-1]
+    assert sentence.startswith("LeNet-5 minus MLP on the same images: +8.75 percentage points")
+    assert sentence.endswith("LeNet-5 alone is right on 60 images, the MLP alone on 25.")
+    other = scoring.paired_difference(RIGHT["mlp"], RIGHT["lenet5"])
+    sentence = evaluate.comparison_markdown([], asdict(other)).splitlines()[-1]
+    assert "-8.75 percentage points (95 % interval -1" in sentence

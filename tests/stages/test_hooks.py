@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 import torch
 from mlflow import MlflowClient
-from tiny import PIPELINE, make_project
+from tiny import make_project
 
 from conftest import ROOT
 from dvc_mlflow import models, pipeline, projects, results, runs
 from dvc_mlflow.hooks import Hooks, hook
-from dvc_mlflow.results import Result
+from dvc_mlflow.result import Result
 from stages import hooks
 from stages.base import files
 from stages.base.params import MODEL_NAMES
@@ -67,18 +67,22 @@ def md5_of(split: str) -> str:
     return hashlib.md5(content).hexdigest()
 
 
-def test_every_hook_is_one_that_dvc_mlflow_calls():
+def test_every_hook_is_one_that_dvc_mlflow_calls(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    assert hook("export") is hooks.export and hooks.downloads() == [files.DATA_RAW]
     names = {name for name in vars(Hooks) if not name.startswith("_")}
-    ours = {name for name, value in vars(hooks).items() if getattr(value, "__module__", "") ==
-            hooks.__name__ and not name.startswith("_")}  # fmt: skip
+    ours = {name for name, value in vars(hooks).items() if not name.startswith("_")
+            and getattr(value, "__module__", "") == hooks.__name__}  # fmt: skip
     assert ours - names == {"recipe_of"}  # stages/serve.py may need it
     assert names <= ours
+    assert hooks.colors() == {"model": {"lenet5": "#0072B2", "mlp": "#D55E00"}}
 
 
 @pytest.mark.parametrize("stage", INPUTS)
 def test_a_runs_datasets_are_the_splits_that_its_stage_reads_each_with_its_own_digest(
     experiment, declared, stage
 ):
+    assert hooks.reads(declared[stage]) == ([] if stage == "prepare" else ["data/prepared"])
     files_of_it = {"outs": {}, "metrics": (), "plots": {}}
     result = dataclasses.replace(declared[stage], **files_of_it)
     run_id = runs.start(experiment, result, {})
@@ -103,11 +107,6 @@ def test_a_runs_datasets_are_the_splits_that_its_stage_reads_each_with_its_own_d
         assert source == f"data/prepared/{split}.safetensors"
 
 
-def test_what_a_run_is_written_from_is_what_its_hooks_read(declared):
-    reading = {stage: hooks.reads(declared[stage]) for stage in INPUTS}
-    assert reading == {stage: [] if stage == "prepare" else ["data/prepared"] for stage in INPUTS}
-
-
 def test_no_setting_of_a_run_has_the_name_of_a_recipe(declared):
     params = {stage: result.params for stage, result in declared.items()}
     assert params["train_mlp"]["epochs"] == params["evaluate"]["mlp.epochs"] == 20
@@ -118,33 +117,29 @@ def test_no_setting_of_a_run_has_the_name_of_a_recipe(declared):
     assert not [key for key in names if {"documented", "record", "fast"} & {*key.split(".")}]
 
 
-def test_the_numbers_of_further_outs_become_metrics(experiment):
+def test_the_numbers_of_further_outs_become_metrics_and_a_cell_has_a_curve(experiment):
     cell = Path("study/cells/fast-mlp-0.json")
-    files.write_json(cell, {"scores": {"test_loss": [0.3], "test_accuracy": [0.7]}})
+    history = {"epoch": [1, 2], "test_loss": [2.0, 1.5]}
+    scores = {"test_loss": [0.3], "test_accuracy": [0.7]}
+    files.write_json(cell, {"history": history, "scores": scores})
     counts = files.DATA_PREPARED / "counts.csv"
     counts.write_text("split,0,1,images\ntrain,4,3,7\ntest,2,3,5\n", encoding="utf-8")
     report = Path("study/report")
     files.write_json(report / "metrics.json", {"fast": {"mlp": 0.5}, "fingerprints": ["a", "b"]})
     files.write_json(files.METRICS, {"mlp": {"accuracy": 0.9}})
+    details = {"mlp": {"errors": 7, "accuracy_interval": [0.1, 0.2]}, "outputs": ["a  mlp"]}
+    files.write_json(files.EVALUATION, details)
     files.FIGURES.mkdir(exist_ok=True)
     for out, expected in (
         (cell, {"test_loss": 0.3, "test_accuracy": 0.7}),
         (files.DATA_PREPARED, {"train_images": 7, "test_images": 5}),
         (report, {"fast.mlp": 0.5}),
+        (files.EVALUATION, {"mlp.errors": 7}),
         (files.METRICS, {}),  # DVC takes it for metrics, so no hook is needed
         (files.FIGURES, {}),
     ):
         assert hooks.metrics(out) == expected, out
-
-
-def test_a_cell_has_its_curve_and_no_other_out_has_one(experiment):
-    cell = Path("study/cells/fast-mlp-0.json")
-    history = {"epoch": [1, 2], "test_loss": [2.0, 1.5]}
-    files.write_json(cell, {"history": history, "scores": {}})
-    assert hooks.history(cell) == history
-    assert hooks.history(files.METRICS) == hooks.history(files.DATA_PREPARED) == {}
-    files.write_json(cell, {"scores": {}})
-    assert hooks.history(cell) == {}
+        assert hooks.history(out) == (history if out == cell else {})
 
 
 # --- models ---
@@ -193,27 +188,8 @@ def test_a_logged_model_names_its_weights_run_and_settings_and_is_whole(
         *("MLmodel", "data/model.pt2", "requirements.txt"),
         f"extra_files/{path.name}",
     }
-    for part in hooks.model_files(path):
-        kept = (folder / part).read_bytes()
-        (folder / part).write_bytes(b"")
-        assert models.lost_files(model) == [part]
-        (folder / part).unlink()
-        assert models.lost_files(model) == [part]
-        (folder / part).write_bytes(kept)
-    shutil.rmtree(folder)
-    assert len(models.lost_files(model)) == 4
-
-
-def test_weights_that_are_none_leave_no_logged_model_behind(experiment, made, monkeypatch):
-    monkeypatch.chdir(made.path)
-    of = results.all_projects()[projects.MAIN].here("train_mlp")
-    outs = {"reports/metrics.json": "no weights"}
-    of = dataclasses.replace(of, outs=outs, models={"reports/metrics.json": "mlp"})
-    run_id = runs.start(experiment, of, {})
-    with pytest.raises(Exception, match="metrics"):
-        models.log(run_id, of, "reports/metrics.json", runs.silent)
-    found = MlflowClient().search_logged_models([experiment], "tags.md5 = 'no weights'")
-    assert found == []
+    (folder / "data/model.pt2").unlink()
+    assert models.lost_files(model) == ["data/model.pt2"]
 
 
 def test_a_network_is_built_from_the_settings_of_its_own_run(made, monkeypatch):
@@ -247,25 +223,15 @@ def test_the_scores_of_a_logged_model_name_the_test_images(experiment, made, mon
 def test_the_first_difference_of_a_training_is_told_by_its_moment():
     def content(*hashes: str) -> str:
         moments = ("initial", "first batch", "epoch 1")
-        lines = files.fingerprint_lines(zip(moments, hashes, strict=False))
-        return json.dumps({"mlp": {"train_loss": 1}, "weights": lines})
+        return json.dumps({"weights": files.fingerprint_lines(zip(moments, hashes, strict=False))})
 
     path = files.training_path("mlp").as_posix()
     same = content("a", "b", "c")
     for computed, said in {
         content("a", "b", "d"): "the weights of mlp, epoch 1",
         content("a", "x", "y"): "the weights of mlp, first batch",
-        content("x", "x", "y"): "the weights of mlp, initial",
         content("a", "b"): "the weights of mlp, epoch 1",
         same: "",
     }.items():
         assert hooks.explain(path, same, computed) == said
     assert hooks.explain("reports/metrics.json", "{}", "[]") == ""
-
-
-def test_the_hooks_are_those_that_pyproject_toml_names(monkeypatch):
-    monkeypatch.chdir(ROOT)
-    assert hook("export") is hooks.export
-    assert hook("no such hook") is None
-    assert hooks.downloads() == [files.DATA_RAW]
-    assert set(PIPELINE) == {*results.all_projects()[projects.MAIN]}

@@ -13,9 +13,10 @@ import numpy as np
 import pytest
 from PIL import Image
 from scipy.ndimage import center_of_mass
+from test_committed import weights_on_the_page
 
 from conftest import ROOT, free_port, missing
-from dvc_mlflow.files import sha256
+from dvc_kit.files import sha256
 from stages.base import files
 from stages.base.params import CLASSES, MODEL_NAMES, TITLES
 from stages.mnist import idx
@@ -97,26 +98,21 @@ def test_nothing_in_the_data_can_end_the_script():
 
 
 def test_the_page_of_networks_that_guess_has_at_most_2_mb(raw):
-    images = idx.resize(test_images(raw))
-    labels = idx.read(raw)["test"].labels.astype(int)
-    draws = np.random.default_rng(0)
-    predictions = {
-        name: {
-            "actual": labels,
-            "predicted": draws.integers(0, CLASSES, len(labels)),
-            "confidence": draws.random(len(labels)).round(6),
-        }
-        for name in MODEL_NAMES
-    }
-    history = {"epoch": [1.0], "train_loss": [2.3], "test_loss": [2.3]}
+    labels, draws = idx.read(raw)["test"].labels.astype(int), np.random.default_rng(0)
+    guesses = draws.integers(0, CLASSES, len(labels))
     of_each = {
-        "histories": history,
+        "predictions": {
+            "actual": labels,
+            "predicted": guesses,
+            "confidence": draws.random(len(labels)).round(6),
+        },
+        "histories": {"epoch": [1.0], "train_loss": [2.3], "test_loss": [2.3]},
         "matrices": np.full((CLASSES, CLASSES), 100),
         "bins": [CalibrationBin(10_000, 0.1, 0.1)],
         "networks": page.Trained(draws.bytes(4 * 62_110), 0.5),
     }
     arguments = {key: dict.fromkeys(MODEL_NAMES, value) for key, value in of_each.items()}
-    made = page.report("", "", predictions=predictions, images=images, **arguments)
+    made = page.report("", "", images=idx.resize(test_images(raw)), **arguments)
     assert 1_000_000 < len(made.encode()) <= 2_000_000
 
 
@@ -175,20 +171,12 @@ def test_a_drawing_is_answered_as_it_is_drawn_and_cleared(report):
     report.locator("#clear").click()
     assert report.evaluate("drawn()") is None
     assert report.locator("#answers p").all_inner_texts() == ["Nothing is drawn yet."] * 2
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("marks", [TEN_DIGITS, [(5, 5), (5, 5)], [(0, 0), (279, 279)]])
-def test_any_scribble_gets_ten_shares_that_are_one_whole(report, marks):
-    draw(report, marks)
+    draw(report, TEN_DIGITS)  # any scribble gets ten shares that are one whole
     shares = [float(text[:-2]) for text in report.locator(".bar span:last-child").all_inner_texts()]
-    assert len(shares) == 20
     for part in np.split(np.array(shares), 2):
-        assert part.sum() == pytest.approx(100, abs=0.5)
+        assert len(part) == 10 and part.sum() == pytest.approx(100, abs=0.5)
     for said in report.locator("#answers p").all_inner_texts():
-        assert re.search(
-            r"[\d.]+ % sure\. Of [\d,]+ test images with an answer about as sure", said
-        )
+        assert re.search(r"[\d.]+ % sure\. Of [\d,]+ test images with an answer about", said)
 
 
 @pytest.mark.slow
@@ -255,21 +243,6 @@ def test_an_image_is_the_one_of_its_number_and_goes_to_the_networks_when_pressed
 
 
 @pytest.mark.slow
-def test_the_arrow_keys_read_the_epochs_of_a_curve(report):
-    for at, (name, metric) in enumerate((n, m) for n in MODEL_NAMES for m in ("loss", "accuracy")):
-        history = files.read_csv(ROOT / files.history_path(name))
-        chart = report.locator("#curves .pair > div").nth(at)
-        assert chart.locator("h3").inner_text() == f"{TITLES[name]}: {metric}"
-        scale, form = (1, "{:.4f}") if metric == "loss" else (100, "{:.2f} %")
-        chart.locator("svg").focus()
-        for epoch in (-1, -2, -3):
-            values = [scale * history[f"{split}_{metric}"][epoch] for split in ("train", "test")]
-            shown = chart.locator("output").all_inner_texts()
-            assert shown == [form.format(value) for value in values]
-            report.keyboard.press("ArrowLeft")
-
-
-@pytest.mark.slow
 def test_the_study_shows_every_seed_in_its_place(visit):
     opened = visit(PAGES["study"].as_uri())
     with (ROOT / "study/report/cells.csv").open(encoding="utf-8", newline="") as file:
@@ -278,10 +251,6 @@ def test_the_study_shows_every_seed_in_its_place(visit):
     marks = opened.locator(".track i:not(.published)")
     titles = [mark.get_attribute("title") for mark in marks.all()]
     assert sorted(title.split(": ")[1] for title in titles) == errors
-    by_error = sorted(zip(titles, marks.all(), strict=True), key=lambda one: one[0].split(": ")[1])
-    places = [mark.bounding_box()["x"] for _, mark in by_error]
-    assert places == sorted(places)
-    assert places[-1] > places[0] + 300
 
 
 @pytest.mark.slow
@@ -292,11 +261,8 @@ def test_the_server_shows_the_page_and_answers_a_drawing_there(visit, tmp_path):
     from stages.networks import models
     from stages.serve import application
 
-    networks = json.loads(
-        re.search(r'id="data">(.*?)</script>', PAGES["report"].read_text("utf-8"), re.S)[1]
-    )
-    weights = base64.b64decode(networks["weights"]["lenet5"])
-    trained = page.Trained(weights, networks["dropout"]["lenet5"])
+    weights = weights_on_the_page()["lenet5"]
+    trained = page.Trained(weights, 0.5)
     (tmp_path / "lenet5.safetensors").write_bytes(weights)
     recipe = models.Recipe.model_construct(dropout=0.5, softmax_before_loss=False)
     network = models.load_model("lenet5", recipe, tmp_path / "lenet5.safetensors")

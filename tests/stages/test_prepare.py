@@ -35,11 +35,7 @@ def prepared(raw, tmp_path_factory) -> Path:
     return folder / files.DATA_PREPARED
 
 
-def labels_of(prepared: Path, name: str) -> np.ndarray:
-    return load_split(prepared, name).labels
-
-
-def test_the_test_split_is_every_image_of_its_file_made_larger_beside_its_label(raw, prepared):
+def test_the_test_split_is_every_image_made_larger_beside_its_label(raw, prepared):
     part = load_split(prepared, "test")
     assert bytes(part.labels) == raw[idx.TEST_LABELS][8:]
     for index in (0, 1, 9_999):
@@ -49,40 +45,34 @@ def test_the_test_split_is_every_image_of_its_file_made_larger_beside_its_label(
         assert (part.images[index] == larger).all()
 
 
-def test_each_split_has_the_size_that_params_yaml_gives_it(prepared):
-    assert {name: len(labels_of(prepared, name)) for name in SIZES} == SIZES
-    counted = np.bincount(labels_of(prepared, "validation"), minlength=10)
-    assert counted.tolist() == [3] * 10  # stratified: a tenth of the images are of each digit
-
-
 def test_the_counts_have_a_row_a_split_and_a_column_a_digit(prepared):
     with (prepared / "counts.csv").open(encoding="utf-8", newline="") as file:
         header, *rows = csv.reader(file)
     assert header == ["split", *"0123456789", "images"]
-    assert [row[0] for row in rows] == list(SIZES)
-    for name, *found in rows:
-        labels = labels_of(prepared, name).tolist()
-        assert [int(count) for count in found] == [
-            *(labels.count(digit) for digit in range(10)),
-            SIZES[name],
-        ]
+    for (name, *counts), (expected, size) in zip(rows, SIZES.items(), strict=True):
+        labels = load_split(prepared, name).labels
+        assert (name, len(labels)) == (expected, size)
+        by_digit = np.bincount(labels, minlength=10).tolist()
+        assert [int(count) for count in counts] == [*by_digit, size]
+        if name == "validation":
+            assert by_digit == [3] * 10  # stratified: a tenth of the images are of each digit
 
 
 def test_digits_without_images_count_0_also_where_a_split_is_empty():
     """As the validation split is, unless params.yaml says otherwise."""
-    labels = {"train": [0, 2, 2], "validation": [], "test": [1]}
+    labels = {"train": [0, 2, 2], "validation": []}
     parts = {
-        name: Split(np.zeros((len(found), 28, 28), np.uint8), np.array(found, np.uint8))
-        for name, found in labels.items()
+        name: Split(np.zeros((len(digits), 28, 28), np.uint8), np.array(digits, np.uint8))
+        for name, digits in labels.items()
     }
-    assert prepare.counts(parts) == [
+    assert prepare.counts(parts | {"test": parts["train"]}) == [
         ["train", 1, 0, 2, 0, 0, 0, 0, 0, 0, 0, 3],
         ["validation", 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0],
-        ["test", 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 1],
+        ["test", 1, 0, 2, 0, 0, 0, 0, 0, 0, 0, 3],
     ]
 
 
-def test_the_contact_sheet_has_the_first_20_images_of_each_digit_in_its_row(raw, prepared):
+def test_the_contact_sheet_has_the_first_20_images_of_each_digit_in_a_row(raw, prepared):
     with Image.open(prepared / "contact_sheet.png") as image:
         sheet = np.asarray(image)
     assert sheet.shape == (10 * 28, 20 * 28)
@@ -98,9 +88,5 @@ def test_a_digit_with_few_images_leaves_the_rest_of_its_row_white():
     images = np.full((3, 28, 28), 200, np.uint8)
     sheet = np.asarray(prepare.contact_sheet(Split(images, np.array([9, 9, 0], np.uint8))))
     shown = (sheet == 55).reshape(10, 28, 20, 28).all((1, 3))
-    assert [(int(row), int(column)) for row, column in np.argwhere(shown)] == [
-        (0, 0),
-        (9, 0),
-        (9, 1),
-    ]
+    assert np.argwhere(shown).tolist() == [[0, 0], [9, 0], [9, 1]]
     assert (sheet == 255).sum() == sheet.size - 3 * 784

@@ -8,7 +8,7 @@ import torch
 from torch.nn.functional import cross_entropy, kl_div, log_softmax, softmax
 from trainings import ADAMW, SGD, begun, trained
 
-from dvc_mlflow import alone
+from dvc_guard import alone
 from stages.base import numerics
 from stages.base.params import Distillation, PlainRecipe, Recipe
 from stages.learn import average, resume, teachers, training
@@ -30,28 +30,35 @@ def logits(seed, rows=7):
     return torch.randn(rows, 10, generator=torch.Generator().manual_seed(seed)) * 4
 
 
+def gradients(ours, theirs):
+    """The gradients of two losses of the same logits: ours in float32, PyTorch's in float64."""
+    of = logits(0).requires_grad_(), logits(0).double().requires_grad_()
+    losses = [loss(x) for loss, x in zip((ours, theirs), of, strict=True)]
+    for loss in losses:
+        (loss * 3).backward()
+    return losses, [x.grad.double() for x in of]
+
+
 def test_the_loss_of_soft_targets_and_its_gradient_are_pytorchs():
-    x = logits(0).requires_grad_()
     targets = softmax(logits(1).double(), 1)
-    loss = exact.soft_cross_entropy(x, targets)
-    (loss * 3).backward()
-    theirs = x.detach().double().requires_grad_()
-    expected = cross_entropy(theirs, targets)
-    (expected * 3).backward()
+    (loss, expected), (ours, theirs) = gradients(
+        lambda x: exact.soft_cross_entropy(x, targets), lambda x: cross_entropy(x, targets)
+    )
     assert loss.item() == pytest.approx(expected.item(), rel=1e-12)
-    assert torch.allclose(x.grad.double(), theirs.grad, rtol=1e-6, atol=1e-9)
+    assert torch.allclose(ours, theirs, rtol=1e-6, atol=1e-9)
 
 
 def test_the_loss_of_a_student_has_the_gradient_of_hintons():
     """(1 - w) times cross-entropy plus w T^2 times the divergence from the teachers' answers."""
     labels = torch.tensor([1, 5, 0, 9, 3, 3, 7])
     told = softmax(logits(1).double() / 2.5, 1)
-    x = logits(0).requires_grad_()
-    teachers.loss(x, labels, told, TAUGHT).backward()
-    theirs = x.detach().double().requires_grad_()
-    divergence = kl_div(log_softmax(theirs / 2.5, 1), told, reduction="batchmean")
-    (0.4 * cross_entropy(theirs, labels) + 0.6 * 2.5**2 * divergence).backward()
-    assert torch.allclose(x.grad.double(), theirs.grad, rtol=1e-5, atol=1e-8)
+
+    def hintons(x):
+        divergence = kl_div(log_softmax(x / 2.5, 1), told, reduction="batchmean")
+        return 0.4 * cross_entropy(x, labels) + 0.6 * 2.5**2 * divergence
+
+    _, (ours, theirs) = gradients(lambda x: teachers.loss(x, labels, told, TAUGHT), hintons)
+    assert torch.allclose(ours, theirs, rtol=1e-5, atol=1e-8)
 
 
 def test_the_answers_are_the_mean_of_the_softened_probabilities(small):
@@ -72,8 +79,10 @@ def test_the_average_of_the_weights_is_the_recurrence_of_its_docstring(small, de
     state.optimizer.register_step_post_hook(lambda *_: seen.append(copy.deepcopy(state.network)))
     list(training.epochs(state, {"train": small["train"]}, recipe))
     steps = [
-        np.concatenate([weight.detach().double().numpy().ravel() for weight in one.parameters()])
-        for one in seen
+        np.concatenate(
+            [weight.detach().double().numpy().ravel() for weight in network.parameters()]
+        )
+        for network in seen
     ]
     expected = steps[0]
     for step, weights in enumerate(steps[1:], start=1):
@@ -86,8 +95,7 @@ def test_the_average_of_the_weights_is_the_recurrence_of_its_docstring(small, de
 
 
 def test_the_averaged_network_is_the_one_that_is_scored_and_kept(small):
-    recipe = SGD.model_copy(update={"averaging": 0.9})
-    plain, averaged = trained(small, SGD), trained(small, recipe)
+    plain, averaged = (trained(small, SGD.model_copy(update={"averaging": a})) for a in (0, 0.9))
     assert plain.result is plain.network
     assert models.fingerprint(averaged.network) == models.fingerprint(plain.network)
     assert averaged.weights[-1] == ("epoch 2", models.fingerprint(averaged.result))
@@ -97,23 +105,19 @@ def test_the_averaged_network_is_the_one_that_is_scored_and_kept(small):
     assert averaged.history[-1]["test_accuracy"] == pytest.approx(accuracy)
 
 
-def student(splits, recipe, seed=3):
-    training = Training("a stage", "mlp", splits, recipe, "cpu", numerics.configure(1, seed))
-    list(training.epochs())
-    training.finish()
-    return training.state
-
-
 def test_teachers_that_do_not_count_change_no_bit_of_the_student(small):
-    plain = Recipe(**dict(ADAMW) | {"dropout": 0.3})
-    silent = TAUGHT.model_copy(update={"weight": 0.0})
-    alone_, beside = (
-        student(small, plain.model_copy(update={"distillation": one})) for one in (None, silent)
-    )
-    assert beside.weights == alone_.weights
-    heard = student(small, plain.model_copy(update={"distillation": TAUGHT}))
-    assert heard.weights[0] == alone_.weights[0]
-    assert heard.weights[1:] != alone_.weights[1:]
+    def weights(distillation):
+        recipe = Recipe(**dict(ADAMW) | {"dropout": 0.3, "distillation": distillation})
+        student = Training("a stage", "mlp", small, recipe, "cpu", numerics.configure(1, 3))
+        list(student.epochs())
+        student.finish()
+        return student.state.weights
+
+    alone_, silent = weights(None), weights(TAUGHT.model_copy(update={"weight": 0.0}))
+    assert silent == alone_
+    heard = weights(TAUGHT)
+    assert heard[0] == alone_[0]
+    assert heard[1:] != alone_[1:]
 
 
 def test_a_teacher_is_the_network_of_its_own_recipe_and_seed(small):

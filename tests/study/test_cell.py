@@ -1,6 +1,7 @@
 """A cell of the study: its arguments, the images that it is made from, and its scores."""
 
 import json
+import re
 import shutil
 from contextlib import contextmanager
 from functools import partial
@@ -15,8 +16,8 @@ from trainings import SGD, garbage, script, trained
 
 import dvc_mlflow
 from conftest import ROOT
-from dvc_mlflow.errors import InputError, StageError
-from dvc_mlflow.files import md5, write_bytes
+from dvc_kit.errors import InputError, StageError
+from dvc_kit.files import md5, write_bytes
 from stages.base import files, params
 from stages.base.splits import Split, hold_out
 from stages.networks import models
@@ -56,44 +57,60 @@ def test_other_arguments_are_refused_with_the_expected_ones(known, arguments, li
     assert str(refused.value).startswith(line)
 
 
-# --- whether `prepare` is up to date ---
+# --- whether the images and the bits are those of the locks ---
 
 
 @pytest.fixture
 def project(tmp_path, monkeypatch):
-    """A folder in which `prepare` ran last, as its dvc.lock says."""
+    """A folder in which `prepare` and `bits` ran last, as the locks say."""
     monkeypatch.chdir(tmp_path)
     shutil.copy(ROOT / "params.yaml", tmp_path)
     content = YAML(typ="safe").load(Path("params.yaml"))
-    write_bytes(Path("stages/prepare.py"), b"code")
     write_bytes(Path("data/prepared/train.safetensors"), b"images")
-    entries = {
-        "deps": [{"path": "stages/prepare.py", "md5": md5(Path("stages/prepare.py"))}],
+    write_bytes(settings.BITS, b'{"format": 1}')
+    prepare = {
         "params": {"params.yaml": {key: content[key] for key in ("seed", "data")}},
         "outs": [{"path": "data/prepared", "md5": md5(Path("data/prepared"))}],
     }
-    YAML(typ="safe").dump({"stages": {"prepare": entries}}, Path("dvc.lock"))
+    bits = {"outs": [{"path": "bits.json", "md5": md5(settings.BITS)}]}
+    for lock, stages in ("dvc.lock", {"prepare": prepare}), ("study/dvc.lock", {"bits": bits}):
+        YAML(typ="safe").dump({"stages": stages}, Path(lock))
 
 
-def test_prepared_images_are_used_if_all_that_they_were_made_from_is_as_it_was(project):
-    cell.check_prepared()
+OF_PREPARE, OF_BITS = "`dvc repro prepare`", "`(cd study && dvc repro bits)`"
 
 
-def refusal() -> str:
+def refusal(cure: str) -> str:
     with pytest.raises(StageError) as refused:
-        cell.check_prepared()
+        cell.check_inputs()
     line = str(refused.value)
-    assert line.endswith(": run `dvc repro prepare` in the main folder first")
-    return line
+    assert line.endswith(f": {cure}")
+    return line.removesuffix(f": {cure}")
 
 
-@pytest.mark.parametrize("path", ["stages/prepare.py", "data/prepared/train.safetensors"])
-def test_prepared_images_are_refused_after_an_edit_of_the_code_or_of_themselves(project, path):
+@pytest.mark.parametrize(
+    ("path", "out", "stage", "cure"),
+    [
+        ("data/prepared/train.safetensors", "data/prepared", "prepare", OF_PREPARE),
+        ("study/bits.json", "study/bits.json", "bits", OF_BITS),
+    ],
+)
+def test_images_and_bits_are_refused_that_their_stage_did_not_write(
+    project, path, out, stage, cure
+):
+    cell.check_inputs()
     Path(path).write_bytes(b"edited")
-    named = "data/prepared" if path.startswith("data") else path
-    assert refusal().startswith(f"{named} is not the one that `prepare` last ran with")
-    Path(path).unlink()
-    assert refusal().startswith(f"{named} is not the one that `prepare` last ran with")
+    assert refusal(cure) == f"{out} was changed since the stage {stage} wrote it"
+    shutil.rmtree(out) if Path(out).is_dir() else Path(out).unlink()
+    assert refusal(cure) == f"{out} is gone since the stage {stage} wrote it"
+
+
+def test_bits_of_another_version_are_refused(project):
+    settings.BITS.write_bytes(b'{"format": 0}')
+    lock = Path("study/dvc.lock").read_text(encoding="utf-8")
+    old = re.sub("[0-9a-f]{32}", md5(settings.BITS), lock)
+    Path("study/dvc.lock").write_text(old, encoding="utf-8")
+    assert refusal(OF_BITS) == "study/bits.json has format 0, expected 1"
 
 
 def test_prepared_images_are_refused_after_a_change_of_a_setting_that_prepare_reads(project):
@@ -101,17 +118,19 @@ def test_prepared_images_are_refused_after_a_change_of_a_setting_that_prepare_re
     for key, old in (("seed", "seed: 0 "), ("data", "validation_size: 0 ")):
         new = old.replace("0", "1")
         Path("params.yaml").write_text(text.replace(old, new), encoding="utf-8")
-        assert refusal().startswith(f"params.yaml: {key} was changed since `prepare` ran")
+        assert refusal(OF_PREPARE) == f"params.yaml: {key} was changed since `prepare` ran"
     Path("params.yaml").write_text(text.replace("device: cpu ", "device: cuda "), encoding="utf-8")
-    cell.check_prepared()
+    cell.check_inputs()
 
 
 @pytest.mark.parametrize("content", ["", "stages: [", "stages: {}", "- a", "stages: {prepare: {"])
-def test_a_lock_without_the_results_of_prepare_is_refused(project, content):
+def test_a_lock_without_the_results_of_a_stage_is_refused(project, content):
+    Path("study/dvc.lock").write_text(content, encoding="utf-8")
+    assert refusal(OF_BITS) == "study/dvc.lock does not have the stage bits"
     Path("dvc.lock").write_text(content, encoding="utf-8")
-    assert refusal().startswith("dvc.lock does not have the stage prepare")
+    assert refusal(OF_PREPARE) == "dvc.lock does not have the stage prepare"
     Path("dvc.lock").unlink()
-    assert refusal().startswith("dvc.lock does not have the stage prepare")
+    assert refusal(OF_PREPARE) == "dvc.lock does not have the stage prepare"
 
 
 # --- the training, and the scores ---
@@ -156,7 +175,7 @@ def stage(monkeypatch, tmp_path):
     study = settings.load().model_copy(update={"validation_size": 50})
     start = script(monkeypatch, tmp_path)
     monkeypatch.setattr(settings, "load", lambda: study)
-    monkeypatch.setattr(cell, "check_prepared", lambda: None)
+    monkeypatch.setattr(cell, "check_inputs", lambda: None)
     (tmp_path / "study/.dvc").mkdir(parents=True)
     (tmp_path / "study/.dvc/config").touch()
     shutil.copy(ROOT / "study/dvc.yaml", tmp_path / "study")
@@ -257,7 +276,7 @@ def test_nothing_is_trained_where_prepare_has_to_run_first(stage, small, monkeyp
     def refuse():
         raise StageError("prepare is not up to date")
 
-    monkeypatch.setattr(cell, "check_prepared", refuse)
+    monkeypatch.setattr(cell, "check_inputs", refuse)
     monkeypatch.setattr(cell, "Training", lambda *_: pytest.fail("it is trained"))
     with pytest.raises(SystemExit) as ended:
         stage(small, "documented", "mlp", "7")

@@ -4,7 +4,7 @@ import json
 import shutil
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import chdir
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from hashlib import md5
 from pathlib import Path
 
@@ -12,18 +12,18 @@ import pytest
 from machines import STUDY
 
 from conftest import ROOT, flip_bit, make_clone
-from dvc_mlflow.files import write_bytes
+from dvc_kit.files import write_bytes
 from stages.base.files import DATA_PREPARED
-from study import missing, places, worker
+from study import missing, places, team, worker
 from study.engine import Computation
-from study.inspection import LARGEST
-from study.worker import Reply
+from study.orders import LARGEST
 
 
 def sent(order, at: str, content: bytes | None = None) -> dict:
     """A file as a worker sends it, or the committed cell."""
     content = (ROOT / order.path).read_bytes() if content is None else content
-    return asdict(Reply(order.stage, f"host of {at}", at, 1.0, content, md5(content).hexdigest()))
+    sent = {"stage": order.stage, "worker": f"host of {at}", "address": at, "seconds": 1.0}
+    return sent | {"content": content, "md5": md5(content).hexdigest()}
 
 
 @dataclass
@@ -53,30 +53,34 @@ def home(raw, tmp_path_factory):
     (path / "study/dvc.lock").unlink()
     (path / "study/params.yaml").write_text(STUDY, encoding="utf-8")
     write_bytes(path / DATA_PREPARED / "images", b"")
-    (path / missing.JOURNAL.parent).mkdir()
     return path
 
 
+@pytest.fixture(scope="module")
+def all_cells(home):
+    with chdir(home), missing.opened() as repo:
+        return missing.stale(repo)
+
+
 @pytest.fixture
-def cells(home, monkeypatch):
+def cells(home, all_cells, monkeypatch):
     monkeypatch.setattr(worker, "ROOT", home)
     with chdir(home):
-        with missing.opened() as repo:
-            found = missing.stale(repo)
-        yield found
+        yield all_cells
         worker.stop.clear()
-        missing.JOURNAL.unlink(missing_ok=True)
-        for folder in ("study/cells", ".dvc/cache"):
+        for folder in ("study/cells", ".dvc/cache/runs", team.MADE):
             shutil.rmtree(folder, ignore_errors=True)
+        objects = filter(Path.is_file, Path(".dvc/cache/files").rglob("*"))
+        for path in (*objects, Path("study/dvc.lock")):
+            path.unlink(missing_ok=True)
 
 
-def computed(cells, audit=0.0, **machines) -> Computation:
+def computed(cells, audit=0.0, **machines) -> list[str]:
     room = Room("room", ThreadPoolExecutor(1), client=True, machines=machines)
-    computation = Computation(cells, room, audit)
-    computation.run()
+    faults = Computation(cells, room, audit).run()
     for cell in cells:
         assert cell.path.read_bytes() == (ROOT / cell.path).read_bytes()
-    return computation
+    return faults
 
 
 NESTED = json.loads("[" * 300 + "]" * 300)
@@ -117,10 +121,11 @@ def test_a_reply_that_is_not_the_cell_is_refused_and_the_cell_asked_for_elsewher
             content = json.dumps(json.loads((ROOT / order.path).read_bytes()) | cell).encode()
         return sent(order, at, content=content) | reply if isinstance(reply, dict) else reply
 
-    [fault] = computed(cells, one=spoiled, two=sent).faults
-    assert reason in fault and " gets no more cells: its " in fault
+    [fault] = computed(cells, one=spoiled, two=sent)
+    assert reason in fault and " gets no more orders: its " in fault
     assert cells[0].stage.name in fault and "\n" not in fault
-    assert {note.worker for note in missing.read_journal().values()} == {"host of two"}
+    stages = [cell.stage.name for cell in cells]
+    assert team.made_by("host of two", stages) == stages
 
 
 def test_what_a_dismissed_machine_has_sent_does_not_verify_what_others_send(cells, capsys):
@@ -129,7 +134,7 @@ def test_what_a_dismissed_machine_has_sent_does_not_verify_what_others_send(cell
 
     computed(cells, 1.0, one=wrong_once, two=sent, three=sent)
     said = capsys.readouterr().out
-    assert "host of one gets no more cells" in said
+    assert "host of one gets no more orders" in said
     came = [line for line in said.splitlines() if line.startswith("[")]
     assert len(came) == 4 and "host of one" not in "".join(came)
 
@@ -146,23 +151,45 @@ def here() -> list[bool]:
         return [cell.here for cell in missing.stale(repo)]
 
 
-def test_only_a_whole_file_that_a_whole_line_notes_for_the_same_deps_has_come(cells):
+def test_what_came_is_found_by_the_next_engine_and_by_dvc_in_its_run_cache(cells):
     computed(cells, one=sent)
     cells[0].path.write_bytes(b"damaged")
-    of_others = missing.read_journal()[cells[1].stage.name].model_copy(update={"key": "0" * 64})
-    missing.note(cells[2].stage.name)  # taken back
-    torn = (of_others.model_dump_json().encode(), b"[1]", b"\xff", b'{"stage": []}', b"[" * 300)
-    with missing.JOURNAL.open("ab") as file:
-        file.writelines(b"\n" + line for line in torn)
-    assert here() == [False, False, False, True]
+    cells[1].path.unlink()
+    cells[2].forget()
+    assert not cells[2].path.exists()
+    assert here() == [True, True, False, True]
+    Path("study/params.yaml").write_text(STUDY.replace("100", "101"), encoding="utf-8")
+    assert here() == [True, True, False, False]  # this one holds out so many images
+    Path("study/params.yaml").write_text(STUDY, encoding="utf-8")
+    with missing.opened() as repo:
+        missing.take_over([cell for cell in missing.stale(repo) if cell.here])
+    assert here() == [False]
+
+
+def test_all_that_a_wrong_machine_made_is_made_again_also_that_of_an_earlier_run(cells, capsys):
+    """The first engine ended after two cells. Then one more machine joins."""
+
+    def wrong(order, at):
+        cell = json.loads((ROOT / order.path).read_bytes())
+        cell["history"]["train_loss"][1] += 1e-6
+        return sent(order, at, content=json.dumps(cell).encode())
+
+    room = Room("room", ThreadPoolExecutor(1), client=True, machines={"one": wrong})
+    Computation(cells[:2], room, 0.0).run()
+    with missing.opened() as repo:
+        again = missing.stale(repo)
+    assert [cell.here for cell in again] == [True, True, False, False]
+    with pytest.MonkeyPatch.context() as patch:
+        here_too = Room("here", ThreadPoolExecutor(1), machines={"": sent})
+        patch.setattr(places, "local", lambda: here_too)
+        [fault] = computed(again, 1.0, one=wrong, two=sent)
+    assert fault.startswith("host of one gets no more orders: its ")
+    assert " from epoch 2 on, in train_loss: " in fault
+    assert {path.read_text() for path in team.MADE.iterdir()} == {"host of two"}
 
 
 def test_a_damaged_object_of_the_cache_is_taken_for_no_cell(cells):
     computed(cells, one=sent)
-    with missing.opened() as repo:
-        missing.take_over(repo, missing.stale(repo))
-    Path("study/dvc.lock").unlink()
-    assert here() == [True, True, True, True]  # out of the run cache
     name = md5(cells[0].path.read_bytes()).hexdigest()
     kept = Path(".dvc/cache/files/md5", name[:2], name[2:])
     flip_bit(kept)

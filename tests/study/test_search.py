@@ -1,23 +1,22 @@
-"""The search draws evenly, ranks by its rule, and comes to one table with any number of workers."""
+"""The search draws evenly, ranks by its rule, and comes to one table on any number of cores."""
 
-import os
 import shutil
-import signal
-import subprocess
 import sys
-import time
-from collections import Counter
 from pathlib import Path
 
+import psutil
 import pytest
+from ruamel.yaml import YAML
 
-from conftest import ROOT
-from dvc_mlflow import alone
-from dvc_mlflow.errors import InputError, StageError
+from conftest import ROOT, Clone, flip_bit, wait_for
+from dvc_guard import alone
+from dvc_kit.errors import StageError
+from dvc_kit.files import md5
 from stages.base import files, params
 from stages.base.splits import Split, save_split
-from study import design, findings, search
-from study.design import Rung, Space
+from study import design, findings, search, team, trial, worker
+from study.design import Space
+from study.settings import BITS
 
 
 @pytest.fixture
@@ -31,33 +30,9 @@ def found(monkeypatch):
 
 def test_the_committed_designs_are_drawn_again_and_have_as_many_configurations_as_promised(found):
     for name, least in ("lenet5", 200), ("mlp", 100):
-        rows = design.design(found.space, found.rungs(name)[0].trials, found.seed)
+        rows = design.design(found.space, found.rungs[name][0].trials, found.seed)
         assert rows == sorted(design.read_table(name, 0), key=lambda row: row["trial"])
         assert len({tuple(row.values())[1:] for row in rows}) == len(rows) >= least
-
-
-def test_each_value_of_a_setting_is_drawn_as_often_as_it_stands_in_the_list(found):
-    rows = design.design(found.space, 120, seed=5)
-    for name in Space.model_fields:
-        values = getattr(found.space, name)
-        if isinstance(values, list) and name != "teacher_epochs":
-            expected = {
-                value: 120 * count // len(values) for value, count in Counter(values).items()
-            }
-            drawn = Counter(row[name] for row in rows)
-            assert all(abs(drawn[value] - count) <= 1 for value, count in expected.items()), name
-
-
-def test_a_range_is_covered_evenly_and_a_logarithmic_one_in_its_logarithm(found):
-    rows = design.design(found.space, 400, seed=5)
-    weights = [row["teacher_weight"] for row in rows if row["teachers"]]
-    middle = (0.3 + 0.95) / 2
-    assert 0.3 <= min(weights) < 0.31 and 0.94 < max(weights) <= 0.95
-    assert sum(weight < middle for weight in weights) == pytest.approx(len(weights) / 2, rel=0.1)
-    rates = [row["learning_rate"] for row in rows if row["optimizer"] == "adamw"]
-    middle = (0.001 * 0.03) ** 0.5
-    assert sum(rate < middle for rate in rates) == pytest.approx(len(rates) / 2, rel=0.1)
-    assert {row["distortion"] for row in rows if row["distortion"] < 0.2} == {0.0}
 
 
 def test_every_configuration_is_a_recipe_and_has_its_values(found):
@@ -87,19 +62,19 @@ def test_every_configuration_is_a_recipe_and_has_its_values(found):
 # --- the rule ---
 
 
-def trial(number, accuracy, loss):
+def of_trial(number, accuracy, loss):
     return {"trial": number, "accuracy": accuracy, "loss": loss}
 
 
 def test_the_best_has_the_smallest_sum_of_ranks_and_a_diverged_training_comes_last():
     rows = [
-        trial(0, 0.990, 0.030),  # 2nd, as two others, and 3rd
-        trial(1, None, None),
-        trial(2, 0.985, 0.025),  # 5th and 2nd
-        trial(3, 0.991, 0.020),  # both 1st
-        trial(4, 0.980, 0.034),
-        trial(5, 0.990, 0.036),
-        trial(6, 0.990, 0.045),
+        of_trial(0, 0.990, 0.030),  # 2nd, as two others, and 3rd
+        of_trial(1, None, None),
+        of_trial(2, 0.985, 0.025),  # 5th and 2nd
+        of_trial(3, 0.991, 0.020),  # both 1st
+        of_trial(4, 0.980, 0.034),
+        of_trial(5, 0.990, 0.036),
+        of_trial(6, 0.990, 0.045),
     ]
     ranked = search.ranked(rows)
     assert [row["trial"] for row in ranked] == [3, 0, 2, 5, 6, 4, 1]
@@ -123,8 +98,8 @@ def test_fast_has_no_teachers_and_record_is_the_best_of_the_last_rung(found):
     plain = next(row for row in rows if not row["teachers"])
     for second in (rows[3:], rows[:9]):  # the second has teachers only
         chosen = findings.recipes(found, {"mlp": [rows, second, rows[5:8]]})
-        assert chosen["fast"]["mlp"] == design.recipe(found, plain, found.epochs.fast.mlp)
-        assert chosen["record"]["mlp"] == design.recipe(found, rows[5], found.epochs.record.mlp)
+        assert chosen["fast"]["mlp"] == design.recipe(found, plain, found.epochs.fast["mlp"])
+        assert chosen["record"]["mlp"] == design.recipe(found, rows[5], found.epochs.record["mlp"])
 
 
 def test_fast_and_record_are_what_the_committed_tables_choose(found):
@@ -139,7 +114,7 @@ def test_the_last_rungs_have_the_survivors_of_the_one_before_and_the_incumbent(f
         return sorted(([row[key] for key in keys] for row in rows), key=lambda row: row[0])
 
     for name, rungs in findings.load_tables(found).items():
-        settings = found.rungs(name)[-1]
+        settings = found.rungs[name][-1]
         joined = design.incumbent(found, name, settings.incumbent)
         expected = [*search.survivors(rungs[-2], settings.trials), joined]
         assert configurations(rungs[-1]) == configurations(expected)
@@ -162,112 +137,117 @@ def test_a_setting_that_orders_the_rows_has_the_largest_share_and_noise_has_none
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch, resized):
-    """An empty project with a few images, and as many workers as WORKERS says."""
+    """A project with a few images and a search of few and short trials, one of which diverges."""
     monkeypatch.chdir(tmp_path)
-    alone.FOLDER.mkdir(parents=True)
+    monkeypatch.setattr(worker, "ROOT", tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setattr(search, "INPUTS", search.INPUTS[:1])
+    monkeypatch.setenv("MIRROR", "off")
+    (tmp_path / ".dvc").mkdir()
     part = resized["train"]
     save_split(files.DATA_PREPARED, "train", Split(part.images[:1100], part.labels[:1100]))
-    return tmp_path
-
-
-def short(found, workers, monkeypatch):
-    """Two rungs of few and short trials, one of which diverges."""
-    monkeypatch.setenv("WORKERS", str(workers))
-    brief = found.model_copy(update={"validation_size": 200})
-    rows = design.design(found.space, 9, seed=1)
+    prepared = {"outs": [{"path": "data/prepared", "md5": md5(files.DATA_PREPARED)}], "deps": []}
+    lock = {"stages": {"prepare": prepared | {"params": {"params.yaml": {}}}}}
+    YAML(typ="safe").dump(lock, Path("dvc.lock"))
+    shutil.copy(ROOT / "params.yaml", tmp_path)
+    yaml = YAML()
+    content = yaml.load(ROOT / design.PATH)
+    hand = content["rungs"]["mlp"][-1]["incumbent"]
+    rungs = [{"trials": 9, "epochs": 1}, {"trials": 3, "epochs": 2, "incumbent": hand}]
+    design.FOLDER.mkdir()
+    yaml.dump(content | {"validation_size": 200, "rungs": {"mlp": rungs}}, design.PATH)
+    shutil.copy(ROOT / BITS, BITS)
+    bits = {"outs": [{"path": BITS.name, "md5": md5(BITS)}]}
+    YAML(typ="safe").dump({"stages": {"bits": bits}}, design.FOLDER / "dvc.lock")
+    rows = design.design(design.load().space, 9, seed=1)
     for row in rows:
         row["teacher_epochs"] = row["teacher_epochs"] and 1
     rows[4] |= {"optimizer": "sgd", "learning_rate": 1e30}
-    first = search.run_rung("mlp", brief, Rung(trials=9, epochs=1), rows)
-    by_hand = {key: rows[0][key] for key in design.Incumbent.model_fields}
-    last = Rung(trials=3, epochs=2, incumbent=by_hand)
-    return first, search.run_rung("mlp", brief, last, first)
+    files.write_rows(design.table_path("mlp", 0), rows)
+    return tmp_path
+
+
+def table(rung: int, cores: int) -> bytes:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ENGINE", f"local:{cores}")
+        patch.setattr(sys, "argv", ["search", "mlp", str(rung)])
+        search.main()
+    return design.table_path("mlp", rung).read_bytes()
 
 
 @pytest.mark.slow
-def test_one_worker_and_two_come_to_the_same_tables(found, folder, monkeypatch, capfd):
-    tables = short(found, 1, monkeypatch)
-    shutil.rmtree(alone.FOLDER)
-    alone.FOLDER.mkdir()
-    assert short(found, 2, monkeypatch) == tables
-    first, second = tables
+def test_one_core_and_two_come_to_the_same_tables_and_a_trial_alone_to_its_line(
+    folder, monkeypatch, capsys
+):
+    tables = [table(rung, cores=2) for rung in (1, 2)]
+    first, second = (design.read_table("mlp", rung) for rung in (1, 2))
     assert first[-1]["trial"] == 4 and first[-1]["accuracy"] is first[-1]["loss"] is None
-    joined = found.rungs("mlp")[0].trials
     best = {row["trial"] for row in search.survivors(first, 3)}
-    assert {row["trial"] for row in second} == best | {joined} and len(second) == 4
+    assert {row["trial"] for row in second} == best | {9} and len(second) == 4
     assert len({row["weights"] for row in [*first[:-1], *second]}) == 8 + 4
-    capfd.readouterr()
-    assert short(found, 2, monkeypatch) == tables  # finished trials are not trained again
-    assert ": epoch" not in capfd.readouterr().out
+    assert not [*trial.FOLDER.iterdir(), *team.MADE.iterdir()]
+    shutil.rmtree(alone.FOLDER)
 
+    # An interrupted rung keeps its trials, but for a damaged one and one of other settings
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(ZeroDivisionError):
+        patch.setattr(search, "ranked", lambda _: 1 / 0)
+        table(2, cores=1)
+    kept, other, *_ = trial.FOLDER.iterdir()
+    flip_bit(kept)
+    other.write_text(other.read_text().replace('"seed":0', '"seed":1'), encoding="utf-8")
+    capsys.readouterr()
+    assert table(2, cores=1) == tables[1]
+    assert "missing trials of rung 2 of mlp: 2; ENGINE=local:1\n" in capsys.readouterr().out
 
-RUN = """
-from study import design, search
-if __name__ == "__main__":
-    found = design.load().model_copy(update={"validation_size": 200})
-    rows = design.design(found.space, 8, 1)
-    search.run_rung("mlp", found, design.Rung(trials=8, epochs=300), rows)
-"""
+    number = second[0]["trial"]
+    assert trial.compare("mlp", 2, number).startswith(f"trial {number} comes to what study/sear")
+    spoiled = tables[1].replace(second[0]["weights"][:9].encode(), b"0" * 9)
+    design.table_path("mlp", 2).write_bytes(spoiled)
+    with pytest.raises(StageError, match=r"weights.* and study/search/mlp-2.csv has .*0{9}"):
+        trial.compare("mlp", 2, number)
 
 
 @pytest.mark.weekly
 @pytest.mark.slow
-def test_a_killed_search_leaves_no_worker_behind(folder, monkeypatch):
-    shutil.copytree(ROOT / "study", folder / "study")
-    (folder / "run.py").write_text(RUN, encoding="utf-8")
-    env = os.environ | {"PYTHONPATH": str(ROOT), "WORKERS": "2"}
-    output = (folder / "said").open("w")
-    running = subprocess.Popen([sys.executable, "run.py"], env=env, stdout=output)
-    children = []
-    for _ in range(600):
-        time.sleep(0.1)
-        if "trial" in (folder / "said").read_text():
-            children = subprocess.run(
-                ["pgrep", "-P", str(running.pid), "-f", "spawn_main"],
-                capture_output=True,
-                text=True,
-            ).stdout.split()
-            break
-    assert len(children) == 2
-    running.send_signal(signal.SIGKILL)
-    running.wait()
-    for _ in range(100):
-        time.sleep(0.1)
-        alive = [pid for pid in children if Path(f"/proc/{pid}").exists()]
-        if not alive:
-            break
-    assert not alive
+def test_a_killed_search_leaves_no_trial_behind(folder):
+    text = design.PATH.read_text(encoding="utf-8")
+    design.PATH.write_text(text.replace("epochs: 1", "epochs: 300", 1), encoding="utf-8")
+    running = Clone(folder).start(sys.executable, "-m", "study.search", "mlp", "1")
+    here = psutil.Process(running.pid)
+
+    def trials():
+        return [one for one in here.children() if "study.trial" in one.cmdline()]
+
+    wait_for(lambda: trials() and [*alone.FOLDER.glob("search-mlp-*.pt")])
+    found = trials()
+    running.kill()
+    running.communicate()
+    assert psutil.wait_procs(found, timeout=60)[1] == []
+
+
+def test_a_result_that_is_not_the_trials_is_named(found):
+    row = design.design(found.space, 9, seed=1)[0]
+    recipe = design.recipe(found, row, epochs=2)
+    settings = trial.Settings(recipe=recipe, seed=0, validation_size=200, inputs="a")
+    task = search.Trial("mlp", 1, 0, settings)
+    assert task.order.arguments == ("mlp", "1", "0") and task.epochs == 2
+    assert trial.Settings.model_validate_json(task.order.settings) == settings
+    scores = {"accuracy": 0.9, "loss": 0.1, "weights": "0" * 64}
+    sent = trial.Result(settings=settings, scores=trial.Scores(**scores))
+    assert task.mistake(sent.model_dump_json().encode()) == ""
+    other = settings.model_copy(update={"inputs": "b"})
+    for change, line in (
+        ({"settings": other}, "it has other settings"),
+        ({"scores": scores | {"loss": None}}, "some of its scores are missing"),
+        ({"scores": scores | {"accuracy": 2.0}}, "scores.accuracy: "),
+        ({"scores": scores | {"weights": "0"}}, "scores.weights: String should match"),
+    ):
+        spoiled = trial.Result.model_construct(**dict(sent) | change)
+        content = spoiled.model_dump_json(warnings=False).encode()
+        assert task.mistake(content).startswith(line)
 
 
 # --- mistakes ---
-
-
-@pytest.mark.parametrize(
-    ("old", "new", "line"),
-    [
-        ("seed: 0", "sed: 0", "study/search.yaml: seed is missing"),
-        (
-            "[adamw, adamw, adamw, sgd]",
-            "[adam]",
-            "space.optimizer.0 is 'adam', expected 'adamw' or",
-        ),
-        ("{low: 1.0, high: 4.0}", "{low: 1.0}", "space.temperature.high is missing"),
-        (
-            "{trials: 40,",
-            "{trials: 400,",
-            "lenet5 has rungs of [200, 400, 8, 4] trials, expected no rung",
-        ),
-    ],
-)
-def test_a_mistake_in_the_settings_is_one_line(found, tmp_path, monkeypatch, old, new, line):
-    text = (ROOT / design.PATH).read_text(encoding="utf-8")
-    assert old in text
-    (tmp_path / "study").mkdir()
-    (tmp_path / design.PATH).write_text(text.replace(old, new, 1), encoding="utf-8")
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(InputError) as refused:
-        design.load()
-    assert line in str(refused.value).splitlines()[0]
 
 
 @pytest.mark.parametrize(
@@ -276,6 +256,7 @@ def test_a_mistake_in_the_settings_is_one_line(found, tmp_path, monkeypatch, old
         ([], "usage: python -m study.search MODEL RUNG"),
         (["resnet", "1"], "model is resnet, expected one of: lenet5, mlp"),
         (["mlp", "9"], "rung is 9, expected a number from 1 to 4"),
+        (["mlp", "x"], "rung is x, expected a number from 1 to 4"),
         (["mlp", "1", "2"], "usage: "),
     ],
 )
@@ -288,16 +269,9 @@ def test_other_arguments_are_refused_in_one_line(arguments, line, found, monkeyp
     assert said.startswith(f"error: {line}") and said.count("\n") == 1
 
 
-def test_a_missing_table_and_a_wrong_number_of_workers_are_named(found, tmp_path, monkeypatch):
-    monkeypatch.setenv("WORKERS", "many")
-    with pytest.raises(InputError, match="WORKERS is many, expected a number of processes from 1"):
-        search.workers()
+def test_a_missing_table_is_named(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(
         StageError, match=r"study/search/mlp-0.csv is missing: `dvc repro` in study"
     ):
         design.read_table("mlp", 0)
-
-
-def test_every_model_has_a_search(found):
-    assert all(found.rungs(name) for name in params.MODEL_NAMES)

@@ -6,9 +6,9 @@ from dataclasses import replace
 import pytest
 from tiny import make_project
 
-from dvc_mlflow.files import md5
+from dvc_kit.files import md5
 from study import worker
-from study.worker import Order
+from study.orders import Order, Reply
 
 
 @pytest.fixture
@@ -20,6 +20,7 @@ def clone(tmp_path, monkeypatch):
     prepared = md5(project.path / "data/prepared")
     order = Order(
         "cell@fast-mlp-0",
+        "study.cell",
         ("fast", "mlp", "0"),
         "study/cells/fast-mlp-0.json",
         commit=project.git("rev-parse", "HEAD"),
@@ -66,9 +67,9 @@ def test_a_clone_that_differs_says_in_what_and_the_cure(clone, changed, line):
     order = replace(order, **changed)
     assert line in worker.unfit(order)
     # No cell is computed then, and the reply names the machine
-    reply = worker.answer(vars(order))
-    assert reply["unfit"] and line in reply["fault"] and not reply["content"]
-    assert reply["worker"].endswith(f":{project.path}")
+    reply = Reply.model_validate_json(worker.answer(vars(order)))
+    assert reply.unfit and line in reply.fault and not reply.content
+    assert reply.worker.endswith(f":{project.path}")
 
 
 def test_a_cell_that_fails_is_a_reply_with_its_last_line(clone):

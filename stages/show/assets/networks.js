@@ -1,4 +1,4 @@
-// The two networks, for a single image: the same bits as in stages/networks. Before a product
+// The networks, for a single image: the same bits as in stages/networks. Before a product
 // both operands are rounded to a grid, so its sums are exact (see stages/networks/exact.py). A
 // tensor is a flat array.
 const SHIFT = 33, LARGEST = 255 - SHIFT, SCALE = Math.fround(1 / (255 * 0.3081));
@@ -36,6 +36,9 @@ function linear(weight, bias) {
     });
   };
 }
+
+/** The fully connected layer of that name. */
+const layer = (w, name) => linear(w[`${name}.weight`], w[`${name}.bias`]);
 
 /** tanh in float32, as a quotient of two polynomials. */
 function tanh(value) {
@@ -80,24 +83,7 @@ function softmax(x) {
 
 /** Networks from their weights and their recipe's dropout. They take pixels less SHIFT (32, 32). */
 const NETWORKS = {
-  lenet5(w, dropout) {
-    const conv1 = convolution(INPUT_SIDE, scaled(w["conv1.weight"]), w["conv1.bias"], LARGEST, 1);
-    const conv2 = convolution(14, w["conv2.weight"], w["conv2.bias"], 1, 2 ** -8);
-    const [conv3, fc1, fc2] = ["conv3", "fc1", "fc2"].map((name) => linear(w[`${name}.weight`], w[`${name}.bias`]));
-    const step = stepFor(1, 2 ** 20);
-    return (x) => {
-      const first = conv1(x), second = conv2(pool(first, 28));
-      const hidden = fc1(conv3(pool(second, 10), step).map(tanh), step).map(tanh);
-      return { first, second, logits: fc2(hidden, stepFor(1 / (1 - dropout), 2 ** 20)) };
-    };
-  },
-  mlp(w) {
-    const fc1 = linear(scaled(w["fc1.weight"]), w["fc1.bias"]), fc2 = linear(w["fc2.weight"], w["fc2.bias"]);
-    return (x) => {
-      const hidden = fc1(x, stepFor(LARGEST, 2 ** 20)).map((value) => Math.max(0, value));
-      return { logits: fc2(hidden, stepFor(largestOf(hidden), 1) / 2 ** 20) };
-    };
-  },
+{{networks}}
 };
 
 /** (28, 28) to (32, 32) of 0 to 255: the same bits as Pillow's bilinear filter in `prepare`. */

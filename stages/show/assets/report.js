@@ -27,7 +27,7 @@ for (const name of NAMES) {
 
 // --- images ---
 
-/** Give an image of the page to both networks. */
+/** Give an image of the page to the networks. */
 function feed(position) {
   const picture = new Image();
   picture.onload = () => {
@@ -80,6 +80,6 @@ for (const name of NAMES) {
   at("confusion").append(make("div", { class: name }, make("h3", {}, `${data.titles[name]}: ${wrong} mistakes`), table, scale));
 }
 
-document.querySelector("#missed p").textContent = `${data.missed_count} test images are wrong for both networks.` +
+document.querySelector("#missed p").textContent = `${data.missed_count} test images are wrong for all networks.` +
   (data.missed.length < data.missed_count ? ` The first ${data.missed.length}:` : "");
 document.querySelector("#missed .digits").append(...images(data.missed, NAMES));

@@ -1,0 +1,1 @@
+"""What every house needs: errors in one line, whole files, other programs, strict settings."""

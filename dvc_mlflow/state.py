@@ -1,0 +1,171 @@
+"""What MLflow has of a result: its run, its logged models, and what these have lost."""
+
+import json
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from dvc_mlflow import ask, models, reasons, schema, shown
+from dvc_mlflow.ask import search
+from dvc_mlflow.naming import named
+from dvc_mlflow.result import Result
+from dvc_mlflow.store import client
+
+FINISHED = f"attributes.status = 'FINISHED' and tags.{schema.STAGE} LIKE '%'"
+
+
+class Known:
+    """The finished runs of all stages and pipelines, read from the store at once."""
+
+    def __init__(self) -> None:
+        self._runs: dict[str, Any] = {}  # by id
+        self._by_tag: dict[tuple[str, str], dict[str, None]] = {}  # ids, the newest last
+        self._above: dict[str, Any] = {}  # further runs that others lie below
+        self._lost: dict[str, list[str]] = {}
+        self._deleted: list[Any] | None = None
+        for run in reversed(search(FINISHED)):
+            self._insert(run)
+
+    def _insert(self, run: Any) -> None:
+        self._runs[run.info.run_id] = run
+        for link in run.data.tags.items():
+            self._by_tag.setdefault(link, {})[run.info.run_id] = None
+
+    def add(self, run_id: str) -> None:
+        """Read a run that was written meanwhile."""
+        self._lost.pop(run_id, None)
+        self._insert(client().get_run(run_id))
+
+    def all(self) -> list[Any]:
+        """Each run once."""
+        return list(self._runs.values())
+
+    def _having(self, link: tuple[str, str]) -> list[Any]:
+        """The runs with a tag, the newest first."""
+        runs = [self._runs[run_id] for run_id in reversed(self._by_tag.get(link, {}))]
+        return [run for run in runs if link in run.data.tags.items()]
+
+    def finished(self, result: Result) -> Any:
+        """The newest run that shows a result, or None."""
+        return _showing(result, self._having(next(iter(result.links.items()))))
+
+    def deleted(self, result: Result) -> Any:
+        """The newest finished run of a result that was deleted, or None."""
+        if self._deleted is None:
+            self._deleted = search(FINISHED, deleted=True)
+        return _showing(result, self._deleted)
+
+    def of(self, result: Result) -> Any:
+        """The run of this result, or None.
+
+        It may be a bare run that the stage's own code began (plugin.py): sync completes it. Of
+        several such runs, it is the one that ended last and lies below no other run of the stage.
+        """
+        bare = [
+            run
+            for run in self._having((schema.READ, result.read))
+            if not is_complete(run) and not self._is_child(run)
+        ]
+        run, begun = self.finished(result), max(bare, key=_ended, default=None)
+        return begun if begun and (run is None or _ended(begun) > _ended(run)) else run
+
+    def _is_child(self, run: Any) -> bool:
+        above = self.above(run)
+        return (
+            above is not None and above.data.tags.get(schema.STAGE) == run.data.tags[schema.STAGE]
+        )
+
+    def above(self, run: Any) -> Any:
+        """The run that another one lies below, whatever its state, or None."""
+        run_id = run.data.tags.get(schema.PARENT)
+        if not run_id or run_id in self._runs:
+            return self._runs.get(run_id)
+        if run_id not in self._above:
+            self._above[run_id] = ask.get(client().get_run, run_id)
+        return self._above[run_id]
+
+    def lost_files(self, run: Any) -> list[str]:
+        """See :func:`lost_files`. Each run is looked at once."""
+        run_id = run.info.run_id
+        if run_id not in self._lost:
+            self._lost[run_id] = lost_files(run)
+        return self._lost[run_id]
+
+    def is_whole(self, result: Result, may_have: Callable[[str], bool]) -> bool:
+        """Whether a result has a finished run with all that could be there.
+
+        Args:
+            may_have: Whether a file that the run lacks could be had now.
+        """
+        run = self.of(result)
+        if run is None or not is_complete(run) or self.lost_files(run):
+            return False
+        missing = missing_files(run)
+        if any(may_have(path) for path in missing):
+            return False
+        logged = (models.find(result.outs[path]) for path in shown.models_of(result)
+                  if path not in missing)  # fmt: skip
+        return all(its and not models.lost_files(its[0]) for its in logged)
+
+
+def is_complete(run: Any) -> bool:
+    """Whether a run has everything that its result had when it was written."""
+    return schema.ARTIFACTS in run.data.tags
+
+
+def missing_files(run: Any) -> list[str]:
+    """The paths that a run lacks because they were not here when it was written."""
+    paths: list[str] = json.loads(run.data.tags.get(schema.MISSING, "[]"))
+    return paths
+
+
+def lost_files(run: Any) -> list[str]:
+    """The artifacts of a run that are no longer in the store, or have another size."""
+    from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+
+    noted = json.loads(run.data.tags.get(schema.ARTIFACTS, "{}"))
+    if not noted:
+        return []
+    with reasons.artifacts(lambda: str(run.info.artifact_uri)):
+        listed = get_artifact_repository(run.info.artifact_uri).list_artifacts()
+    kept = {file.path: file.file_size for file in listed}
+    return [
+        name for name, size in noted.items() if name not in kept or kept[name] not in (None, size)
+    ]
+
+
+def is_former(run: Any) -> bool:
+    """Whether a run was written by an earlier version, whose runs did not have their identity."""
+    return schema.RESULT not in run.data.tags
+
+
+def _showing(result: Result, runs: Iterable[Any]) -> Any:
+    """The first of some runs that shows a result.
+
+    A run of an earlier version shows it if outs and settings are the same.
+    """
+    linked = [run for run in runs if result.links.items() <= run.data.tags.items()]
+    for run in linked:
+        if run.data.tags.get(schema.RESULT, "") == result.identity:
+            return run
+    return next((run for run in linked if is_former(run) and _agrees(run, result)), None)
+
+
+def _agrees(run: Any, result: Result) -> bool:
+    """Whether a complete run has the stage and the settings of a result.
+
+    The settings may have had other names. Those that the code of a stage logged may be any.
+    """
+    tags, params = run.data.tags, run.data.params
+    if not is_complete(run):
+        return False
+    settings = {named(key): str(value) for key, value in result.params.items()}
+    if tags.get(schema.READ) == result.read:
+        by_code = schema.PROCESS not in tags
+        return by_code or all(params.get(key, settings[key]) == settings[key] for key in settings)
+    of = (tags.get(schema.STAGE), tags.get(schema.PROJECT))
+    return of == (result.stage, result.project.as_posix()) and params == settings
+
+
+def _ended(run: Any) -> int:
+    """When a run ended, or began if nobody knows, in milliseconds."""
+    return int(run.info.end_time or run.info.start_time)

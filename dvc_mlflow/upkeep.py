@@ -1,0 +1,112 @@
+"""What a store needs before something is written to it: it is made, brought up to date, and follows
+its folder."""
+
+import contextlib
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from dvc_kit.errors import StageError
+from dvc_mlflow import database, pages, projects, schema, store
+from dvc_mlflow.git import git
+from dvc_mlflow.store import uri
+
+
+def open_store(project: Path = projects.MAIN) -> str:
+    """Point MLflow at the store; the id of the experiment, which is made where there is none."""
+    experiment_id = store.find_experiment(project, make=True)
+    follow(project)
+    if experiment_id:
+        return experiment_id
+    from mlflow.exceptions import MlflowException
+
+    ignore()
+    wanted = store.experiment(project)
+    tags = {
+        schema.NOTE: wanted.description,
+        schema.KIND: "custom_model_development",  # opened for model training
+        **pages.views(project),
+    }
+    try:
+        made: str = store.client().create_experiment(wanted.name, store.location(), tags)
+    except MlflowException:  # another machine was first
+        if experiment_id := store.find_experiment(project, make=True):
+            return experiment_id
+        raise
+    return made
+
+
+def settle() -> None:
+    """Bring the tables of an older MLflow up to date, and follow a folder that was moved. Says so.
+
+    Raises:
+        StageError: The tables are those of a newer MLflow, or of a database that others share.
+    """
+    store.apply_settings()
+    with store.creating():
+        if store.tables() == store.OLDER and store.is_local(uri()):
+            import mlflow
+
+            print(
+                f"{store.name()} has the tables of an older MLflow: they become those of MLflow "
+                f"{mlflow.__version__}, and an older one cannot read them any more",
+                flush=True,
+            )
+            database.upgrade(uri())
+    for folder in follow():
+        print(f"this folder was moved from {folder}: its artifacts are kept here now")
+
+
+def follow(project: Path = projects.MAIN) -> list[Path]:
+    """Keep the artifacts of a folder that was moved where it is now; the folders where it was."""
+    folders = _moved(project)
+    with store.creating():
+        for folder in folders:
+            database.follow(uri(), folder, store.root())
+    return folders
+
+
+def _moved(project: Path = projects.MAIN) -> list[Path]:
+    if uri().startswith(f"{database.PREFIX}file:"):  # can only be read
+        return []
+    return database.moved(
+        uri(),
+        store.root(),
+        lambda: {store.experiment(folder).name for folder in (project, *projects.find())},
+    )
+
+
+def note_move() -> None:
+    """For a command that only reads: that the store does not know where its folder is now."""
+    for folder in _moved() if store.is_there() else ():
+        print(
+            f"note: this folder was moved from {folder}, where {store.name()} looks for its "
+            "artifacts: `dvc-mlflow sync` lets it look here",
+            file=sys.stderr,
+        )
+
+
+def ignore() -> None:
+    """Let git ignore what a store without a server writes into the main checkout. No file that git
+    tracks is changed."""
+    if store.is_remote(uri()):
+        return
+    with contextlib.suppress(StageError, OSError):
+        path = Path(git("-C", str(store.root()), "rev-parse", "--git-path", "info/exclude").strip())
+        for name in ("/mlflow.db*", "/mlartifacts/"):
+            try:
+                git("-C", str(store.root()), "check-ignore", "--quiet", name.strip("/*"))
+            except StageError:
+                with (store.root() / path).open("a", encoding="utf-8") as file:
+                    file.write(f"{name}\n")
+
+
+def show_views(
+    project: Path, experiment_id: str, metrics: Sequence[str] = (), curves: Sequence[str] = ()
+) -> None:
+    """Let the page of runs have the views of :func:`pages.views`."""
+    present = store.client().get_experiment(experiment_id).tags
+    for tag, value in pages.views(project, metrics, curves).items():
+        chosen = tag != pages.TABLE or metrics or "columns" in pages.settings_of(project)
+        if chosen and present.get(tag) != value:
+            store.client().set_experiment_tag(experiment_id, tag, value)

@@ -1,0 +1,134 @@
+"""The workers of a computation: who they are, who is trusted, and who made what."""
+
+import math
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import CancelledError, Future
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dvc_kit import files
+from dvc_kit.errors import StageError
+from study import inspection
+from study.orders import Order, Reply
+from study.places import Place
+
+MADE = Path(".dvc", "tmp", "made")  # the worker of each stage that came, also from an earlier run
+MOST_DISMISSED = 20
+
+
+@dataclass
+class Job:
+    """An order that was given. ``replies`` came before, if it is given once more."""
+
+    order: Order
+    key: tuple[str, ...]  # of Dask's task
+    replies: list[Reply]
+    only: set[str]  # the addresses that may compute it; empty: all
+
+
+class Team:
+    """The workers of a place.
+
+    Attributes:
+        at: The worker at each address.
+        faults: One line per worker that was dismissed, and per order that failed.
+        audited: For how many trainings of each worker another one was asked.
+    """
+
+    def __init__(self, place: Place, say: Callable[[str], None]) -> None:
+        self._place, self._say = place, say
+        self._dismissed: set[str] = set()
+        self.at: dict[str, str] = {}
+        self.faults: list[str] = []
+        self.audited: Counter[str] = Counter()
+
+    def is_dismissed(self, worker: str) -> bool:
+        return worker in self._dismissed
+
+    def blame(self, line: str) -> None:
+        self.faults.append(line)
+        self._say(line)
+
+    def trusted(self, replies: Iterable[Reply]) -> list[Reply]:
+        return [reply for reply in replies if reply.worker not in self._dismissed]
+
+    def others(self, replies: Sequence[Reply]) -> list[str]:
+        """The addresses of the workers on other machines than the replies are from."""
+        not_these = {reply.worker for reply in replies} | self._dismissed
+        there = self._place.addresses() if replies else []
+        return [address for address in there if self.at.get(address) not in not_these]
+
+    def dismiss(self, reply: Reply, reason: str) -> None:
+        """Give the worker of a reply nothing more.
+
+        Raises:
+            StageError: No worker is left.
+        """
+        if reply.worker not in self._dismissed:
+            self.blame(f"{reply.worker} gets no more orders: {reason}")
+        self._dismissed.add(reply.worker)
+        for address in {reply.address, *(at for at, by in self.at.items() if by == reply.worker)}:
+            self._place.dismiss(address)
+        if not self.others([reply]) or len(self._dismissed) >= MOST_DISMISSED:
+            raise StageError(f"no worker is left. {'. '.join(self.faults)}")
+
+    def audits(self, reply: Reply, share: float, done: int, of: int) -> bool:
+        """Whether another machine computes the same: one of each machine, then a share."""
+        made = self.audited.total()
+        if made >= math.ceil(share * of):
+            return False
+        chosen = reply.worker not in self.audited or made < share * done
+        if chosen and self.others([reply]):
+            self.audited[reply.worker] += 1
+            return True
+        return False
+
+    def reply(self, future: Future[Any], job: Job) -> Reply:
+        """The reply to a job, also if it is an exception of Dask's, or cannot be used."""
+        stage = job.order.stage
+        try:
+            at, given = future.result()
+        except CancelledError:
+            self._place.addresses()  # says so if the scheduler has gone
+            return Reply(stage=stage, worker="the scheduler", fault="the task was cancelled")
+        except Exception as error:
+            fault = f"{type(error).__name__}: {inspection.line(str(error))}"
+            if type(error).__name__ == "KilledWorker":
+                return Reply(stage=stage, worker="each of several workers", fault=fault)
+            at = self._place.failed_at(job.key)
+            fault += f": is its clone at commit {job.order.commit[:12]}?"
+        else:
+            try:
+                reply = inspection.read(given, job.order, at)
+            except StageError as error:
+                fault = str(error)
+            else:
+                self.at[reply.address] = reply.worker
+                return reply
+        name = self.at.get(at, at) or "a worker"
+        return Reply(stage=stage, worker=name, address=at, fault=fault, unfit=bool(at))
+
+
+# --- who made what ---
+
+
+def note(reply: Reply) -> None:
+    """Remember the worker of what is kept."""
+    files.write_text(MADE / reply.stage, reply.worker)
+
+
+def made_by(worker: str, stages: Iterable[str]) -> list[str]:
+    """Those of the stages that a worker has made."""
+    return [
+        stage
+        for stage in stages
+        if (MADE / stage).is_file() and (MADE / stage).read_text(encoding="utf-8") == worker
+    ]
+
+
+def forget(stages: Iterable[str]) -> None:
+    """Remember nothing of these stages."""
+    for stage in stages:
+        (MADE / stage).unlink(missing_ok=True)

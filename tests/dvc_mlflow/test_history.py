@@ -1,0 +1,172 @@
+"""What git knows of results, in small repositories of real git."""
+
+from pathlib import Path
+
+import pytest
+from tiny import Project, make_code, make_results
+
+from dvc_kit.errors import InputError
+from dvc_mlflow import git, history, projects, sync
+from dvc_mlflow.git import GitError
+
+
+@pytest.fixture
+def fresh(tmp_path, monkeypatch) -> Project:
+    """A repository without results and commits."""
+    made = make_code(tmp_path / "fresh")
+    monkeypatch.chdir(made.path)
+    for variable in ("DVC_EXP_NAME", "DVC_EXP_BASELINE_REV", "DVC_ROOT", "DVC_STAGE"):
+        monkeypatch.delenv(variable, raising=False)
+    return made
+
+
+def test_what_git_refuses_is_one_line_and_a_quiet_refusal_has_no_reason(
+    fresh, tmp_path, monkeypatch
+):
+    empty = "e69de29bb2d1d6434b8b29ae775ad8c2e48c5391"  # git's name for a file without content
+    assert git.git("hash-object", "--stdin", given="") == f"{empty}\n"
+    with pytest.raises(GitError, match=r"^`git log no-such`: fatal: [^\n]*no-such[^\n]*$"):
+        git.git("log", "no-such")
+    with pytest.raises(GitError) as told:
+        git.git("rev-parse", "--verify", "--quiet", "no-such")
+    assert told.value.reason == "" and git.content("cat-file", "blob", "no-such") is None
+    monkeypatch.setenv("PATH", str(tmp_path))
+    for reason in ("No such file or directory", "Permission denied"):
+        with pytest.raises(GitError, match=rf"git cannot be started \({reason}\)"):
+            git.git("status")
+        assert git.content("ls-files") is None
+        (tmp_path / "git").write_text("not a program")
+
+
+# --- commits ---
+
+
+def provenance() -> dict[str, str]:
+    with sync.state_of(None) as state:
+        return dict(state.tags)
+
+
+def test_only_code_and_settings_make_a_tree_dirty_not_results(fresh):
+    make_results(fresh)
+    commit = fresh.commit("results")
+    for path in ("study/cells/fast-mlp-0.json", "study/report/study.md", "reports/metrics.json"):
+        fresh.write(path, "changed")
+    for folder in ("", "study/"):
+        fresh.edit(f"{folder}dvc.lock", '"2.0"', '"2.0" ')
+    assert provenance() == {"commit": commit, "dirty": "false"}
+    fresh.write("code.py", "changed")
+    assert provenance() == {"commit": commit, "dirty": "true"}
+
+
+def test_a_new_file_makes_a_tree_dirty_and_dvcs_experiment_is_named(fresh, monkeypatch):
+    commit = fresh.commit("code")
+    fresh.write("new.py", "")
+    monkeypatch.setenv("DVC_EXP_NAME", "warm")
+    monkeypatch.setenv("DVC_EXP_BASELINE_REV", "c0ffee")
+    named = {"dvc_experiment": "warm", "dvc_experiment_baseline": "c0ffee"}
+    assert provenance() == {"commit": commit, "dirty": "true", **named}
+    monkeypatch.setenv("DVC_EXP_BASELINE_REV", "")
+    monkeypatch.setenv("GIT_DIR", str(fresh.path / "none"))  # copied without its history
+    assert provenance() == {"dvc_experiment": "warm"}
+
+
+def test_a_commit_has_many_names_and_whatever_is_none_is_told(fresh, monkeypatch):
+    first = fresh.commit("first")
+    fresh.git("tag", "--annotate", "--message=a", "released")
+    fresh.git("commit", "--allow-empty", "--quiet", "-m", "second")
+    second = fresh.git("rev-parse", "HEAD")
+    for name in (second, second[:8], "HEAD", "main", "@"):
+        assert git.commit_of(name) == second
+    for name in ("HEAD~1", "released", "@{1}"):
+        assert git.commit_of(name) == first
+    for name in ("gone", "HEAD:dvc.yaml", "--all", ""):
+        with pytest.raises(InputError, match=r"is not a commit of this repository$"):
+            git.commit_of(name)
+    monkeypatch.setenv("GIT_DIR", str(fresh.path / "none"))  # where git cannot look
+    with pytest.raises(GitError, match="not a git repository"):
+        git.commit_of("HEAD")
+
+
+def test_an_experiment_is_found_by_name_the_one_on_the_checked_out_commit_first(fresh):
+    def experiment(name: str, base: str) -> str:
+        made = fresh.git("commit-tree", "-p", base, "-m", name, f"{base}^{{tree}}")
+        fresh.git("update-ref", f"refs/exps/{base[:2]}/{base[2:]}/{name}", made)
+        return made
+
+    bases = [fresh.commit("first")]
+    for at in range(3):
+        fresh.write("code.py", f"print({at})\n")
+        bases.append(fresh.commit(f"then {at}"))
+    made = {base: experiment("warm", base) for base in bases}
+    for base in bases:
+        fresh.git("checkout", "--quiet", base)
+        assert git.commit_of("warm") == made[base]
+    only = experiment("cold.1-a", bases[0])
+    assert git.commit_of("cold.1-a") == only
+    for name in ("cold", "w*", "warm/a"):
+        with pytest.raises(InputError):
+            git.commit_of(name)
+
+
+# --- the locks of the history ---
+
+
+def lock(project: Project, md5: object, path: str = "dvc.lock", day: int = 1) -> str:
+    """A commit with a dvc.lock of two outs; its hash."""
+    outs = f"[{{path: a, md5: {md5}}}, {{path: b, md5: same}}]"
+    project.write(path, f"stages: {{prepare: {{cmd: x, outs: {outs}}}}}")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("GIT_COMMITTER_DATE", f"2020-01-0{day}T00:00:00Z")
+        return project.commit(f"{path} {md5}")
+
+
+def test_the_lock_of_a_commit_is_the_one_that_it_holds(fresh):
+    commit = lock(fresh, "one")
+    assert history.lock_of(commit, Path("dvc.lock")) == Path("dvc.lock").read_text()
+    with pytest.raises(InputError, match=f"^commit {commit[:10]} has no no/such.lock$"):
+        history.lock_of(commit, Path("no/such.lock"))
+
+
+def test_each_lock_of_the_history_has_its_oldest_commit_and_the_number_of_the_others(fresh):
+    assert history.holders() == ()
+    first = lock(fresh, "one")
+    fresh.write("code.py", "")
+    fresh.commit("the same lock")
+    fresh.git("checkout", "--quiet", "-b", "side")
+    side = lock(fresh, "two")  # on a branch that is not checked out
+    fresh.git("checkout", "--quiet", "main")
+    fresh.write("dvc.lock", "neither: a lock\n")
+    fresh.commit("damaged")
+    Path("dvc.lock").unlink()
+    fresh.write("dvc.lock/dvc.lock", "a folder in the place of the lock")
+    study = lock(fresh, "three", "study/dvc.lock")
+    found = {holder.first: holder for holder in history.holders()}
+    assert {first: len(h.commits) for first, h in found.items()} == {first: 2, side: 1, study: 1}
+    assert found[first].stages == {"prepare": {"a": "one", "b": "same"}}
+    assert found[side].holds({"a": "two"}) and found[side].holds({"a": "two", "b": "same"})
+    assert not found[side].holds({"a": "two", "b": "other"})
+    assert not found[side].holds({"c": "two"})
+    assert found[study].holds({"study/a": "three"})
+
+
+def test_each_state_of_all_locks_has_its_oldest_commit_the_oldest_first(fresh, monkeypatch):
+    made = [lock(fresh, 1), lock(fresh, 2, "code.py", 2), lock(fresh, 3, "study/dvc.lock", 3)]
+    assert history.commits() == [made[0], made[2]]
+    assert history.commits("2020-01-02T00:00:00Z") == [made[1], made[2]]
+    assert history.commits("2020-01-04T00:00:00Z") == []
+    monkeypatch.setattr(history.files, "LARGEST", 10)  # a lock that is too large is a problem there
+    history._blobs.cache_clear()
+    assert history.commits() == [made[0], made[2]] and history.holders() == ()
+
+
+def test_only_locks_that_name_wanted_contents_are_parsed_the_newest_first(fresh):
+    for day, md5 in enumerate(("one", "two", "three"), start=1):
+        lock(fresh, md5, day=day)
+    assert [holder.stages["prepare"]["a"] for holder in history.holders()] == [
+        *("three", "two", "one")
+    ]
+    projects.stages_in.cache_clear()
+    wanted = frozenset({frozenset({"two"}), frozenset({"three", "four"})})
+    [holder] = history.holders(wanted)
+    assert holder.stages["prepare"]["a"] == "two"
+    assert projects.stages_in.cache_info().misses == 2  # it and its dvc.yaml
