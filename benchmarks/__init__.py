@@ -1,35 +1,71 @@
 """How long things take, compared with other ways in the same run: `make bench`.
 
-Each measurement is a process of its own, because libraries read their settings when imported.
+Each measurement is a process of its own, because libraries read their settings when imported. What
+is compared takes turns, because a machine's own speed drifts. A figure is a median, and a ratio is
+the median of the ratios of each turn.
 """
 
 import os
+import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 ENVIRONMENT = os.environ | {
     "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
     "PYTHONPATH": str(ROOT),
-    "PYTHONUNBUFFERED": "1",
+    "MIRROR": "off",
 }
+TITLES = {"lenet5": "LeNet-5", "mlp": "MLP"}
+Way = tuple[str, ...]
 
 
-def run(*command: str, env: Mapping[str, str] | None = None) -> tuple[str, float]:
-    """The output of a command that runs in the main folder, and the seconds that it takes."""
+@dataclass(frozen=True)
+class Ran:
+    """A process that has ended: its output, its time, and its largest memory."""
+
+    output: str
+    seconds: float
+    peak_mb: float
+
+
+def run(*command: str, env: Mapping[str, str] | None = None, cwd: Path = ROOT) -> Ran:
     started = time.perf_counter()
-    result = subprocess.run(
-        command, cwd=ROOT, env=ENVIRONMENT | (env or {}), stdout=subprocess.PIPE, text=True
-    )
-    if result.returncode:
-        sys.exit(f"error: {' '.join(command)} ended with {result.returncode}")
-    return result.stdout, time.perf_counter() - started
+    environment = ENVIRONMENT | (env or {})
+    process = subprocess.Popen(command, cwd=cwd, env=environment, stdout=subprocess.PIPE, text=True)
+    assert process.stdout
+    output = process.stdout.read()
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        sys.exit(f"error: {' '.join(command)} ended with {process.returncode}")
+    return Ran(output, time.perf_counter() - started, usage.ru_maxrss / 1024)
 
 
-def child(module: str, *arguments: str, env: Mapping[str, str] | None = None) -> str:
-    """The output of ``python -m benchmarks.MODULE child ARGUMENTS``."""
-    command = [sys.executable, "-m", f"benchmarks.{module}", "child", *arguments]
-    return run(*command, env=env)[0]
+def child(module: str, *arguments: str, env: Mapping[str, str] | None = None) -> Ran:
+    """``python -m benchmarks.MODULE child ARGUMENTS``."""
+    return run(sys.executable, "-m", f"benchmarks.{module}", "child", *arguments, env=env)
+
+
+def in_turns(
+    ways: Iterable[Way], seconds: Callable[[Way], float], rounds: int
+) -> dict[Way, list[float]]:
+    """What each way takes in each round. Every second round goes backwards."""
+    taken: dict[Way, list[float]] = {way: [] for way in ways}
+    for number in range(rounds):
+        for way in [*taken][:: -1 if number % 2 else 1]:
+            taken[way].append(seconds(way))
+            print(*way, taken[way][-1], file=sys.stderr)
+    return taken
+
+
+def ratios(these: Iterable[float], those: Iterable[float]) -> list[float]:
+    return [this / that for this, that in zip(these, those, strict=True)]
+
+
+def median(values: Iterable[float], digits: int = 2) -> str:
+    return f"{statistics.median(values):.{digits}f}"

@@ -10,21 +10,27 @@ An epoch is 60,000 training images and the scores on the 10,000 test images. The
   with the kernels that every processor with AVX2 has, so that such processors agree on the bits.
 - JAX: the same loop on the same images, compiled by XLA, which may use all processors.
 - DataLoader: torchvision's MNIST and transforms, in a DataLoader without workers.
-- files: the method of the published experiment: PNG files in a folder a digit, opened with PIL,
-  resized and normalised by torchvision's transforms, in a DataLoader with 4 workers. It is
-  implemented anew here.
-- matrix product: LeNet-5's floating-point operations at the speed of a large float32 product.
+- files: the method of the published experiment, written anew: PNG files in a folder a digit, opened
+  with PIL, resized and normalised by torchvision's transforms, in a DataLoader with 4 workers.
+- busy: beside a process that computes all the time, on each processor.
+
+The time is that of the second epoch, because the first warms up or compiles. With DataLoaders it
+is that of the first; making them is not timed.
 """
 
-import statistics
+import subprocess
 import sys
 import tempfile
 import time
 import warnings
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from benchmarks import child
+from benchmarks import TITLES, Way, child, in_turns, median, ratios
+from stages.base import files, numerics, params
+from stages.base.splits import load_split
+from stages.mnist import idx, vision
 from stages.show.tables import table
 
 WAYS = {
@@ -34,8 +40,11 @@ WAYS = {
     "jax": "JAX",
     "loader": "DataLoader",
     "files": "PNG files, DataLoader with 4 workers",
+    "pipeline busy": "this pipeline, beside busy processes",
+    "loader busy": "DataLoader, beside busy processes",
 }
 BATCH = 512
+FLOP = 135.8e9  # of LeNet-5, forward and backward, in an epoch (torch.utils.flop_counter)
 PINS = {
     "ATEN_CPU_CAPABILITY": "avx2",  # PyTorch's own vector kernels
     "ONEDNN_MAX_CPU_ISA": "AVX2",  # convolutions
@@ -49,81 +58,26 @@ def write_png_files(folder: Path) -> None:
     """MNIST as PNG files, in a folder a split and digit."""
     from PIL import Image
 
-    from stages.base import files
-    from stages.base.params import CLASSES
-    from stages.mnist import idx
-
     content = {file: (files.DATA_RAW / file.name).read_bytes() for file in idx.FILES}
     for split, part in idx.read(content).items():
-        for digit in range(CLASSES):
-            (folder / split / str(digit)).mkdir(parents=True)
         for index, (image, digit) in enumerate(zip(part.images, part.labels, strict=True)):
-            Image.fromarray(image).save(folder / split / str(digit) / f"{index}.png")
+            path = folder / split / str(digit) / f"{index}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(image).save(path)
 
 
-def pipeline_epoch(name: str) -> float:
-    """Seconds of the second epoch; the first warms up."""
-    from stages.base import files, numerics, params
-    from stages.base.splits import load_split
-    from stages.learn import training
-    from stages.networks import exact, models
-
-    settings = params.load()
-    recipe = settings.of_model(name)
-    splits = {split: load_split(files.DATA_PREPARED, split) for split in ("train", "test")}
-    data = {split: models.examples(part) for split, part in splits.items()}
-    generator = numerics.configure(settings.threads, settings.seed)
-    network = models.build(name, recipe)
-    state = training.begin(network, recipe, 10_000, generator)
-    seconds = 0.0
-    for epoch in (2, 3):
-        started = time.perf_counter()
-        order = training.random_order(len(splits["train"]), generator)
-        training.train_epoch(state, data["train"], order, recipe, epoch)
-        outputs = models.outputs(network, data["test"].images)
-        exact.cross_entropy(outputs, data["test"].labels.long()).item()
-        models.accuracy(outputs, data["test"].labels)
-        seconds = time.perf_counter() - started
-    return seconds
-
-
-def plain_epoch(name: str) -> float:
-    """Seconds of the second epoch of a plain loop on the same images, normalised beforehand."""
-    from stages.base import files, numerics, params
-    from stages.base.splits import load_split
+def normalized() -> dict[str, tuple[Any, Any]]:
+    """The prepared images (N, 1, 32, 32), float32, and labels (N,), by split."""
     from stages.networks import models
 
-    # isort: split
-    import torch
-    import torch.nn.functional as F
-
-    settings = params.load()
-    numerics.configure(settings.threads, settings.seed)
-    data = {}
-    for split in ("train", "test"):
-        part = models.examples(load_split(files.DATA_PREPARED, split))
-        data[split] = models.normalize(part.images) * models.SCALE, part.labels.long()
-    network = tutorial_network(name)
-    optimizer = torch.optim.SGD(network.parameters(), lr=0.01, momentum=0.9)
-    seconds = 0.0
-    for _ in range(2):
-        started = time.perf_counter()
-        network.train()
-        images, labels = data["train"]
-        for batch in torch.split(torch.randperm(len(labels)), BATCH):
-            optimizer.zero_grad()
-            loss = F.cross_entropy(network(images[batch]), labels[batch])
-            loss.item()  # as ours, which looks at each step's loss
-            loss.backward()
-            optimizer.step()
-        network.eval()
-        images, labels = data["test"]
-        with torch.no_grad():
-            outputs = torch.cat([network(part) for part in torch.split(images, BATCH)])
-            F.cross_entropy(outputs, labels).item()
-            (outputs.argmax(1) == labels).sum().item()
-        seconds = time.perf_counter() - started
-    return seconds
+    parts = {
+        split: models.examples(load_split(files.DATA_PREPARED, split))
+        for split in ("train", "test")
+    }
+    return {
+        split: (models.normalize(part.images) * models.SCALE, part.labels.long())
+        for split, part in parts.items()
+    }
 
 
 def tutorial_network(name: str) -> Any:
@@ -139,31 +93,88 @@ def tutorial_network(name: str) -> Any:
     return nn.Sequential(*layers)
 
 
+def torch_epoch(name: str, batches: Callable[[str], Iterable[Any]], epochs: int) -> float:
+    """Seconds of the last epoch of a plain loop. ``batches`` gives images and labels of a split."""
+    import torch
+    import torch.nn.functional as F
+
+    network = tutorial_network(name)
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.01, momentum=0.9)
+    seconds = 0.0
+    for _ in range(epochs):
+        started = time.perf_counter()
+        network.train()
+        for images, labels in batches("train"):
+            optimizer.zero_grad()
+            loss = F.cross_entropy(network(images), labels)
+            loss.item()  # as ours, which looks at each step's loss
+            loss.backward()
+            optimizer.step()
+        network.eval()
+        with torch.no_grad():
+            for images, labels in batches("test"):
+                outputs = network(images)
+                F.cross_entropy(outputs, labels).item()
+                (outputs.argmax(1) == labels).sum().item()
+        seconds = time.perf_counter() - started
+    return seconds
+
+
+def plain_epoch(name: str) -> float:
+    import torch
+
+    settings = params.load()
+    numerics.configure(settings.threads, settings.seed)
+    data = normalized()
+
+    def batches(split: str) -> Iterable[Any]:
+        images, labels = data[split]
+        order = torch.randperm(len(labels)) if split == "train" else torch.arange(len(labels))
+        return ((images[batch], labels[batch]) for batch in torch.split(order, BATCH))
+
+    return torch_epoch(name, batches, 2)
+
+
+def loader_epoch(way: str, name: str, folder: str) -> float:
+    from torch.utils.data import DataLoader
+
+    from stages.networks import models
+
+    vision.define_missing_operators()
+    from torchvision import datasets, transforms
+
+    steps = [transforms.Resize((32, 32)), transforms.ToTensor()]
+    steps.append(transforms.Normalize(0.1307, models.STD))
+    warnings.simplefilter("ignore")  # more workers than processors, as published
+    loaders = {}
+    for split in ("train", "test"):
+        if way == "files":
+            transform = transforms.Compose([transforms.Grayscale(), *steps])
+            data: Any = datasets.ImageFolder(f"{folder}/png/{split}", transform)
+        else:
+            data = datasets.MNIST(folder, split == "train", transforms.Compose(steps))
+        workers = 4 if way == "files" else 0
+        loaders[split] = DataLoader(data, BATCH, shuffle=split == "train", num_workers=workers)
+    return torch_epoch(name, loaders.__getitem__, 1)
+
+
 def jax_epoch(name: str) -> float:
-    """Seconds of the second epoch of the same plain loop in JAX, each step compiled by XLA."""
+    """The plain loop in JAX, each step compiled by XLA."""
     import jax
     import jax.numpy as jnp
     import numpy as np
     from jax import lax
 
-    from stages.base import files
-    from stages.base.splits import load_split
-    from stages.networks import models
-
-    data = {}
-    for split in ("train", "test"):
-        part = load_split(files.DATA_PREPARED, split)
-        images = (part.images[..., None].astype(np.float32) - models.SHIFT) * models.SCALE
-        data[split] = jnp.asarray(images), jnp.asarray(part.labels, jnp.int32)
-    generator = np.random.default_rng(0)
-    weights = {}
-    for key, tensor in tutorial_network(name).state_dict().items():
-        value = tensor.numpy()
-        axes = {4: (2, 3, 1, 0), 2: (1, 0), 1: (0,)}[value.ndim]
-        weights[key] = jnp.asarray(value.transpose(axes))
+    data = {
+        split: (jnp.asarray(images.numpy().transpose(0, 2, 3, 1)), jnp.asarray(labels.numpy()))
+        for split, (images, labels) in normalized().items()
+    }
+    axes = {4: (2, 3, 1, 0), 2: (1, 0), 1: (0,)}  # of kernels, matrices and biases
+    numbers = [tensor.detach().numpy() for tensor in tutorial_network(name).parameters()]
+    weights = [jnp.asarray(number.transpose(axes[number.ndim])) for number in numbers]
 
     def layer(weights: Any, x: Any, number: int) -> Any:
-        kernel, bias = weights[f"{number}.weight"], weights[f"{number}.bias"]
+        kernel, bias = weights[2 * number : 2 * number + 2]
         if kernel.ndim == 2:
             return x.reshape(len(x), -1) @ kernel + bias
         order = ("NHWC", "HWIO", "NHWC")
@@ -172,34 +183,30 @@ def jax_epoch(name: str) -> float:
     def pool(x: Any) -> Any:
         return lax.reduce_window(x, 0.0, lax.add, (1, 2, 2, 1), (1, 2, 2, 1), "VALID") / 4
 
-    def network(weights: Any, x: Any, key: Any = None) -> Any:
+    def network(weights: Any, x: Any, key: Any) -> Any:
         if name == "mlp":
-            x, last = jax.nn.relu(layer(weights, x, 1)), 4
+            x = jax.nn.relu(layer(weights, x, 0))
         else:
-            x = pool(jnp.tanh(layer(weights, x, 0)))
-            x = pool(jnp.tanh(layer(weights, x, 3)))
-            x, last = jnp.tanh(layer(weights, jnp.tanh(layer(weights, x, 6)), 9)), 12
+            x = pool(jnp.tanh(layer(weights, pool(jnp.tanh(layer(weights, x, 0))), 1)))
+            x = jnp.tanh(layer(weights, jnp.tanh(layer(weights, x, 2)), 3))
         if key is not None:
             x = jnp.where(jax.random.bernoulli(key, 0.5, x.shape), x * 2, 0)
-        return layer(weights, x, last)
+        return layer(weights, x, len(weights) // 2 - 1)
 
-    def cross_entropy(weights: Any, x: Any, labels: Any, key: Any = None) -> Any:
-        return -jax.nn.log_softmax(network(weights, x, key))[jnp.arange(len(x)), labels].mean()
+    def scores(weights: Any, x: Any, labels: Any, key: Any = None) -> Any:
+        outputs = network(weights, x, key)
+        loss = -jax.nn.log_softmax(outputs)[jnp.arange(len(x)), labels].mean()
+        return loss, (outputs.argmax(1) == labels).sum()
 
     @jax.jit
     def step(weights: Any, velocity: Any, x: Any, labels: Any, key: Any) -> Any:
-        loss, gradient = jax.value_and_grad(cross_entropy)(weights, x, labels, key)
+        (loss, _), gradient = jax.value_and_grad(scores, has_aux=True)(weights, x, labels, key)
         velocity = jax.tree.map(lambda v, g: 0.9 * v + g, velocity, gradient)
         return jax.tree.map(lambda w, v: w - 0.01 * v, weights, velocity), velocity, loss
 
-    @jax.jit
-    def score(weights: Any, x: Any, labels: Any) -> Any:
-        right = network(weights, x).argmax(1) == labels
-        return cross_entropy(weights, x, labels), right.sum()
-
-    velocity, key = jax.tree.map(jnp.zeros_like, weights), jax.random.key(0)
-    seconds = 0.0
-    for _ in range(2):  # the first one compiles
+    generator, key = np.random.default_rng(0), jax.random.key(0)
+    velocity, score, seconds = jax.tree.map(jnp.zeros_like, weights), jax.jit(scores), 0.0
+    for _ in range(2):
         started = time.perf_counter()
         images, labels = data["train"]
         order = generator.permutation(len(labels))
@@ -216,62 +223,9 @@ def jax_epoch(name: str) -> float:
     return seconds
 
 
-def usual_epoch(way: str, name: str, folder: str) -> float:
-    """Seconds of the first epoch with DataLoaders; making them is not timed."""
-    import torch
-    import torch.nn.functional as F
-    from torch.utils.data import DataLoader
-
-    from stages.mnist import sources
-    from stages.networks import models
-
-    sources.define_missing_operators()
-    from torchvision import datasets, transforms
-
-    steps = [transforms.Resize((32, 32)), transforms.ToTensor()]
-    steps.append(transforms.Normalize(0.1307, models.STD))
-    warnings.simplefilter("ignore")  # more workers than processors, as published
-    loaders = {}
-    for split in ("train", "test"):
-        if way == "files":
-            transform = transforms.Compose([transforms.Grayscale(), *steps])
-            data: Any = datasets.ImageFolder(f"{folder}/png/{split}", transform)
-        else:
-            data = datasets.MNIST(folder, split == "train", transforms.Compose(steps))
-        workers = 4 if way == "files" else 0
-        loaders[split] = DataLoader(data, BATCH, shuffle=split == "train", num_workers=workers)
-    network = tutorial_network(name)
-    optimizer = torch.optim.SGD(network.parameters(), lr=0.01, momentum=0.9)
-    started = time.perf_counter()
-    for images, labels in loaders["train"]:
-        optimizer.zero_grad()
-        loss = F.cross_entropy(network(images), labels)
-        loss.backward()
-        optimizer.step()
-    network.eval()
-    with torch.no_grad():
-        for images, labels in loaders["test"]:
-            outputs = network(images)
-            F.cross_entropy(outputs, labels).item()
-            (outputs.argmax(1) == labels).sum().item()
-    return time.perf_counter() - started
-
-
-def epoch_flop() -> float:
-    """Floating-point operations of LeNet-5's forward and backward passes over 60,000 images."""
-    import torch
-    from torch.utils.flop_counter import FlopCounterMode
-
-    with FlopCounterMode(display=False) as counter:
-        tutorial_network("lenet5")(torch.rand(1, 1, 32, 32)).sum().backward()
-    return 60_000.0 * counter.get_total_flops()
-
-
 def matrix_product() -> float:
     """Floating-point operations a second of a 2048 x 2048 x 2048 product, the best of ten."""
     import torch
-
-    from stages.base import params
 
     torch.set_num_threads(params.load().threads)
     a, b = torch.rand(2, 2048, 2048)
@@ -283,64 +237,57 @@ def matrix_product() -> float:
     return 2 * 2048**3 / min(seconds)
 
 
-def environment(way: str) -> dict[str, str]:
-    return PINS if way == "pinned" else {}
+def seconds(way: Way) -> float:
+    """Of an epoch; of "product", operations a second."""
+    kind, *arguments = way
+    spin = [sys.executable, "-c", "while True: pass"]
+    busy = [subprocess.Popen(spin) for _ in range(numerics.cores())] if "busy" in kind else []
+    try:
+        if kind.startswith("pipeline"):
+            return float(child("training", arguments[0], "2").output.split()[-3])
+        env = PINS if "pinned" in way else {}
+        return float(child("epoch", kind.split()[0], *arguments, env=env).output)
+    finally:
+        for process in busy:
+            process.kill()
+            process.wait()
 
 
 def measure(rounds: int = 3) -> str:
     with tempfile.TemporaryDirectory() as scratch:
-        from stages.base import files
-
         write_png_files(Path(scratch) / "png")
         (Path(scratch) / "MNIST").mkdir()
         (Path(scratch) / "MNIST" / "raw").symlink_to(files.DATA_RAW.resolve())
-        seconds: dict[tuple[str, str], list[float]] = {}
-        speeds: dict[str, list[float]] = {"plain": [], "pinned": []}
-        for _ in range(rounds):
-            for way, values in speeds.items():
-                values.append(float(child("epoch", "product", env=environment(way))))
-            for way in WAYS:
-                for name in ("lenet5", "mlp"):
-                    said = child("epoch", way, name, scratch, env=environment(way))
-                    seconds.setdefault((way, name), []).append(float(said))
-                    print(f"{way} {name} {seconds[way, name][-1]:.2f} s", file=sys.stderr)
-    plain, pinned = (statistics.median(speeds[way]) for way in ("plain", "pinned"))
-    rows = []
-    ours = [seconds["pipeline", name] for name in ("lenet5", "mlp")]
-    for way, title in WAYS.items():
-        lenet5, mlp = (seconds[way, name] for name in ("lenet5", "mlp"))
-        both = statistics.median(
-            (a + b) / (c + d) for a, b, c, d in zip(lenet5, mlp, *ours, strict=True)
-        )
-        times = [f"{statistics.median(values):.2f}" for values in (lenet5, mlp)]
-        rows.append([title, *times, f"{both:.2f}"])
-    flop = epoch_flop()
-    rows.append(["matrix product alone", f"{flop / plain:.2f}", "", ""])
-    pairs = zip(ours[0], speeds["plain"], strict=True)
-    ratio = statistics.median(a / (flop / b) for a, b in pairs)
+        ways = [(way, name, scratch) for way in WAYS for name in TITLES]
+        taken = in_turns([*ways, ("product",), ("product", "pinned")], seconds, rounds)
+        times = {way: [taken[way, name, scratch] for name in TITLES] for way in WAYS}
+    both = {way: [*map(sum, zip(*pairs, strict=True))] for way, pairs in times.items()}
+    rows = [
+        [title, *map(median, times[way]), median(ratios(both[way], both["pipeline"]))]
+        for way, title in WAYS.items()
+    ]
+    alone = [FLOP / speed for speed in taken["product",]]
+    rows.append(["matrix product alone", median(alone), "", ""])
     header = "an epoch of training and its test scores | LeNet-5 s | MLP s | both, ours = 1"
-    note = (
-        f"LeNet-5's epoch takes {ratio:.1f} times its {flop / 1e9:.1f} GFLOP at the speed of "
-        f"a float32 matrix product ({plain / 1e9:.0f} GFLOP/s, {pinned / 1e9:.0f} pinned). "
-        f"Medians of {rounds}.\n"
+    speeds = [median((speed / 1e9 for speed in taken[way]), 0) for way in [*taken][-2:]]
+    return (
+        f"{table(header, 'lrrr', rows)}\n\nLeNet-5's epoch takes "
+        f"{median(ratios(times['pipeline'][0], alone), 1)} times its {FLOP / 1e9:.1f} GFLOP at the "
+        f"speed of a float32 matrix product ({speeds[0]} GFLOP/s, {speeds[1]} pinned). Medians of "
+        f"{rounds}.\n"
     )
-    return f"{table(header, 'lrrr', rows)}\n\n{note}"
 
 
-def main(arguments: list[str]) -> None:
-    if arguments[:1] != ["child"]:
-        print(measure(*map(int, arguments)))
-    elif arguments[1] == "product":
-        print(matrix_product())
-    elif arguments[1] == "pipeline":
-        print(pipeline_epoch(arguments[2]))
-    elif arguments[1] == "jax":
-        print(jax_epoch(arguments[2]))
-    elif arguments[1] in ("pinned", "plain"):
-        print(plain_epoch(arguments[2]))
-    else:
-        print(usual_epoch(*arguments[1:]))
+def one_epoch(way: str, name: str = "", folder: str = "") -> float:
+    if way == "product":
+        return matrix_product()
+    if way == "jax":
+        return jax_epoch(name)
+    return plain_epoch(name) if way in ("plain", "pinned") else loader_epoch(way, name, folder)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    if sys.argv[1:2] == ["child"]:
+        print(one_epoch(*sys.argv[2:]))
+    else:
+        print(measure(*map(int, sys.argv[1:])))
