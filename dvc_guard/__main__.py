@@ -1,14 +1,12 @@
 """The commands: ``python -m dvc_guard COMMAND``, or ``dvc-guard COMMAND``."""
 
-import importlib
-
-from dvc_kit.cli import STARTED, Program
+from dvc_kit.cli import Program
 from dvc_kit.errors import main_function
 from dvc_mlflow import projects
 
 
 def program() -> Program:
-    made = Program("dvc-guard", __doc__)
+    made = Program("dvc-guard", "dvc_guard", __doc__)
     command = made.command
     verify = command("verify", "compute the last commit anew, compare every out", "verify.verify")
     verify.add_argument("--statement", action="store_true", help="write down that it agrees")
@@ -25,10 +23,7 @@ def program() -> Program:
 
 @main_function
 def main() -> None:
-    module, function, given = program().enter(projects.root)
-    if given.get("project") is not None:
-        given["project"] = projects.named(given["project"], STARTED)
-    getattr(importlib.import_module(f"dvc_guard.{module}"), function)(**given)
+    program().enter(projects.root, projects.named)()
 
 
 if __name__ == "__main__":

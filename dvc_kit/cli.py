@@ -1,11 +1,12 @@
 """A program with commands: ``python -m dvc_mlflow COMMAND``, ``python -m dvc_guard COMMAND``."""
 
 import argparse
+import importlib
 import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from dvc_kit import commands
 from dvc_kit.errors import InputError
@@ -25,9 +26,11 @@ class Program:
 
     Args:
         name: As a person types it.
+        house: The package that has the modules of the commands.
     """
 
-    def __init__(self, name: str, description: str | None) -> None:
+    def __init__(self, name: str, house: str, description: str | None) -> None:
+        self._house = house
         self._parser = Parser(prog=name, description=description, allow_abbrev=False)
         self._known = self._parser.add_subparsers(
             dest="command", required=True, parser_class=Parser
@@ -39,11 +42,17 @@ class Program:
         added.set_defaults(function=function)
         return added
 
-    def enter(self, root: Callable[[Path], Path | None]) -> tuple[str, str, dict[str, Any]]:
+    def enter(
+        self, root: Callable[[Path], Path | None], project: Callable[[str, Path], Path]
+    ) -> Callable[[], None]:
         """Parse the command line, and go to the root of the repository.
 
+        Args:
+            root: The root of the repository that a folder is in.
+            project: The project that a person named from a folder.
+
         Returns:
-            The module, the function, and the arguments that were given.
+            The command, which still has to be called.
         """
         given = vars(self._parser.parse_args())
         module, function = given.pop("function").split(".")
@@ -55,4 +64,10 @@ class Program:
         os.chdir(folder)
         commands.started = Path(os.path.relpath(STARTED))
         sys.path.insert(0, str(folder))  # for the hooks
-        return module, function, given
+
+        def call() -> None:
+            if given.get("project") is not None:
+                given["project"] = project(given["project"], STARTED)
+            getattr(importlib.import_module(f"{self._house}.{module}"), function)(**given)
+
+        return call

@@ -1,14 +1,12 @@
 """The commands: ``python -m dvc_mlflow COMMAND``, or ``dvc-mlflow COMMAND``."""
 
-import importlib
-
-from dvc_kit import cli
+from dvc_kit.cli import Program
 from dvc_kit.errors import main_function
 from dvc_mlflow import projects, reasons
 
 
-def program() -> cli.Program:
-    made = cli.Program("dvc-mlflow", __doc__)
+def program() -> Program:
+    made = Program("dvc-mlflow", "dvc_mlflow", __doc__)
     command = made.command
     sync = command("sync", "write the runs that MLflow lacks, from dvc.lock", "fresh.sync")
     sync.add_argument("--rev", nargs="?", const="HEAD", help="of a commit or a DVC experiment")
@@ -30,11 +28,9 @@ def program() -> cli.Program:
 
 @main_function
 def main() -> None:
-    module, function, given = program().enter(projects.root)
+    call = program().enter(projects.root, projects.named)
     with reasons.explained():
-        if given.get("project") is not None:
-            given["project"] = projects.named(given["project"], cli.STARTED)
-        getattr(importlib.import_module(f"dvc_mlflow.{module}"), function)(**given)
+        call()
 
 
 if __name__ == "__main__":

@@ -8,11 +8,12 @@ from typing import Any
 from dvc_kit import files
 from dvc_mlflow import addresses, identity, models, registry, runs, schema, shown, upkeep
 from dvc_mlflow.hooks import hook
+from dvc_mlflow.naming import cut
 from dvc_mlflow.result import Result, made_by
 from dvc_mlflow.results import Project
 from dvc_mlflow.state import Known, is_former
 from dvc_mlflow.store import client
-from dvc_mlflow.values import LONGEST_TAG, cut, only_numbers
+from dvc_mlflow.values import LONGEST_TAG, only_numbers
 from dvc_mlflow.writers import Say, silent
 
 MOST_COLUMNS = 5  # of metrics on the page of runs

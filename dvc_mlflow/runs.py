@@ -13,6 +13,7 @@ from typing import Any
 from dvc_kit import files
 from dvc_mlflow import ask, curves, models, reasons, schema, shown, values, writers
 from dvc_mlflow.hooks import hook, settings
+from dvc_mlflow.naming import cut
 from dvc_mlflow.result import Result
 from dvc_mlflow.shown import Shown
 from dvc_mlflow.store import client
@@ -46,7 +47,7 @@ def start(
         described[schema.SOURCE_COMMIT] = tags[schema.COMMIT]
     run = client().create_run(
         experiment_id,
-        run_name=values.cut(name or result.stage.rpartition(":")[2], values.LONGEST_NAME),
+        run_name=cut(name or result.stage.rpartition(":")[2], values.LONGEST_NAME),
         tags=values.tags({**described, **tags}),
     )
     return str(run.info.run_id)
@@ -207,8 +208,8 @@ def _log_inputs(run_id: str, result: Result) -> None:
 
     def noted(path: str, md5: str, name: str, context: str, **more: str) -> DatasetInput:
         described = Dataset(
-            values.cut(name, LONGEST_NAME),
-            values.cut(md5, LONGEST_DIGEST),
+            cut(name, LONGEST_NAME),
+            cut(md5, LONGEST_DIGEST),
             source_type="code",
             source=json.dumps({"tags": {schema.SOURCE: path}}),
             **more,

@@ -9,8 +9,7 @@ from typing import Any
 
 from dvc_kit import files
 from dvc_kit.errors import StageError, shortened
-from dvc_mlflow.naming import cut as cut  # which others take from here
-from dvc_mlflow.naming import leaves, marked, named
+from dvc_mlflow.naming import cut, leaves, marked, named
 
 LONGEST_PARAM, LONGEST_TAG = 6_000, 8_000  # characters that MLflow keeps; it cuts off the rest
 LONGEST_NAME = 250  # characters of the name of a run that every database takes

@@ -21,9 +21,13 @@ from stages.show.tables import table
 DIGITS = range(params.CLASSES)
 
 
-def numbers(answers: Answers, shown: bool) -> dict[str, float]:
+Scores = Mapping[str, float]
+Interval = tuple[float, float]
+
+
+def numbers(scores: Scores, shown: bool) -> dict[str, float]:
     """The metrics of one model that `dvc metrics show` shows, or the others."""
-    return {name: metric.of(answers) for name, metric in METRICS.items() if metric.shown == shown}
+    return {name: scores[name] for name, metric in METRICS.items() if metric.shown == shown}
 
 
 def write_predictions(name: str, answers: Answers) -> None:
@@ -52,14 +56,14 @@ def class_rows(name: str, answers: Answers) -> list[list[Any]]:
     ]
 
 
-def comparison_rows(recipe: str, answers: Mapping[str, Answers]) -> list[dict[str, Any]]:
+def comparison_rows(
+    recipe: str, scores: Mapping[str, Scores], intervals: Mapping[str, Interval]
+) -> list[dict[str, Any]]:
     """One row per model: first ours, then those of the published experiment."""
     rows: list[dict[str, Any]] = []
-    for name, given in answers.items():
+    for name, (low, high) in intervals.items():
         row = {"model": name, "source": f"recipe {recipe}", "parameters": MODELS[name].parameters}
-        for key, metric in METRICS.items():
-            row |= {key: metric.of(given)} if metric.title else {}
-        low, high = scoring.accuracy_interval(given.correct)
+        row |= {key: scores[name][key] for key, metric in METRICS.items() if metric.title}
         rows.append(row | {"accuracy_low": low, "accuracy_high": high})
     for name, (loss, accuracy) in scoring.PUBLISHED.items():
         row = {"model": name, "source": "published experiment"}
@@ -111,12 +115,16 @@ def main() -> None:
             answers[name] = models.answers(network, test)
         first, second = (answers[name].correct for name in MODEL_NAMES[:2])
         difference = scoring.paired_difference(first, second)
+        scores: dict[str, Scores] = {}
+        intervals: dict[str, Interval] = {}
         metrics: dict[str, Any] = {}
         details: dict[str, Any] = {}
         for name, given in answers.items():
-            metrics[name] = numbers(given, shown=True)
-            interval = {"accuracy_interval": scoring.accuracy_interval(given.correct)}
-            details[name] = numbers(given, shown=False) | interval
+            scores[name] = {key: metric.of(given) for key, metric in METRICS.items()}
+            intervals[name] = scoring.accuracy_interval(given.correct)
+            metrics[name] = numbers(scores[name], shown=True)
+            interval = {"accuracy_interval": intervals[name]}
+            details[name] = numbers(scores[name], shown=False) | interval
             write_predictions(name, given)
             write_confusion(name, given)
         files.write_csv(
@@ -124,7 +132,7 @@ def main() -> None:
             ["model", "digit", "precision", "recall", "f1", "images"],
             (row for name, given in answers.items() for row in class_rows(name, given)),
         )
-        rows = comparison_rows(settings.recipe, answers)
+        rows = comparison_rows(settings.recipe, scores, intervals)
         files.write_rows(files.COMPARISON, rows)
         # The Markdown has the numbers of the files: rounded to 6 digits, then to those it shows
         compared = comparison_markdown(files.rounded(rows), files.rounded(asdict(difference)))

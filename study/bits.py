@@ -20,7 +20,7 @@ import functools
 import io
 import json
 import tokenize
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -40,33 +40,14 @@ from study.ingredients import FULL, PLAIN, drawn, sha256
 
 EPOCHS, TRAIN, TEST = 3, 300, 200  # of a short training: epochs and images
 # The source of stages that take seconds. The rest of what they read is data
-CODE: dict[str, Sequence[str]] = {
-    "design": ["dvc_kit", "stages/base", "stages/networks", "study/design.py", "study/settings.py"],
-    "findings": [
-        "dvc_kit",
-        "stages/base",
-        "stages/networks",
-        "stages/scoring.py",
-        "stages/show",
-        "study/design.py",
-        "study/filling.py",
-        "study/findings.py",
-        "study/settings.py",
-        "study/templates",
-    ],
+ALL = ["dvc_kit", "stages/base", "stages/networks", "study/settings.py"]
+SHOWS = [*ALL, "stages/scoring.py", "stages/show", "study/filling.py", "study/templates"]
+CODE = {
+    "design": [*ALL, "study/design.py"],
+    "findings": [*SHOWS, "study/design.py", "study/findings.py"],
     "report": [
-        "dvc_kit",
-        "stages/base",
-        "stages/networks",
-        "stages/scoring.py",
-        "stages/show",
-        "study/comparison.py",
-        "study/filling.py",
-        "study/page.py",
-        "study/pictures.py",
-        "study/report.py",
-        "study/settings.py",
-        "study/templates",
+        *SHOWS,
+        *(f"study/{name}.py" for name in ("comparison", "page", "pictures", "report")),
     ],
 }
 

@@ -207,7 +207,7 @@ def content(
 def main() -> None:
     known, study = params.load(), settings.load()
     recipe_name, name, seed = parse(sys.argv[1:], known)
-    recipe = getattr(known.recipes[recipe_name], name)
+    recipe = params.of_recipe(known.recipes, recipe_name, name)
     path = settings.cell_path(recipe_name, name, seed)
     kind = "ablation" if recipe_name in study.ablations else "cell"
     stage = f"{kind}@{path.stem}"

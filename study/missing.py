@@ -136,7 +136,7 @@ def stale(repo: Any) -> list[StaleCell]:
         if same and not stage.changed_outs():
             continue
         recipe, model, _ = arguments(stage)
-        epochs = getattr(recipes[recipe], model).epochs
+        epochs = params.of_recipe(recipes, recipe, model).epochs
         cells.append(StaleCell(stage, str(_get_stage_hash(stage)), epochs).restored())
     return cells
 

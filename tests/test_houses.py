@@ -15,6 +15,7 @@ from ruamel.yaml import YAML
 
 from conftest import ROOT
 from stages.base.params import MODEL_NAMES
+from study import bits
 
 MAY_IMPORT: dict[str, set[str]] = {
     "dvc_kit": set(),
@@ -152,9 +153,7 @@ def declared_code(stage: str) -> set[str]:
     folder, declaration = STAGES[stage]
     places = [(ROOT / folder / dep).resolve().relative_to(ROOT) for dep in declaration["deps"]]
     code = [place.as_posix() for place in places if place.parts[0] in MAY_IMPORT]
-    return {
-        file for place in code for file in ([place] if place.endswith(".py") else modules_of(place))
-    }
+    return {file for place in code for file in below(place)}
 
 
 def depends_on_bits(stage: str) -> bool:
@@ -174,6 +173,16 @@ def test_the_code_that_a_stage_declares_is_the_code_that_it_imports(stage):
     assert sorted(needed - declared) == [], "imported, not declared"
     unneeded = [file for file in declared - needed - REGISTRY if not file.startswith(WHOLE)]
     assert sorted(unneeded) == [], "declared, not imported"
+
+
+@pytest.mark.parametrize("stage", bits.CODE)
+def test_the_code_that_is_hashed_for_a_stage_is_the_code_that_it_imports(stage):
+    hashed = {file for place in bits.CODE[stage] for file in below(place)}
+    assert sorted(code_of(stage) - hashed) == []
+
+
+def below(place: str) -> list[str]:
+    return [place] if place.endswith(".py") else modules_of(place)
 
 
 def test_a_new_model_makes_no_other_training_stale():

@@ -1,7 +1,6 @@
 """A training that resumes after its last finished epoch."""
 
 from collections.abc import Iterator, Mapping
-from multiprocessing import parent_process
 from typing import Any
 
 import torch
@@ -69,7 +68,7 @@ class Training:
             initial=done,
             desc=self.prefix + self.name,
             unit="epoch",
-            disable=None if parent_process() is None else True,  # one of many has no bar of its own
+            disable=None,
         ) as progress:
             for row in training.epochs(self.state, self.splits, self.recipe):
                 self.checkpoint.save(self.state)

@@ -5,7 +5,6 @@ import json
 import re
 import shutil
 import sys
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -19,47 +18,31 @@ from study import bits, settings
 COMMITTED = json.loads((ROOT / settings.BITS).read_text(encoding="utf-8"))
 # Only what bits.json depends on: a copy is made for each planted mistake
 CODE = ("dvc_guard", "dvc_kit", "dvc_mlflow", "stages", "study", "recipes.yaml", "pyproject.toml")
-ALL = "from study import bits; from stages.base import params; import json\n"
-ALL += "print(json.dumps(bits.everything(params.load_recipes())))"
-ALONE = """
+SCRIPT = """
 import json, sys
-from stages.base.params import MODEL_NAMES, Recipe
-from study import bits, ingredients
-from study.ingredients import FULL, PLAIN
-from stages.base.params import Distillation
-made = bits.Bits()
-taught = Distillation(teachers=1, recipe=PLAIN, temperature=2, weight=0.5)
-changes = {"optimizer": "adamw", "schedule": "one_cycle", "averaging": 0.5, "augmentation": FULL}
-for name in MODEL_NAMES:
-    soft = dict(PLAIN) | {"softmax_before_loss": True, "dropout": 0.5}
-    made.of(ingredients.of_recipe(name, Recipe(**soft)))
-    made.of(ingredients.of_recipe(name, Recipe(**dict(PLAIN) | changes, distillation=taught)))
-made.of({"validation": ingredients.validation, "ranking": ingredients.ranking})
-print(json.dumps(made.ingredients))
+from stages.base import params
+from study import bits
+print(json.dumps(bits.everything(params.load_recipes() if "recipes" in sys.argv else {})))
 """
-
-
-@cache
-def copied(folder: Path) -> Clone:
-    for name in CODE:
-        if (ROOT / name).is_dir():
-            ignored = shutil.ignore_patterns("__pycache__", "cells", "*.egg-info", "report")
-            shutil.copytree(ROOT / name, folder / name, ignore=ignored)
-        else:
-            shutil.copy(ROOT / name, folder / name)
-    (folder / ".dvc").mkdir()
-    return Clone(folder)
-
-
-def computed(project: Clone, script: str) -> dict[str, Any]:
-    told = project.run(sys.executable, "-B", "-c", script)
-    content: dict[str, Any] = json.loads(told.stdout)
-    return content
 
 
 @pytest.fixture
 def code(tmp_path) -> Clone:
-    return copied(tmp_path)
+    for name in CODE:
+        if (ROOT / name).is_dir():
+            ignored = shutil.ignore_patterns("__pycache__", "cells", "*.egg-info", "report")
+            shutil.copytree(ROOT / name, tmp_path / name, ignore=ignored)
+        else:
+            shutil.copy(ROOT / name, tmp_path / name)
+    (tmp_path / ".dvc").mkdir()
+    return Clone(tmp_path)
+
+
+def computed(project: Clone, *of: str) -> dict[str, Any]:
+    """The content of bits.json by the code there: of all `recipes`, or of none."""
+    told = project.run(sys.executable, "-B", "-c", SCRIPT, *of)
+    content: dict[str, Any] = json.loads(told.stdout)
+    return content
 
 
 # --- the file ---
@@ -67,7 +50,7 @@ def code(tmp_path) -> Clone:
 
 @pytest.mark.slow
 def test_the_committed_hashes_are_those_of_this_machine(code):
-    assert computed(code, ALL) == COMMITTED
+    assert computed(code, "recipes") == COMMITTED
 
 
 def test_each_recipe_model_and_ingredient_has_a_hash():
@@ -127,15 +110,11 @@ def test_a_comment_in_any_python_file_makes_only_bits_stale(whole):
     assert stale(whole) == set()
 
 
-def cells(recipes: set[str], model: str | None = None) -> set[str]:
-    """The cells of some recipes, as dvc.yaml names them."""
+def cells(recipe: str, model: str) -> set[str]:
+    """The cells of a recipe and a model, as dvc.yaml names them."""
     lock = YAML(typ="safe").load(ROOT / "study/dvc.lock")["stages"]
-    parts = {name: name.partition("@")[2].split("-") for name in lock}
-    return {
-        name
-        for name, (recipe, *rest) in parts.items()
-        if recipe in recipes and (model is None or rest[0] == model)
-    }
+    items = {name: name.partition("@")[2].split("-")[:2] for name in lock}
+    return {name for name, item in items.items() if item == [recipe, model]}
 
 
 @pytest.mark.slow
@@ -161,7 +140,7 @@ def test_changed_arithmetic_makes_exactly_the_trainings_stale_that_use_it(
         for name, of_models in params.load_recipes().items()
         for model in params.MODEL_NAMES
         if uses(getattr(of_models, model))
-        for stage in cells({name}, model)
+        for stage in cells(name, model)
     }
     searched = {f"rung@{model}-{rung}" for model in params.MODEL_NAMES for rung in (1, 2, 3, 4)}
     assert len(expected) > 5
@@ -193,7 +172,7 @@ MISTAKES = [
 @pytest.mark.parametrize(("file", "old", "new", "shows"), MISTAKES)
 def test_a_planted_mistake_shows_in_the_ingredients_that_have_it(code, file, old, new, shows):
     code.edit(file, old, new)
-    found = computed(code, ALONE)
+    found = computed(code)["ingredients"]
     changed = {name for name, sha in found.items() if sha != COMMITTED["ingredients"][name]}
     assert bool(changed) == bool(shows) and changed >= shows
 
