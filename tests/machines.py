@@ -89,6 +89,7 @@ def make_study(path: Path) -> Clone:
     yaml.dump(yaml.load(search) | {"validation_size": 100, "rungs": rungs}, search)
     clone.run("python", "-m", "study.design", "mlp", env={"PYTHONPATH": str(path)})
     clone.run("dvc", "repro", "prepare")
+    Clone(path / "study").run("dvc", "repro", "--quiet", "bits", env={"MIRROR": "off"})
     clone.commit("a small study")
     return clone
 
@@ -98,6 +99,7 @@ class Computed:
     """A study that a single `dvc repro` has computed, with its lock and its cells."""
 
     home: Clone
+    empty: bytes  # the lock without a cell
     lock: bytes
     cells: dict[Path, bytes]
 
@@ -110,9 +112,7 @@ class Computed:
         path = self.home.path
         shutil.rmtree(path / ".dvc/cache/runs", ignore_errors=True)
         shutil.rmtree(path / ".dvc/tmp/made", ignore_errors=True)
-        (path / "study/dvc.lock").unlink(missing_ok=True)
-        if keep:
-            (path / "study/dvc.lock").write_bytes(self.lock)
+        (path / "study/dvc.lock").write_bytes(self.lock if keep else self.empty)
         for number, (cell, content) in enumerate(self.cells.items()):
             cell.unlink(missing_ok=True)
             if number < keep:
@@ -121,12 +121,12 @@ class Computed:
 
 def compute(path: Path) -> Computed:
     """Make a study, and let DVC compute it."""
-    home = make_study(path)
+    home, lock = make_study(path), path / "study/dvc.lock"
+    empty = lock.read_bytes()
     # One by one: in the graph of a few targets, DVC's order changes from process to process
-    for stages in (("bits",), ("cell", "validation")):
-        Clone(path / "study").run("dvc", "repro", "--quiet", "--single-item", *stages)
+    Clone(path / "study").run("dvc", "repro", "--quiet", "--single-item", "cell", "validation")
     cells = {cell: cell.read_bytes() for cell in sorted(path.glob("study/cells/*.json"))}
-    return Computed(home, (path / "study/dvc.lock").read_bytes(), cells)
+    return Computed(home, empty, lock.read_bytes(), cells)
 
 
 def study(
