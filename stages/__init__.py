@@ -20,7 +20,3 @@ if importlib.util.find_spec("torch") is None:
         f"error: {sys.executable} has no torch: activate the project's environment first "
         "(`. .venv/bin/activate`; `make install` creates it)"
     )
-
-from stages.base import numerics  # noqa: E402
-
-numerics.set_spins()  # no module that imports torch can be imported before this line

@@ -33,7 +33,7 @@ from stages.base.splits import Split
 from stages.base.stage import running
 from stages.learn.resume import Training
 from stages.learn.training import Row
-from stages.networks import exact, models
+from stages.networks import functions, losses, models
 from stages.networks.models import Answers
 from study import settings
 from study.settings import VALIDATION
@@ -106,14 +106,14 @@ def divided(train: Split, size: int, seed: int) -> tuple[Split, Split]:
 
 # --- scores ---
 
-# By stages.networks.exact, because the exp and log of NumPy and SciPy differ between processors. A
+# By stages.networks, because the exp and log of NumPy and SciPy differ between processors. A
 # small difference could lead the search for the temperature to another result
 
 
 def logarithms(probabilities: Floats) -> Floats:
     """The logarithms. They are finite, also for a probability that is zero in float64."""
     above_0 = np.maximum(probabilities, np.finfo(np.float64).tiny)
-    result: Floats = exact.log(torch.from_numpy(above_0)).numpy()
+    result: Floats = functions.log(torch.from_numpy(above_0)).numpy()
     return result
 
 
@@ -131,7 +131,7 @@ def calibration_error(probabilities: Floats, labels: Labels) -> float:
 def scaled(probabilities: Floats, temperature: float) -> Floats:
     """The probabilities after the logits are divided by a temperature."""
     logits = torch.from_numpy(logarithms(probabilities) / temperature)
-    result: Floats = exact.probabilities(logits).numpy()
+    result: Floats = losses.probabilities(logits).numpy()
     return result
 
 
@@ -142,7 +142,7 @@ def fitted_temperature(probabilities: Floats, labels: Labels) -> float:
     chosen = torch.from_numpy(labels).long()
 
     def loss(factor: float) -> float:
-        return exact.cross_entropy(logits * factor, chosen).item()
+        return losses.cross_entropy(logits * factor, chosen).item()
 
     # SciPy's bounded search only adds, multiplies, divides and takes square roots of floats
     found = minimize_scalar(loss, bounds=(0.02, 50.0), method="bounded", options={"xatol": 1e-7})

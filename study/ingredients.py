@@ -22,7 +22,7 @@ from stages.base.params import Augmentation, Distillation, ModelName, PlainRecip
 from stages.base.splits import INPUT_SIDE, Split
 from stages.learn import augmentation, average, teachers, training
 from stages.learn.resume import Training
-from stages.networks import exact, models
+from stages.networks import losses, models
 from study import cell, design
 from study.ranking import ranked, survivors
 
@@ -79,7 +79,7 @@ def _network(name: ModelName, scale: float = 1.0, **settings: Any) -> models.Net
 
 def _batch() -> tuple[torch.Tensor, torch.Tensor]:
     data = models.examples(drawn(BATCH, SEED))
-    return models.normalize(data.images), data.labels.long()
+    return data.images, data.labels.long()
 
 
 def _step(network: models.Network) -> Iterator[Any]:
@@ -90,7 +90,7 @@ def _step(network: models.Network) -> Iterator[Any]:
     images, labels = _batch()
     for wanted in (labels, None):
         outputs = network(images)
-        loss = exact.cross_entropy(outputs, outputs.argmax(1) if wanted is None else wanted)
+        loss = losses.cross_entropy(outputs, outputs.argmax(1) if wanted is None else wanted)
         network.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         yield from (outputs, loss, *(weight.grad for weight in network.parameters()))
@@ -135,9 +135,9 @@ def _updates(recipe: Recipe) -> Iterator[Any]:
     for step in range(12):
         for weight in network.parameters():
             weight.grad = (torch.rand(weight.shape, generator=draw) - 0.5) * 10.0 ** (2 - step)
-        yield state.optimizer.param_groups[0]["lr"]
-        state.optimizer.step()
-        state.scheduler.step()
+        rate = state.rate(step)
+        yield rate
+        state.optimizer.step(rate)
     yield from network.parameters()
 
 
@@ -158,7 +158,7 @@ def distortions() -> Iterator[Any]:
     far = Augmentation(rotation=180, shift=32, scale=0.9, shear=1, elastic=20)
     for settings in (FULL, nothing, far):
         generator = torch.Generator().manual_seed(SEED)
-        yield augmentation.distort(images, settings, generator)
+        yield augmentation.distort(images, settings, generator).float()
         yield generator.get_state()
 
 
@@ -212,7 +212,7 @@ def _answers(strength: int) -> models.Answers:
     """Probabilities that are certain, nearly certain, wrong and uniform."""
     draw = np.random.default_rng(SEED)
     logits = draw.integers(-40, 40, (BATCH, params.CLASSES)) * draw.integers(0, 4, (BATCH, 1))
-    sure = exact.probabilities(torch.from_numpy(logits * strength / 8)).numpy()
+    sure = losses.probabilities(torch.from_numpy(logits * strength / 8)).numpy()
     sure[0] = np.eye(params.CLASSES)[3]
     return models.Answers("", 0.0, sure, drawn(BATCH, SEED).labels)
 

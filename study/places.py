@@ -20,9 +20,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import joblib
+
 from dvc_kit.commands import quoted
 from dvc_kit.errors import InputError, StageError, one_line
-from stages.base import numerics
 from study import worker
 from study.inspection import LARGEST_REPLY
 from study.orders import Order
@@ -142,7 +143,7 @@ def _answer(order: Mapping[str, Any]) -> tuple[str, str]:
 def local(cores: int = 0) -> Place:
     """One thread per core that this process may use. Each waits for a process that trains."""
     worker.stop.clear()
-    return Place("local", ThreadPoolExecutor(cores or numerics.cores()))
+    return Place("local", ThreadPoolExecutor(cores or joblib.cpu_count()))
 
 
 def open_place(engine: str, orders: int) -> Place:

@@ -10,27 +10,10 @@ import sys
 from typing import TYPE_CHECKING
 
 from dvc_kit.errors import InputError
+from stages.base import threads as pool
 
 if TYPE_CHECKING:
     import torch
-
-# How often a waiting thread spins before it sleeps. libgomp's default is 300,000. A spinning thread
-# can take the processor away from the thread that it waits for. Beside other busy processes, the
-# training then takes many times as long. A thread that sleeps at once has to be woken, which on a
-# quiet machine costs a quarter of the time. benchmarks/epoch.py measures both. No bit changes.
-SPINS = "1200"
-
-
-def set_spins() -> None:
-    """Set how long threads spin. Has an effect only before torch is imported."""
-    os.environ.setdefault("GOMP_SPINCOUNT", SPINS)
-
-
-def cores() -> int:
-    """How many processors this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def _keep_freed_memory() -> None:
@@ -49,7 +32,7 @@ def configure(threads: int, seed: int, device: str = "cpu") -> "torch.Generator"
     """Switch off PyTorch's shortcuts and seed its generators.
 
     Args:
-        threads: Threads per operation. They change the time, and no result.
+        threads: Of each computation; 0: as many as there are cores. They change no result.
         seed: For the global generator, which initialisation and dropout use, and for the returned
             one, which the order of the training images uses. All numbers are drawn on the CPU.
         device: Where the network will be trained, `cpu` or `cuda`.
@@ -71,7 +54,8 @@ def configure(threads: int, seed: int, device: str = "cpu") -> "torch.Generator"
         os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # deterministic algorithms ask for it
 
     _keep_freed_memory()
-    torch.set_num_threads(threads)
+    pool.use(threads)
+    torch.set_num_threads(pool.number())
     torch.use_deterministic_algorithms(True)
     # No code here reads memory before writing to it. Filling it first would cost 3 % of a step
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]

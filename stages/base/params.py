@@ -113,7 +113,7 @@ class Settings(Section):
 
     recipe: str
     seed: Seed
-    threads: Annotated[int, Field(ge=1, le=64)]
+    threads: Annotated[int, Field(ge=0, le=64)]
     device: Device
     data: Data
     registry: Registry

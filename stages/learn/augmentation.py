@@ -8,12 +8,11 @@ import functools
 import math
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from stages.base.params import Augmentation
 from stages.base.splits import INPUT_SIDE
-from stages.networks import exact
+from stages.networks import arithmetic, grids
 
 SPACING = 4  # pixels between the control points of the field
 POINTS = torch.arange(-2, INPUT_SIDE // SPACING + 2)  # two more than the image needs, per end
@@ -55,7 +54,7 @@ def distort(images: Tensor, settings: Augmentation, generator: torch.Generator) 
     everything is black.
 
     Returns:
-        Whole numbers of 0 to 255, as float32 (B, 1, 32, 32).
+        (B, 1, 32, 32), uint8.
     """
     size, device = len(images), images.device
     weights = _spline_weights().to(device)
@@ -74,34 +73,16 @@ def distort(images: Tensor, settings: Augmentation, generator: torch.Generator) 
     moves_x = (cos * scale_x - 1) * x + (shear * cos * scale_x - sin * scale_y) * y
     moves_y = sin * scale_x * x + (shear * sin * scale_x + cos * scale_y - 1) * y
     shift_x, shift_y = uniform(settings.shift), uniform(settings.shift)
-    drawn = torch.rand(4, size, 2, side * side, generator=generator).double().sum(0) - 2
-    elastic = drawn * (settings.elastic * math.sqrt(3))  # their variance is 4 / 12
-    moves = torch.stack([moves_x + shift_x, moves_y + shift_y], 1) + elastic
+    drawn = torch.rand(4, size, 2, side * side, generator=generator)
+    moves = drawn[0].double()
+    for more in drawn[1:]:
+        moves.add_(more)
+    moves.sub_(2).mul_(settings.elastic * math.sqrt(3))  # their variance is 4 / 12
+    moves[:, 0] += moves_x.add_(shift_x)
+    moves[:, 1] += moves_y.add_(shift_y)
     # 2^-20 pixels times 2^-9 times 2^-9, and at most 64 pixels times 6 times 6: less than 53 bits
-    moves = exact.on_grid(moves.clamp(-64, 64), 2.0**-20).view(-1, 2, side, side).to(device)
-    field = (moves @ weights.T).mT.contiguous() @ weights.T  # (B, 2, 32, 32), in 1/36 pixels
-    pixels = field.mul_(1 / 36).float()
-    pixel = torch.arange(INPUT_SIDE, device=device)
-    columns = (pixels[:, 0] + pixel).flatten(1)
-    lines = (pixels[:, 1] + pixel.unsqueeze(1)).flatten(1)
-    return _sample(images, columns, lines)
-
-
-def _sample(images: Tensor, x: Tensor, y: Tensor) -> Tensor:
-    """Bilinear values of images (B, 1, 32, 32) at columns and rows (B, 1024), 0 outside.
-
-    ``x`` and ``y`` are overwritten: new memory for each step costs more time than the arithmetic.
-    """
-    x.clamp_(-1, INPUT_SIDE).add_(1)
-    y.clamp_(-1, INPUT_SIDE).add_(1)
-    left, top = x.floor(), y.floor()
-    across, down = x.sub_(left), y.sub_(top)
-    side = INPUT_SIDE + 3  # a border of zeros, wide enough for the right neighbour of the last
-    padded = F.pad(images, (1, 2, 1, 2)).flatten(1).float()
-    index = top.mul_(side).add_(left).long()
-    first, right, below, last = (
-        padded[:, offset:].gather(1, index) for offset in (0, 1, side, side + 1)
-    )
-    above = right.sub_(first).mul_(across).add_(first)
-    value = last.sub_(below).mul_(across).add_(below).sub_(above).mul_(down).add_(above).round_()
-    return value.view(len(images), 1, INPUT_SIDE, INPUT_SIDE)
+    moves = grids.on_grid(moves.clamp_(-64, 64), 2.0**-20).view(-1, 2, side, side).to(device)
+    of_few = images[:4], moves[:4], weights
+    arithmetic.compare("distortions", lambda: [arithmetic.of(images).warp(*of_few)])
+    distorted: Tensor = arithmetic.of(images).warp(images, moves, weights)
+    return distorted

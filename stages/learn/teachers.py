@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from stages.base.params import Distillation
-from stages.networks import exact
+from stages.networks import losses
 from stages.networks.models import Network
 
 
@@ -28,7 +28,7 @@ def answers(teachers: Sequence[Network], images: Tensor, temperature: float) -> 
         images: Normalised, (B, 1, 32, 32).
     """
     scale = 1 / temperature
-    found = [exact.probabilities(teacher(images) * scale) for teacher in teachers]
+    found = [losses.probabilities(teacher(images) * scale) for teacher in teachers]
     total = found[0]
     for one in found[1:]:
         total = total + one
@@ -43,9 +43,9 @@ def loss(
     The gradient of the second shrinks with the square of the temperature, so it is multiplied by
     that.
     """
-    of_labels = exact.cross_entropy(outputs, labels)
+    of_labels = losses.cross_entropy(outputs, labels)
     if taught is None or settings is None:
         return of_labels
     temperature, weight = settings.temperature, settings.weight
-    of_answers = exact.soft_cross_entropy(outputs * (1 / temperature), taught)
+    of_answers = losses.soft_cross_entropy(outputs * (1 / temperature), taught)
     return of_labels * (1 - weight) + of_answers * (weight * temperature * temperature)

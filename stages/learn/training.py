@@ -1,22 +1,22 @@
 """The training loop, as an iterator over epochs."""
 
 import copy
+import functools
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim.lr_scheduler import ConstantLR, OneCycleLR
 
 from dvc_kit.errors import StageError
 from stages.base import files
 from stages.base.params import Recipe
 from stages.base.splits import Split
 from stages.learn import augmentation, average, teachers
-from stages.learn.optimizers import SGD, AdamW
-from stages.networks import exact, models
+from stages.learn.optimizers import SGD, AdamW, Optimizer, constant, one_cycle
+from stages.networks import losses, models
 
 Row = dict[str, float]
 
@@ -31,8 +31,8 @@ class State:
     """Everything that changes during a training, and the records of it."""
 
     network: models.Network
-    optimizer: torch.optim.Optimizer
-    scheduler: torch.optim.lr_scheduler.LRScheduler
+    optimizer: Optimizer
+    rate: Callable[[int], float]  # the learning rate of each step, counted from 0
     generator: torch.Generator  # of the order of the images and their distortions
     history: list[Row] = field(default_factory=list)  # one row per finished epoch
     weights: list[tuple[str, str]] = field(default_factory=list)  # moments and fingerprints
@@ -52,7 +52,6 @@ class State:
             "network": self.network.state_dict(),
             "average": self.average and self.average.state_dict(),
             "optimizer": self.optimizer.state_dict(),
-            "scheduler": self.scheduler.state_dict(),
             "generator": self.generator.get_state(),
             "global generator": torch.get_rng_state(),  # of dropout
             "history": self.history,
@@ -64,7 +63,6 @@ class State:
         if self.average:
             self.average.load_state_dict(saved["average"])
         self.optimizer.load_state_dict(saved["optimizer"])
-        self.scheduler.load_state_dict(saved["scheduler"])
         self.generator.set_state(saved["generator"])
         torch.set_rng_state(saved["global generator"])
         self.history, self.weights = saved["history"], saved["weights"]
@@ -103,7 +101,7 @@ def epochs(state: State, splits: Mapping[str, Split], recipe: Recipe) -> Iterato
         for name in ("validation", "test"):
             if name in data:
                 outputs = models.outputs(state.result, data[name].images)
-                loss = exact.cross_entropy(outputs, data[name].labels.long())
+                loss = losses.cross_entropy(outputs, data[name].labels.long())
                 row[f"{name}_loss"] = loss.item()
                 row[f"{name}_accuracy"] = models.accuracy(outputs, data[name].labels)
         state.history.append(files.rounded(row))
@@ -116,28 +114,22 @@ def total_steps(recipe: Recipe, images: int) -> int:
 
 def begin(network: models.Network, recipe: Recipe, steps: int, generator: torch.Generator) -> State:
     """The state before the first of ``steps`` steps."""
-    weights, rate = network.parameters(), recipe.learning_rate
-    optimizer: torch.optim.Optimizer
+    weights, largest = network.parameters(), recipe.learning_rate
+    optimizer: Optimizer
     if recipe.optimizer == "sgd":
-        optimizer = SGD(weights, rate, recipe.momentum, recipe.weight_decay)
+        optimizer = SGD(weights, recipe.momentum, recipe.weight_decay)
     else:
-        optimizer = AdamW(weights, rate, (recipe.momentum, 0.999), recipe.weight_decay)
-    scheduler: torch.optim.lr_scheduler.LRScheduler
-    if recipe.schedule == "constant":
-        scheduler = ConstantLR(optimizer, factor=1.0)
-    else:
+        optimizer = AdamW(weights, (recipe.momentum, 0.999), recipe.weight_decay)
+    rate = functools.partial(constant, largest)
+    if recipe.schedule == "one_cycle":
         if steps == 10:
             raise StageError(
                 "one_cycle cannot be spread over 10 steps, because its first tenth would be one "
                 "step without a rise: change epochs or batch_size"
             )
-        # Linear, because the cosine of the C library is not the same everywhere. Apart from that,
-        # both schedules consist of sums, products and quotients of Python floats
-        scheduler = OneCycleLR(
-            optimizer, rate, steps, pct_start=0.1, anneal_strategy="linear", cycle_momentum=False
-        )
+        rate = functools.partial(one_cycle, largest, steps)
     averaged = copy.deepcopy(network) if recipe.averaging else None
-    return State(network, optimizer, scheduler, generator, average=averaged)
+    return State(network, optimizer, rate, generator, average=averaged)
 
 
 def train_epoch(
@@ -155,14 +147,13 @@ def train_epoch(
     network, device = state.network, data.labels.device
     loss_sum, correct = 0.0, torch.zeros((), dtype=torch.int64, device=device)
     for step, batch in enumerate(torch.split(order.to(device), recipe.batch_size), start=1):
-        labels, images = data.labels[batch].long(), data.images[batch]
+        labels, images = data.labels[batch].long(), data.images.index_select(0, batch)
         if recipe.augmentation:
             images = augmentation.distort(images, recipe.augmentation, state.generator)
-        inputs = models.normalize(images)
         taught = None
         if recipe.distillation:
-            taught = teachers.answers(state.teachers, inputs, recipe.distillation.temperature)
-        outputs = network(inputs)
+            taught = teachers.answers(state.teachers, images, recipe.distillation.temperature)
+        outputs = network(images)
         loss = teachers.loss(outputs, labels, taught, recipe.distillation)
         loss_value = loss.item()
         if not math.isfinite(loss_value):
@@ -172,10 +163,9 @@ def train_epoch(
             )
         state.optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
-        state.optimizer.step()
-        state.scheduler.step()
+        state.optimizer.step(state.rate(state.optimizer.steps))
         if state.average:
-            average.update(state.average, network, recipe.averaging, state.scheduler.last_epoch)
+            average.update(state.average, network, recipe.averaging, state.optimizer.steps)
         if epoch == step == 1:
             state.record_weights("first batch")
         loss_sum += loss_value * len(labels)

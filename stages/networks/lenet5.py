@@ -16,16 +16,17 @@ if TYPE_CHECKING:
 
 def logits(network: "Network", x: "Tensor") -> "Tensor":
     from stages.networks import exact
-    from stages.networks.models import LARGEST, SCALE, rows
+    from stages.networks.functions import tanh
+    from stages.networks.models import LARGEST, SCALE, SHIFT
 
     weight, bias = network.weights("conv1")
-    x = exact.conv_tanh_pool(x, weight * SCALE, bias, LARGEST, 1.0, run=4)  # (B, 6, 14, 14)
+    x = exact.conv_tanh_pool(x, weight * SCALE, bias, LARGEST, 1.0, 4, SHIFT)  # (B, 6, 14, 14)
     # The outputs of tanh are at most 1 in size
-    x = exact.conv_tanh_pool(x, *network.weights("conv2"), 1.0, 2.0**-8, run=2)  # (B, 16, 5, 5)
+    x = exact.conv_tanh_pool(x, *network.weights("conv2"), 1.0, 2.0**-8, 2)  # (B, 16, 5, 5)
     # Its kernel covers all of its input, so the convolution is one matrix product
     weight, bias = network.weights("conv3")
-    x = exact.tanh(exact.linear(rows(x), rows(weight), bias, 1.0))  # (B, 120)
-    x = exact.tanh(exact.linear(x, *network.weights("fc1"), 1.0))  # (B, 84)
+    x = tanh(exact.linear(x.flatten(1), weight.flatten(1), bias, 1.0))  # (B, 120)
+    x = tanh(exact.linear(x, *network.weights("fc1"), 1.0))  # (B, 84)
     return exact.linear(network.dropped(x), *network.weights("fc2"), 1 / (1 - network.dropout))
 
 

@@ -12,10 +12,11 @@ if TYPE_CHECKING:
 
 def logits(network: "Network", x: "Tensor") -> "Tensor":
     from stages.networks import exact
-    from stages.networks.models import LARGEST, SCALE
+    from stages.networks.functions import relu
+    from stages.networks.models import LARGEST, SCALE, SHIFT
 
     weight, bias = network.weights("fc1")
-    x = exact.linear(x.flatten(1), weight * SCALE, bias, LARGEST).clamp(min=0)  # (B, 60)
+    x = relu(exact.linear(x.flatten(1), weight * SCALE, bias, LARGEST, SHIFT))  # (B, 60)
     return exact.linear(network.dropped(x), *network.weights("fc2"))
 
 

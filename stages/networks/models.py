@@ -5,7 +5,7 @@ Their outputs and gradients have the same bits on every processor: see
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -17,12 +17,13 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
+from torch.compiler import is_exporting
 
 from dvc_kit.errors import InputError
 from dvc_kit.files import sha256, write_bytes
 from stages.base.params import ModelName, Recipe
 from stages.base.splits import INPUT_SIDE, Split
-from stages.networks import MODELS, exact
+from stages.networks import MODELS, arithmetic, losses
 from stages.networks.model import Model
 
 Bools = NDArray[np.bool_]
@@ -32,6 +33,7 @@ SHIFT = 33  # the mean of the pixels, 33.3, as a whole number: exact sums need w
 LARGEST = 255 - SHIFT  # size of an input
 SCALE = 1 / (255 * STD)  # gives the inputs a standard deviation of 1; multiplies the first weights
 EVALUATION_BATCH = 500
+FEW = 37  # images that kernels are compared with the reference on: not a multiple of their vectors
 
 
 class Network(nn.Module):
@@ -52,9 +54,22 @@ class Network(nn.Module):
         self.softmax_before_loss = softmax_before_loss
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalised images (B, 1, 32, 32) to logits, or to probabilities, (B, 10)."""
+        """Images (B, 1, 32, 32), uint8, to logits, or to probabilities, (B, 10)."""
+        if not is_exporting():
+            kind = "training" if torch.is_grad_enabled() else "answers"
+            arithmetic.compare(f"{kind} of {self.model.title}", lambda: self._few(x[:FEW]))
         x = self.model.logits(self, x)
-        return exact.softmax(x) if self.softmax_before_loss else x
+        return losses.softmax(x) if self.softmax_before_loss else x
+
+    def _few(self, x: Tensor) -> Sequence[Tensor]:
+        """The outputs, and all gradients if they are wanted."""
+        with torch.random.fork_rng(devices=[]):  # which dropout uses
+            outputs = self.model.logits(self, x)
+        loss = losses.cross_entropy(outputs, outputs.argmax(1))
+        if not torch.is_grad_enabled():
+            return outputs, loss
+        weights = [weight for weight in self.parameters() if weight.requires_grad]
+        return outputs, loss, *torch.autograd.grad(loss, weights)
 
     def weights(self, layer: str) -> tuple[Tensor, Tensor]:
         """The weights and the biases of a layer."""
@@ -77,11 +92,6 @@ def dropout(x: Tensor, probability: float) -> Tensor:
     return x * (keep * (1 / (1 - probability)))
 
 
-def rows(x: Tensor) -> Tensor:
-    """(B, C, H, W) to (B, HWC): the order of the numbers in the memory of a pooled tensor."""
-    return x.permute(0, 2, 3, 1).flatten(1)
-
-
 class Classifier(nn.Module):
     """A network for use: from raw images to probabilities, for every recipe.
 
@@ -95,8 +105,8 @@ class Classifier(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Images (B, 28, 28), uint8, white on black as in MNIST, to probabilities (B, 10)."""
-        outputs = self.network(normalize(resize(images)))
-        return outputs if self.network.softmax_before_loss else exact.softmax(outputs)
+        outputs = self.network(resize(images))
+        return outputs if self.network.softmax_before_loss else losses.softmax(outputs)
 
 
 def build(name: ModelName, recipe: Recipe) -> Network:
@@ -161,9 +171,7 @@ def outputs(network: Network, images: Tensor) -> Tensor:
     """The outputs (N, 10) for resized images (N, 1, 32, 32), uint8, without dropout."""
     was_training = network.training
     network.eval()
-    result = torch.cat(
-        [network(normalize(batch)) for batch in torch.split(images, EVALUATION_BATCH)]
-    )
+    result = torch.cat([network(batch) for batch in torch.split(images, EVALUATION_BATCH)])
     network.train(was_training)
     return result
 
@@ -172,7 +180,7 @@ def probabilities(network: Network, network_outputs: Tensor) -> Tensor:
     """The probabilities (N, 10), float64, for outputs (N, 10) of ``network``."""
     if network.softmax_before_loss:
         return network_outputs.double()
-    return exact.probabilities(network_outputs)
+    return losses.probabilities(network_outputs)
 
 
 @dataclass(frozen=True)
@@ -213,7 +221,7 @@ def answers(network: Network, part: Split, device: str = "cpu") -> Answers:
     found = outputs(network, data.images)
     return Answers(
         outputs_sha256=sha256(found.cpu().numpy().tobytes()),
-        loss=exact.cross_entropy(found, data.labels.long()).item(),
+        loss=losses.cross_entropy(found, data.labels.long()).item(),
         probabilities=probabilities(network, found).cpu().numpy(),
         labels=part.labels,
     )

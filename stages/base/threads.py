@@ -1,0 +1,57 @@
+"""Work on a pool of threads. Their number changes no result, because no sum is ever rounded.
+
+A thread takes the next part when it has done one, so a slow or busy core does less. None spins.
+"""
+
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor, wait
+from typing import TypeVar
+
+T = TypeVar("T")
+PARTS = 4  # of the work, for each thread: fewer wait for the slowest, more cost calls
+_pool: ThreadPoolExecutor | None = None
+_number = 1
+
+
+def use(number: int) -> None:
+    """Share work among so many threads from now on, with the calling one.
+
+    Args:
+        number: 0: as many as there are cores that this process may use, by its affinity and by its
+            control group.
+    """
+    global _pool, _number
+    if not number:
+        import joblib
+
+        number = joblib.cpu_count()
+    if number != _number:
+        _pool = ThreadPoolExecutor(number - 1, "kernels") if number > 1 else None
+        _number = number
+
+
+def number() -> int:
+    return _number
+
+
+def parts(blocks: int) -> list[tuple[int, int]]:
+    """The first and the last of some of ``blocks``, for :func:`for_each`."""
+    each = max(1, -(-blocks // (PARTS * _number)) if _number > 1 else blocks)
+    return [(start, min(start + each, blocks)) for start in range(0, blocks, each)]
+
+
+def for_each(function: Callable[[T], object], parts: Iterable[T]) -> None:
+    """Call ``function`` on each part. It returns when no thread works on one any more."""
+    rest = iter(parts)
+
+    def work() -> None:
+        for part in rest:
+            function(part)
+
+    others = [_pool.submit(work) for _ in range(_number - 1)] if _pool else []
+    try:
+        work()
+    finally:  # after Ctrl-C, too: the others still write to this caller's memory
+        wait(others)
+    for other in others:
+        other.result()

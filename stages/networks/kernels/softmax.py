@@ -1,0 +1,96 @@
+"""Softmax, and the logarithm of its sums."""
+
+import functools
+import math
+import operator
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from llvmlite import ir
+from torch import Tensor
+
+from stages.networks.kernels.compiler import compiled
+from stages.networks.kernels.emitter import DOUBLE, DOUBLES, INT, LANES, Code, Value, vector
+from stages.networks.kernels.tensors import addresses, kind_of, on_all
+
+INTEGERS = vector(INT)
+
+
+def _whole(number: int) -> ir.Constant:
+    return ir.Constant(INTEGERS, [number] * LANES)
+
+
+def emit_power(n: Value) -> Value:
+    """2 to a whole number, float64, of -1022 to 1023: its last bits are those of the number."""
+    builder = n.code.builder
+    bits = builder.bitcast((n + (1.5 * 2.0**52 + 1023)).value, INTEGERS)
+    bits = builder.shl(bits, _whole(52))
+    return Value(n.code, builder.bitcast(bits, vector(DOUBLE)))
+
+
+def emit_frexp(x: Value) -> tuple[Value, Value]:
+    """m and n of float64 x = m * 2**n from 1 on, with 1 <= m < 2."""
+    builder = x.code.builder
+    bits = builder.bitcast(x.value, INTEGERS)
+    n = builder.uitofp(builder.lshr(bits, _whole(52)), vector(DOUBLE))
+    m = builder.or_(builder.and_(bits, _whole(2**52 - 1)), _whole(1023 << 52))
+    return Value(x.code, builder.bitcast(m, vector(DOUBLE))), Value(x.code, n) - 1023.0
+
+
+def emit_above(x: Value, limit: float) -> Value:
+    """1 where float64 ``x`` is above ``limit``, else 0."""
+    which = x.code.builder.fcmp_ordered(">", x.value, x.code.constant(limit, x.value.type))
+    return Value(x.code, x.code.builder.uitofp(which, vector(DOUBLE)))
+
+
+def emit_exp(x: Value) -> Value:
+    """As functions.exp."""
+    x = x.clamp(low=-700.0)
+    n = (x * 1.4426950408889634).on_grid(1.0)
+    r = (x - n * 0.6931471803691238) - n * 1.9082149292705877e-10
+    series = x.code.zeros(DOUBLE) + 1 / math.factorial(13)
+    for power in range(12, -1, -1):
+        series = series * r + 1 / math.factorial(power)
+    return series * emit_power(n)
+
+
+def emit_log(x: Value) -> Value:
+    """As functions.log, of numbers from 1 on. NaN stays NaN by the last product."""
+    m, n = emit_frexp(x)
+    half = emit_above(m, math.sqrt(2))
+    m, n = m * (-(half * 0.5) + 1.0), n + half
+    t = (m - 1.0) / (m + 1.0)
+    q = t * t
+    series = x.code.zeros(DOUBLE) + 1 / 25
+    for power in range(23, 0, -2):
+        series = series * q + 1 / power
+    return series * t * 2.0 + n * 0.6931471805599453 + x * 0.0
+
+
+@functools.cache
+def compiled_softmax(kind: ir.Type, classes: int) -> Callable[..., None]:
+    def emit(code: Code, block: Value, last: Value, *given: Any) -> None:
+        x, less, p = (code.rows(pointer, block, last, classes) for pointer in given[:3])
+        columns = [code.integer(column) for column in range(classes)]
+        values = [code.gather(x, column) for column in columns]
+        largest = functools.reduce(Value.maximum, values)
+        values = [value.to(DOUBLE) - largest.to(DOUBLE) for value in values]
+        powers = [emit_exp(value) for value in values]
+        sums = functools.reduce(operator.add, powers)  # from left to right
+        for column, value, power in zip(columns, values, powers, strict=True):
+            code.scatter(value, less, column)
+            code.scatter(power / sums, p, column)
+        code.scatter(emit_log(sums), code.rows(given[3], block, last, 1), columns[0])
+
+    return compiled(emit, kind, DOUBLES, DOUBLES, DOUBLES)
+
+
+def softmax(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """As reference.softmax."""
+    rows, classes = x.shape
+    results = [torch.empty(rows, n, dtype=torch.float64) for n in (classes, classes, 1)]
+    x = x.contiguous()
+    on_all(compiled_softmax(kind_of(x), classes), addresses(x, *results), rows=rows)
+    less, p, log = results
+    return less, p, log

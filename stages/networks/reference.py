@@ -1,0 +1,136 @@
+"""What the layers compute, on operands that are on grids. Compiled kernels must do the same.
+
+:mod:`stages.networks.exact` chooses the grids. With them no sum here is rounded, so
+:mod:`stages.networks.kernels` may add in another order, and another library may multiply.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from stages.networks.functions import exp, log, rational_tanh, sum_of_columns
+from stages.networks.grids import KERNEL, STEPS, TINY, on_grid, power_of_two
+
+Kept = tuple[Tensor, Tensor]  # of a forward step, for the backward step
+CACHED = 64  # images at a time: their numbers fit into a processor's cache. Changes no bit
+
+
+def numbers(x: Tensor, shift: int) -> Tensor:
+    """float32 as it is; uint8 less ``shift``, as float32."""
+    return x if x.is_floating_point() else x.to(torch.float32).sub_(shift)
+
+
+def convolve(
+    x: Tensor, weight: Tensor, bias: Tensor, step: float, shift: int
+) -> tuple[Kept, Tensor]:
+    """A convolution with 5x5 kernels, tanh, 2x2 average pooling.
+
+    Args:
+        x: (B, C, S, S), see :func:`numbers`. It is rounded to the grid of ``step``.
+        weight: (O, C, 5, 5) and ``bias`` (O,), float32, on grids.
+
+    Returns:
+        Rounded images and outputs of tanh (B, O, S - 4, S - 4); and the pooled ones.
+    """
+    x, out = on_grid(numbers(x, shift), step), x.shape[-1] - KERNEL + 1
+    sums = [
+        bias.unsqueeze(1) + weight.flatten(1) @ F.unfold(images, KERNEL)
+        for images in torch.split(x, CACHED)
+    ]
+    y = torch.cat(sums).view(-1, len(weight), out, out)
+    t = rational_tanh(y, torch.empty_like(y))
+    rows = t[:, :, ::2] + t[:, :, 1::2]
+    return (x, t), (rows[..., ::2] + rows[..., 1::2]) * 0.25
+
+
+def convolve_back(
+    kept: Kept, gradient: Tensor, weight: Tensor, to_x: bool, steps: int, groups: int, coarse: float
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """The gradients of weights (O, C, 5, 5) and biases (O,), float64, and of images, float32.
+
+    Args:
+        gradient: Of the pooled outputs.
+        weight: On a grid for the gradient of the images.
+        to_x: Whether the images have a gradient, too.
+        steps: How many steps the largest gradient of an image has, on a grid of that image.
+        groups: How many groups the places of an image are added in, each exactly in float32.
+        coarse: The finest grid for any image.
+    """
+    x, t = kept
+    to_weight = x.new_zeros(len(weight), weight[0].numel(), dtype=torch.float64)
+    to_bias = x.new_zeros(len(weight), dtype=torch.float64)
+    to_images = torch.empty_like(x) if to_x else None
+    for part in (slice(start, start + CACHED) for start in range(0, len(x), CACHED)):
+        up = (gradient[part] * 0.25).repeat_interleave(2, 2).repeat_interleave(2, 3)
+        g = (t[part] * t[part]).neg_().add_(1).mul_(up).flatten(2)
+        own = power_of_two(g.abs().amax((1, 2), keepdim=True).clamp(min=TINY) * (1 / steps))
+        g = on_grid(g, own.clamp(min=coarse))
+        windows = F.unfold(x[part], KERNEL)
+        g_parts, x_parts = (
+            y.view(*y.shape[:2], groups, -1).transpose(1, 2).flatten(0, 1) for y in (g, windows)
+        )
+        to_weight += (g_parts @ x_parts.mT).sum(0, dtype=torch.float64)
+        to_bias += g_parts.sum(2).sum(0, dtype=torch.float64)
+        if to_images is not None:
+            size = x.shape[-2:]
+            to_images[part] = F.fold(weight.flatten(1).T @ g, size, KERNEL)
+    return to_weight.view_as(weight), to_bias, to_images
+
+
+def linear(x: Tensor, step: float | None, weight: Tensor, bias: Tensor, shift: int = 0) -> Tensor:
+    """Rows (B, I), rounded, times weights (O, I), float64, plus bias (O,), float64; as float32.
+
+    Args:
+        x: See :func:`numbers`.
+        step: Of the grid of ``x``. If left out, each row has one of its own.
+    """
+    x = numbers(x, shift)
+    if step is None:
+        above = power_of_two(x.abs().amax(1, keepdim=True).clamp(min=TINY))
+        rows = on_grid(x.double(), above.double() * (1 / STEPS))
+    else:
+        rows = on_grid(x.double(), step)
+    return (rows @ weight.T).add_(bias).float()
+
+
+def linear_back(x: Tensor, step: float, gradient: Tensor, shift: int) -> tuple[Tensor, Tensor]:
+    """The gradients of weights (O, I) and biases (O,), float64.
+
+    Args:
+        gradient: Of the outputs, float64, on a grid.
+    """
+    return gradient.T @ on_grid(numbers(x, shift).double(), step), gradient.sum(0)
+
+
+def softmax(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Of rows (B, N), as float64: less their largest, their softmax, the log of its sums (B, 1)."""
+    x = x.double() - x.amax(1, keepdim=True).double()
+    powers = exp(x)
+    sums = sum_of_columns(powers)
+    return x, powers / sums, log(sums)
+
+
+def warp(images: Tensor, moves: Tensor, weights: Tensor) -> Tensor:
+    """Images (B, 1, S, S), uint8, each pixel taken from another place, bilinearly; uint8.
+
+    Args:
+        moves: Of the control points (B, 2, P, P), x and y, the first axis from left to right. They
+            are on a grid.
+        weights: 6 times the spline's (S, P), of each pixel of a row and each control point.
+    """
+    size = images.shape[-1]
+    field = (moves @ weights.T).mT.contiguous() @ weights.T  # (B, 2, S, S), in 1/36 pixels
+    pixels, pixel = field.mul_(1 / 36).float(), torch.arange(size, device=images.device)
+    x = (pixels[:, 0] + pixel).flatten(1).clamp_(-1, size).add_(1)
+    y = (pixels[:, 1] + pixel.unsqueeze(1)).flatten(1).clamp_(-1, size).add_(1)
+    left, top = x.floor(), y.floor()
+    across, down = x.sub_(left), y.sub_(top)
+    side = size + 3  # a border of zeros, wide enough for the right neighbour of the last
+    padded = F.pad(images, (1, 2, 1, 2)).flatten(1).float()
+    index = top.mul_(side).add_(left).long()
+    first, right, below, last = (
+        padded[:, offset:].gather(1, index) for offset in (0, 1, side, side + 1)
+    )
+    above = right.sub_(first).mul_(across).add_(first)
+    value = last.sub_(below).mul_(across).add_(below).sub_(above).mul_(down).add_(above).round_()
+    return value.to(torch.uint8).view_as(images)
