@@ -15,11 +15,12 @@ from scipy.stats import binomtest, norm, ttest_1samp, ttest_rel
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss
 
-from conftest import ROOT, Clone
+from conftest import ROOT, Clone, assert_readable
 from dvc_kit.files import md5, sha256
 from dvc_mlflow import store
 from stages import prepare
 from stages.base import files
+from stages.show import figures
 from study import cell, comparison, report, settings
 from study.comparison import Cell, Variant
 
@@ -153,9 +154,16 @@ def test_the_report_comes_out_of_the_committed_cells_bit_for_bit(clone, monkeypa
     shutil.rmtree(clone.path / "study/report")
     monkeypatch.chdir(clone.path)
     monkeypatch.setenv("MIRROR", "off")
+    drawn, save = [], figures.save
+    monkeypatch.setattr(figures, "save", lambda *given: drawn.append(given[0]) or save(*given))
     prepare.main()
     report.main()
+    lock = YAML(typ="safe").load(clone.path / "dvc.lock")["stages"]["prepare"]
+    assert [out["md5"] for out in lock["outs"]] == [md5(clone.path / files.DATA_PREPARED)]
     assert md5(clone.path / "study/report") == committed
+    assert len(drawn) == 2
+    for figure in drawn:
+        assert_readable(figure)
 
 
 def test_the_study_has_the_pipelines_own_models():
