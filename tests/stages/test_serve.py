@@ -5,7 +5,6 @@ import hashlib
 import itertools
 import json
 import shutil
-import socket
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -13,11 +12,12 @@ from urllib.parse import urlparse
 
 import numpy as np
 import pytest
+import requests
 import torch
 import uvicorn
 from tiny import make_project, make_results
 
-from conftest import ROOT, forget_the_history, free_port, wait_for
+from conftest import forget_the_history, free_port, wait_for
 from dvc_kit.errors import InputError, StageError
 from dvc_mlflow import store, sync
 from stages import serve
@@ -89,15 +89,6 @@ def test_what_is_no_images_is_refused_with_what_it_is_and_what_is_expected(sent,
     status, reason = serve.refusal(JSON, sent if isinstance(sent, bytes) else body(sent))
     assert status == 400 and said in reason
     assert "integers from 0 to 255 of shape (N, 28, 28)" in reason
-
-
-def test_a_body_may_have_the_largest_length_and_not_one_byte_more(monkeypatch):
-    content = body(images())
-    monkeypatch.setattr(serve, "LARGEST_BODY", len(content))
-    assert serve.refusal(JSON, content) is None
-    status, reason = serve.refusal(JSON, content + b" ")
-    assert status == 413
-    assert f"expected at most {len(content):,} bytes" in reason
 
 
 # --- the model is built from committed weights ---
@@ -240,82 +231,59 @@ def test_what_no_commit_holds_and_what_is_no_model_is_refused(client, project, t
 
 
 @pytest.fixture(scope="module")
-def app(standing, tmp_path_factory):
-    """The real application, with a model that a commit holds."""
+def address(standing, tmp_path_factory):
+    """That of the real application, with a model that a commit holds."""
     forget_the_history()
     store.find_experiment()
-    folder = tmp_path_factory.mktemp("app") / "model"
+    folder, port = tmp_path_factory.mktemp("app") / "model", int(free_port())
     _, drawing = serve.build("models:/mnist@champion", folder)
-    return serve.application(folder, drawing)
-
-
-@pytest.fixture
-def serving(app, monkeypatch):
-    """The application behind a socket; gives a function that sends bytes and reads the answer."""
-    monkeypatch.setattr(serve, "LARGEST_BODY", 10_000)
-    server = uvicorn.Server(uvicorn.Config(app, port=int(free_port()), log_level="warning"))
+    app = serve.application(folder, drawing)
+    server = uvicorn.Server(uvicorn.Config(app, port=port, log_level="warning"))
     thread = threading.Thread(target=server.run)
     thread.start()
     wait_for(lambda: server.started)
-
-    def ask(sent: bytes) -> bytes:
-        with socket.create_connection(("127.0.0.1", server.config.port), 60) as client:
-            client.sendall(sent)
-            return b"".join(iter(lambda: client.recv(65536), b""))
-
-    yield ask
+    yield f"http://127.0.0.1:{port}"
     server.should_exit = True
     thread.join()
 
 
-def request(path: str, *headers: str, host: str = "localhost", method: str = "POST") -> bytes:
-    lines = [f"{method} {path} HTTP/1.1", f"Host: {host}", "Connection: close", *headers]
-    return "\r\n".join([*lines, "", ""]).encode()
+def post(address: str, data: object, **headers: str) -> requests.Response:
+    told = {"Content-Type": JSON} | headers
+    return requests.post(f"{address}/invocations", data, headers=told, timeout=60)
 
 
-def invocation(content: bytes, *headers: str) -> bytes:
-    told = (f"Content-Type: {JSON}", f"Content-Length: {len(content)}", *headers)
-    return request("/invocations", *told) + content
-
-
-PING = request("/ping", method="GET")
-
-
-def test_the_real_application_answers_good_images_and_refuses_bad_ones(serving):
+def test_the_real_application_answers_good_images_and_refuses_bad_ones(address, monkeypatch):
     for content in (body(images(2)), body(images(2)).decode().encode("utf-8-sig")):
-        answer = serving(invocation(content))
-        assert answer.startswith(b"HTTP/1.1 200 "), answer
-        assert np.shape(json.loads(answer.split(b"\r\n\r\n")[1])["predictions"]) == (2, 10)
+        answer = post(address, content)
+        assert answer.status_code == 200 and np.shape(answer.json()["predictions"]) == (2, 10)
     bad = body(one_pixel(True))
+    refused = post(address, bad)
     status, reason = serve.refusal(JSON, bad)
-    head, answer = serving(invocation(bad)).split(b"\r\n\r\n")
-    assert head.startswith(b"HTTP/1.1 %d " % status) and json.loads(answer) == {"message": reason}
-    assert b"draw" in serving(request("/", method="GET"))
+    assert (refused.status_code, refused.json()) == (status, {"message": reason})
+    assert "draw" in requests.get(address, timeout=60).text
+    monkeypatch.setattr(serve, "LARGEST_BODY", len(content))
+    assert post(address, content).status_code == 200
+    for parts in (content + b" ", iter([content, b" "])):  # also if its length is not told
+        assert post(address, parts).status_code == 413
 
 
 HOSTS = dict.fromkeys(("localhost", "LOCALHOST:5001", "127.0.0.1:80", "[::1]:5001"), 200) | (
-    dict.fromkeys(("evil.example:5001", "localhost.evil.example", "xlocalhost", ""), 403)
+    dict.fromkeys(("evil.example:5001", "localhost.evil.example", "xlocalhost"), 403)
 )
 
 
-def test_a_request_for_another_host_is_refused_and_told_which_are_allowed(serving):
-    for host, status in HOSTS.items():
-        for path in ("/ping", "/"):
-            answer = serving(request(path, host=host, method="GET"))
-            assert answer.startswith(f"HTTP/1.1 {status} ".encode()), host
-            assert (b"expected localhost, 127.0.0.1 or [::1]" in answer) == (status == 403)
-    said = serving(invocation(body(images())).replace(b"localhost", b"evil.example"))
-    assert said.startswith(b"HTTP/1.1 403 ")
+@pytest.mark.parametrize(("host", "status"), HOSTS.items())
+def test_a_request_for_another_host_is_refused_and_told_which_are_allowed(address, host, status):
+    for answer in (
+        requests.get(f"{address}/ping", headers={"Host": host}, timeout=60),
+        requests.get(address, headers={"Host": host}, timeout=60),
+        post(address, body(images()), Host=host),
+    ):
+        assert answer.status_code == status
+        assert ("expected localhost, 127.0.0.1 or [::1]" in answer.text) == (status == 403)
 
 
-def test_a_body_that_is_too_long_is_refused_also_if_its_length_is_not_told(serving):
-    assert serving(invocation(bytes(10_001))).startswith(b"HTTP/1.1 413 ")
-    head = request("/invocations", f"Content-Type: {JSON}", "Transfer-Encoding: chunked")
-    chunks = b"2710\r\n%s\r\n1\r\n \r\n0\r\n\r\n" % bytes(10_000)
-    assert serving(head + chunks).startswith(b"HTTP/1.1 413 ")
-
-
-def test_others_are_answered_while_a_body_is_checked(serving, monkeypatch):
+def test_others_are_answered_while_a_body_is_checked(address, monkeypatch):
     begun, answered = threading.Event(), threading.Event()
 
     def check(content_type, content):
@@ -324,55 +292,36 @@ def test_others_are_answered_while_a_body_is_checked(serving, monkeypatch):
 
     monkeypatch.setattr(serve, "refusal", check)
     with ThreadPoolExecutor(1) as pool:
-        checked = pool.submit(serving, invocation(body(images())))
+        checked = pool.submit(post, address, body(images()))
         assert begun.wait(30)
-        assert serving(PING).startswith(b"HTTP/1.1 200 ")
+        assert requests.get(f"{address}/ping", timeout=60).status_code == 200
         answered.set()
-        assert checked.result().startswith(b"HTTP/1.1 200 ")
+        assert checked.result().status_code == 200
 
 
 # --- what it is started with ---
 
-USAGE = "error: usage: python -m stages.serve [MODEL [PORT]]\n"
+USAGE = (2, "usage: python -m stages.serve [MODEL [PORT]]\n")
+STARTED = {
+    **{("models:/mnist/1", port): USAGE for port in ("0", "65536", "-1", "80.5", "http", "")},
+    ("models:/mnist/1", "5001", "more"): USAGE,
+    # The next step is the store, in the project's folder wherever it was started from
+    (): (1, "no model is registered in sqlite:///"),
+    ("models:/mnist/1", "65535"): (2, "models:/mnist/1 is no model of sqlite:///"),
+}
 
 
-@pytest.fixture(scope="module")
-def nothing_stored(tmp_path_factory) -> str:
-    return f"sqlite:///{tmp_path_factory.mktemp('serve')}/empty.db"
-
-
-@pytest.fixture
-def started(monkeypatch, tmp_path, capsys, nothing_stored):
-    """Starts it with a store in which nothing is; gives the exit code and what it said."""
+@pytest.mark.parametrize(("arguments", "ends"), STARTED.items())
+def test_a_model_and_a_port_may_be_named(arguments, ends, empty_store, monkeypatch, capsys):
     import mlflow
 
     before = mlflow.get_tracking_uri()
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", nothing_stored)
-    monkeypatch.chdir(tmp_path)
-
-    def start(*arguments: str) -> tuple[int, str]:
-        monkeypatch.setattr("sys.argv", ["serve", *arguments])
-        with pytest.raises(SystemExit) as ended:
-            serve.main()
-        return ended.value.code, capsys.readouterr().err
-
-    yield start
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{empty_store}")
+    monkeypatch.chdir(empty_store.parent)
+    monkeypatch.setattr("sys.argv", ["serve", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        serve.main()
     mlflow.set_tracking_uri(before)
-
-
-@pytest.mark.parametrize(
-    "arguments", [("models:/mnist/1", port) for port in ("0", "65536", "-1", "80.5", "http", "")]
-    + [("models:/mnist/1", "5001", "more")],
-)  # fmt: skip
-def test_a_port_that_there_is_not_and_a_third_argument_are_refused(started, arguments):
-    assert started(*arguments) == (2, USAGE)
-
-
-@pytest.mark.parametrize("arguments", [(), ("models:/mnist/1", "65535")])
-def test_a_model_and_a_port_may_be_named(started, nothing_stored, arguments):
-    """The next step is then the store, in the project's folder wherever it was started from."""
-    code, said = started(*arguments)
-    assert code != 0
-    what = "models:/mnist/1 is no model of" if arguments else "no model is registered in"
-    assert said.startswith(f"error: {what} {nothing_stored}")
-    assert Path.cwd() == ROOT
+    code, line = ends
+    assert ended.value.code == code
+    assert capsys.readouterr().err.startswith(f"error: {line}")
