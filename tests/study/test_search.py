@@ -14,7 +14,7 @@ from dvc_kit.errors import StageError
 from dvc_kit.files import md5
 from stages.base import files, params
 from stages.base.splits import Split, save_split
-from study import design, findings, search, team, trial, worker
+from study import design, findings, search, trial, worker
 from study.design import Space
 from study.settings import BITS
 
@@ -175,7 +175,7 @@ def test_one_core_and_two_come_to_the_same_tables_and_a_trial_alone_to_its_line(
     best = {row["trial"] for row in search.survivors(first, 3)}
     assert {row["trial"] for row in second} == best | {9} and len(second) == 4
     assert len({row["weights"] for row in [*first[:-1], *second]}) == 8 + 4
-    assert not [*trial.FOLDER.iterdir(), *team.MADE.iterdir()]
+    assert not [*trial.FOLDER.iterdir()]
     shutil.rmtree(alone.FOLDER)
 
     # An interrupted rung keeps its trials, but for a damaged one and one of other settings
