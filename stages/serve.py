@@ -5,112 +5,125 @@
 The model is built from the weights that a commit's dvc.lock holds. The server is MLflow's scoring
 server, as `mlflow models serve` starts it, with a check before it. Without the check it would cut
 the fractions off a float image, and answer 500 to a request without a content type. Nor would it
-limit what a request may be, and how long it may take (stages/limits.py).
+limit the length of a request, and for which host it is.
 """
 
-import json
+import asyncio
 import os
+import re
 import sys
 import tempfile
 from email.message import Message
-from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from dvc_kit import strict
+from pydantic import Field, ValidationError
+
 from dvc_kit.commands import shown
 from dvc_kit.errors import InputError, StageError, main_function
+from dvc_kit.strict import Section
 from dvc_mlflow import find, history, models, reasons, store, sync
 from dvc_mlflow.content import Content
-from stages import hooks, limits
+from stages import hooks
 from stages.base.params import MODEL_NAMES
+from stages.base.splits import SIDE
 from stages.show import page
 
 MODEL = "models:/mnist@champion"
 PORT = 5001
+CONNECTIONS = 100  # at once; the next requests are answered with 503
 LARGEST_BODY = 40 * 2**20  # bytes; 10,000 images are 25 to 40 MB of JSON
-# What begins a list, an object or a text. Each costs much more than its byte in memory and time, so
-# they are counted before any is made. Among images, the next one is a row of 28 pixels away.
+# A list, an object or a text costs the parser much more memory than its bytes, so what begins one
+# is counted first. Among images, the next one is a row of 28 pixels away.
 OPENING = (b"[", b"{", b'"')
 MOST_OPENED = 1_000  # in any body
 SHORTEST_ROW = 56  # bytes: [0,0, ... ,0]
-DEEPEST = 8  # dimensions that a refusal shows
+# A page of another site can give its own name the address 127.0.0.1 (DNS rebinding). The browser
+# then lets it read what we answer, and tells us its name.
+HOSTS = "localhost, 127.0.0.1 or [::1]"
+HOST = re.compile(r"(localhost|127\.0\.0\.1|\[::1\])(:\d+)?", re.IGNORECASE)
+
+Pixel = Annotated[int, Field(ge=0, le=255)]
+PixelRow = Annotated[list[Pixel], Field(min_length=SIDE, max_length=SIDE, fail_fast=True)]
+Image = Annotated[list[PixelRow], Field(min_length=SIDE, max_length=SIDE, fail_fast=True)]
+Refusal = tuple[int, str] | None  # the HTTP status and the reason
 
 
-def refusal_of_head(content_type: str | None, length: int) -> limits.Refusal:
-    """The HTTP status and the reason if a request is refused by its head, or None.
+class Images(Section):
+    """The body of a request."""
 
-    Args:
-        length: The bytes of the body that are known of.
-    """
+    inputs: Annotated[list[Image], Field(min_length=1, fail_fast=True)]
+
+
+def refusal(content_type: str | None, body: bytes) -> Refusal:
+    """The HTTP status and the reason if a request is refused, or None."""
     told = Message()
     told["content-type"] = content_type or ""
     if told.get_content_type() != "application/json":
         return 415, f"the content type is {content_type or 'missing'}, expected application/json"
     if (charset := told.get_content_charset("utf-8")) != "utf-8":
         return 415, f"the charset is {charset}, expected utf-8"
-    if length > LARGEST_BODY:
-        return 413, f"the body has {length:,} bytes, expected at most {LARGEST_BODY:,}"
-    return None
-
-
-def refusal(content_type: str | None, body: bytes) -> limits.Refusal:
-    """The HTTP status and the reason if a request is refused, or None."""
-    if refused := refusal_of_head(content_type, len(body)):
-        return refused
-    expected = 'expected {"inputs": images}, integers from 0 to 255 of shape (N, 28, 28)'
-    unreadable = 400, f"the body is not readable as images: {expected}"
-    if sum(map(body.count, OPENING)) > MOST_OPENED + len(body) // SHORTEST_ROW:
-        return unreadable
-    try:
-        content = json.loads(body.decode("utf-8-sig"))  # of other encodings, MLflow sees another
-        nested = unnested(content["inputs"]) if list(content) == ["inputs"] else None
-    except (ValueError, TypeError, RecursionError):
-        return unreadable  # not JSON, not an object, or nested too deep
-    if nested is None:
-        return unreadable
-    shape, pixels = nested
-    kinds = {*map(type, pixels)}
-    if kinds != {int} or shape[1:] != (28, 28):
-        names = {int: "int64", float: "float64"}
-        told = ", ".join(sorted(names.get(kind, kind.__name__) for kind in kinds)) or "empty"
-        return 400, f"the images are {told} of shape {shape}: {expected}"
-    if not 0 <= min(pixels) <= max(pixels) <= 255:
-        low, high = strict.shown(min(pixels)), strict.shown(max(pixels))
-        return 400, f"the pixels reach from {low} to {high}: {expected}"
-    return None
-
-
-def unnested(nested: object) -> tuple[tuple[int, ...], list[Any]] | None:
-    """The shape of nested lists and their values; None if lists beside each other differ in length.
-
-    Of more than :data:`DEEPEST` dimensions, the values are still lists. Unlike NumPy, it takes no
-    longer for many small lists than for a few long ones, and it keeps true and 1 apart.
-    """
-    shape: list[int] = []
-    values: list[Any] = [nested]
-    while list in (kinds := {*map(type, values)}) and len(shape) < DEEPEST:
-        lengths = {*map(len, values)} if kinds == {list} else set()
-        if len(lengths) != 1:
+    if len(body) > LARGEST_BODY:
+        return 413, f"the body is too long, expected at most {LARGEST_BODY:,} bytes"
+    reason = "there are too many lists and texts"
+    if sum(map(body.count, OPENING)) <= MOST_OPENED + len(body) // SHORTEST_ROW:
+        try:
+            Images.model_validate_json(body.removeprefix(b"\xef\xbb\xbf"))  # UTF-8's own mark
             return None
-        shape += lengths
-        values = [*chain.from_iterable(values)]
-    return tuple(shape), values
+        except ValidationError as error:
+            [first, *_] = error.errors(include_url=False, include_context=False)
+            reason = ": ".join([*filter(None, [".".join(map(str, first["loc"]))]), first["msg"]])
+    expected = f"integers from 0 to 255 of shape (N, {SIDE}, {SIDE})"
+    return 400, f'the body is no images ({reason}): expected {{"inputs": images}}, {expected}'
+
+
+async def whole_body(receive: Any) -> bytes:
+    """The body of a request. Of one that is too long, what is beyond the limit is dropped."""
+    body, more = bytearray(), True
+    while more:
+        message = await receive()
+        body += message.get("body", b"")[: LARGEST_BODY + 1 - len(body)]
+        more = message.get("more_body", False)
+    return bytes(body)
 
 
 def application(model: Path, drawing: str) -> Any:
-    """MLflow's scoring server for a model in a folder, behind :func:`refusal` and the limits.
+    """MLflow's scoring server for a model in a folder, behind :func:`refusal`.
 
     Args:
         drawing: The page at `/`.
     """
-    from fastapi.responses import HTMLResponse
+    from fastapi.responses import HTMLResponse, JSONResponse
     from mlflow.pyfunc import scoring_server
+    from starlette.datastructures import Headers
 
     loaded = scoring_server.load_model_with_mlflow_config(str(model))  # type: ignore[no-untyped-call]
     app = scoring_server.init(loaded)
     app.get("/", response_class=HTMLResponse)(lambda: drawing)
-    return limits.Limits(app, "/invocations", refusal_of_head, refusal)
+
+    async def checked(scope: Any, receive: Any, send: Any) -> None:
+        """The application as ASGI has it, for this host only, with whole and checked images."""
+        refused, checked_body = None, []
+        if scope["type"] == "http":
+            headers = Headers(scope=scope)
+            if not HOST.fullmatch(host := headers.get("host", "localhost")):
+                refused = 403, f"the host is {host[:100]}, expected {HOSTS}"
+            elif scope["path"] == "/invocations":
+                body = await whole_body(receive)
+                # In a thread, so that other requests are answered meanwhile
+                refused = await asyncio.to_thread(refusal, headers.get("content-type"), body)
+                checked_body = [{"type": "http.request", "body": body, "more_body": False}]
+
+        async def again() -> Any:
+            return checked_body.pop() if checked_body else await receive()
+
+        if refused:
+            answer = JSONResponse({"message": refused[1]}, refused[0], {"connection": "close"})
+            await answer(scope, again, send)
+        else:
+            await app(scope, again, send)
+
+    return checked
 
 
 def build(what: str, folder: Path) -> tuple[str, str]:
@@ -175,7 +188,7 @@ def main() -> None:
 
         print(f"draw a digit: http://127.0.0.1:{port}/")
         print(f"answers POST http://127.0.0.1:{port}/invocations", flush=True)
-        uvicorn.run(app, port=int(port), **limits.of_uvicorn())
+        uvicorn.run(app, port=int(port), limit_concurrency=CONNECTIONS, log_level="warning")
 
 
 if __name__ == "__main__":

@@ -15,7 +15,6 @@ import contextlib
 import itertools
 import os
 import queue
-import time
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import Future
@@ -28,7 +27,7 @@ from filelock import FileLock, Timeout
 from dvc_kit import files
 from dvc_kit.errors import InputError, StageError, main_function, one_line
 from stages.base.files import DATA_PREPARED
-from study import inspection, missing, places, team, worker
+from study import inspection, missing, places, worker
 from study.orders import Reply, Task
 from study.places import Place
 from study.progress import Progress
@@ -36,7 +35,7 @@ from study.team import Job, Team
 
 LOCK = Path(".dvc", "tmp", "engine.lock")
 TRIES = 3  # of an order that fails on other machines
-TICK = 2.0  # seconds between two looks at the workers
+TICK = 2.0  # seconds without a reply, after which it looks whether there are workers
 
 
 class Computation:
@@ -68,19 +67,19 @@ class Computation:
                 "versions": worker.versions(),
                 "prepared": files.md5(DATA_PREPARED),
             }
-        looked = 0.0
         with contextlib.closing(self.place), contextlib.closing(self._progress):
             for stage, task in self.tasks.items():
                 if not task.here:
                     self._ask(stage)
             while self._jobs:
-                with contextlib.suppress(queue.Empty):
+                try:
                     future = self._ready.get(timeout=TICK)
-                    if job := self._jobs.pop(future, None):
-                        self._receive(job, self._team.reply(future, job))
-                if time.monotonic() > looked + TICK:
-                    self._look()
-                    looked = time.monotonic()
+                except queue.Empty:
+                    if self.place.client and not self.place.addresses():
+                        self._progress.wait(f"no worker is there yet: {self.place.cure}")
+                else:
+                    job = self._jobs.pop(future)
+                    self._receive(job, self._team.reply(future, job))
             if self.audit and self.place.client and not self._team.audited:
                 self._progress.say("note: nothing was verified, because only one worker was there")
         return self._team.faults
@@ -92,7 +91,7 @@ class Computation:
         only = [] if place else self._team.others(replies)
         order = replace(self.tasks[stage].order, **({} if place else self._common))
         future = (place or self.place).submit(order, key, only)
-        self._jobs[future] = Job(order, key, [*replies], {*only})
+        self._jobs[future] = Job(order, [*replies])
         future.add_done_callback(self._ready.put)
 
     def _receive(self, job: Job, reply: Reply) -> None:
@@ -115,25 +114,9 @@ class Computation:
         task = self.tasks[reply.stage]
         if not self.place.client:
             task.check()
-        team.note(reply)
         task.keep(reply.content)
+        self._team.made[reply.stage] = reply.worker
         self._progress.came(reply, verified)
-
-    def _look(self) -> None:
-        """See which workers there are, and which of them has which order."""
-        there = set(self.place.addresses())
-        if self.place.client and not there:
-            self._progress.wait(f"no worker is there yet: {self.place.cure}")
-        for future, job in list(self._jobs.items()):
-            if job.only and not job.only & there:  # all that could answer have gone
-                del self._jobs[future]
-                future.cancel()
-                replies = self._team.trusted(job.replies)
-                if not replies or self._team.others(replies):
-                    self._ask(job.order.stage, replies)
-                else:
-                    self._keep(replies[0])
-        self._progress.show(self.place.running(), self._team.at)
 
     def _fail(self, reply: Reply, replies: Sequence[Reply]) -> None:
         if reply.unfit and not reply.address:  # of this machine, which nobody replaces
@@ -175,11 +158,11 @@ class Computation:
             )
 
     def _is_wrong(self, wrong: Reply, right: Reply) -> None:
-        """Ask others for all that a worker has made, also in an earlier run."""
-        again = team.made_by(wrong.worker, filter(self._progress.is_here, self.tasks))
+        """Ask others for all that a worker has made."""
+        again = [stage for stage, made in self._team.made.items() if made == wrong.worker]
         for stage in again:
             self.tasks[stage].forget()
-        team.forget(again)
+            del self._team.made[stage]
         self._progress.lost(again)
         where = inspection.first_difference(right.content, wrong.content)
         self._team.dismiss(wrong, f"its {wrong.stage} differs from that of {right.worker} {where}")
@@ -241,7 +224,6 @@ def study() -> None:
             reasons = ". ".join(faults) or "what they depend on was changed meanwhile"
             raise StageError(f"{len(left)} cells are missing, the others are kept. {reasons}")
         missing.take_over(cells)
-    team.forget(cell.stage.name for cell in cells)
     if faults:
         raise StageError(f"all cells are there, but: {'. '.join(faults)}")
 

@@ -13,7 +13,7 @@ from pydantic import Field, ValidationError
 
 from dvc_kit.errors import StageError
 from dvc_kit.strict import Section
-from stages.base.params import CLASSES, TRAIN_SIZE
+from stages.base.params import CLASSES
 from study.orders import LONGEST, Order, Reply, Task
 
 LARGEST_REPLY = 2**22  # characters: a file in hexadecimal digits, and the rest
@@ -118,30 +118,18 @@ def _contradiction(cell: CellFile, of_validation: bool, epochs: int) -> str:
     if of_validation:
         names |= {f"validation_{name}" for name in OF_TEST} | {"temperature"}
         names |= {f"test_scaled_{name}" for name in SCALED}
-    if cell.scores.keys() != names:
-        odd = min(cell.scores.keys() ^ names)
-        return line(f"scores.{odd} is {'too much' if odd in cell.scores else 'missing'}")
+    if odd := sorted(cell.scores.keys() ^ names):
+        return line(f"scores.{odd[0]} is {'too much' if odd[0] in cell.scores else 'missing'}")
     for name in ("test_accuracy", "test_loss"):
         if [getattr(cell, name)] != cell.scores[name]:
             return f"{name} is not the one of scores"
-    columns = dict(cell.history)
-    if any(len(column) != epochs for column in columns.values()):
+    if any(len(column) != epochs for column in dict(cell.history).values()):
         return f"history does not have {epochs} epochs in each column"
-    if cell.history.epoch != [*range(1, epochs + 1)]:
-        return f"history.epoch does not count from 1 to {epochs}"
-    errors, [images] = cell.errors, cell.scores["test_images"]
-    if not len(errors.index) == len(errors.label) == len(errors.predicted):
+    [images], count = cell.scores["test_images"], len(cell.errors.index)
+    if any(len(column) != count for column in dict(cell.errors).values()):
         return "the columns of errors are not equally long"
-    if not 1 <= images <= TRAIN_SIZE or images % 1:
-        return f"scores.test_images is {images:g}"
-    if errors.index != sorted({*errors.index}) or max(errors.index, default=0) >= images:
-        return f"errors.index does not rise, or goes beyond {images:.0f} images"
-    if any(map(int.__eq__, errors.label, errors.predicted)):
-        return "errors has an image that is no mistake"
-    if abs(images * (1 - cell.test_accuracy) - len(errors.index)) > ROUNDED * images:
-        return f"errors has {len(errors.index)} images, and test_accuracy is {cell.test_accuracy}"
-    if [text[66:] for text in cell.sha256] != ["weights", "outputs"]:
-        return "sha256 is not that of the weights and that of the outputs"
+    if abs(images * (1 - cell.test_accuracy) - count) > ROUNDED * images:
+        return f"errors has {count} images, and test_accuracy is {cell.test_accuracy}"
     return ""
 
 

@@ -73,7 +73,7 @@ class Place:
     known: Collection[str] = ()
 
     def submit(self, order: Order, key: tuple[str, ...], only: Collection[str] = ()) -> Future[Any]:
-        """Give an order, to any worker or only to those with the given addresses.
+        """Give an order, to any worker or to one of those with the given addresses.
 
         Returns:
             The address of the worker, if it has one, and its reply as JSON.
@@ -82,7 +82,10 @@ class Place:
             return self.executor.submit(_answer, asdict(order))
         executor = self.executor
         if only:
-            executor = self.client.get_executor(pure=False, workers=list(only))
+            # If all of these go, Dask takes any other
+            executor = self.client.get_executor(
+                pure=False, workers=list(only), allow_other_workers=True
+            )
         named: dict[str, Any] = {"key": key}
         return executor.submit(eval, CALL, {"order": asdict(order)}, **named)
 
@@ -102,25 +105,6 @@ class Place:
                         "the same command asks for the rest"
                     ) from None
         return list(self.known)
-
-    def running(self) -> dict[str, list[str]]:
-        """The stages that each worker has been given, by its address or the number of a core."""
-        if not self.client:
-            return {str(core): [stage] for core, stage in enumerate([*worker.at_work.values()], 1)}
-        with contextlib.suppress(Exception):  # it is only shown
-            found = self.client.processing().items()
-            return {at: [stage for _, stage, _ in keys] for at, keys in found if keys}
-        return {}
-
-    def failed_at(self, key: tuple[str, ...]) -> str:
-        """The address of the worker that could not even begin a task, or nothing."""
-        with contextlib.suppress(Exception):
-            # A lambda goes there with its code, and a scheduler needs no clone
-            found = self.client.run_on_scheduler(
-                lambda dask_scheduler: sorted(dask_scheduler.tasks[key].erred_on)
-            )
-            return str(found[0])
-        return ""
 
     def dismiss(self, address: str) -> None:
         """Give a worker nothing more to do."""

@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 
 from tqdm import tqdm
 
@@ -16,7 +16,7 @@ class Progress:
         self._tasks = tasks
         self._left = {stage for stage, task in tasks.items() if not task.here}
         self._todo = self._epochs_left
-        self._started, self._running, self._said = time.time(), 0, ""
+        self._started, self._said = time.time(), ""
         self._bar = tqdm(total=self._todo, unit="epoch", disable=None)
 
     @property
@@ -27,9 +27,6 @@ class Progress:
     def _epochs_left(self) -> int:
         return sum(self._tasks[stage].epochs for stage in self._left)
 
-    def is_here(self, stage: str) -> bool:
-        return stage not in self._left
-
     def came(self, reply: Reply, verified: str) -> None:
         """One is here. ``verified`` is the worker that has computed the same, if any."""
         self._left.discard(reply.stage)
@@ -39,8 +36,7 @@ class Progress:
         if left := self._epochs_left:
             now, made = time.time(), max(self._todo - left, 1)
             end = time.localtime(now + left * (now - self._started) / made)
-            line += f"; {self._running} at work, {len(self._left)} left, "
-            line += f"end at {time.strftime('%a %H:%M', end)}"
+            line += f"; {len(self._left)} left, end at {time.strftime('%a %H:%M', end)}"
         self.say(line)
 
     def lost(self, stages: Collection[str]) -> None:
@@ -49,12 +45,6 @@ class Progress:
 
     def _update(self) -> None:
         self._bar.update(self._todo - self._epochs_left - self._bar.n)
-
-    def show(self, running: Mapping[str, Sequence[str]], names: Mapping[str, str]) -> None:
-        """Show which worker has which trainings."""
-        self._running = len(running)
-        shown = (f"{names.get(at, at)}: {' '.join(stages)}" for at, stages in running.items())
-        self._bar.set_postfix_str("; ".join(shown))
 
     def wait(self, line: str) -> None:
         """Say a line once, until another one is said."""

@@ -30,7 +30,7 @@ from dvc_kit.files import md5, write_bytes, writing
 from stages.base import files, params
 from stages.base.params import ModelName
 from stages.base.stage import running
-from study import design, engine, inspection, settings, team
+from study import design, engine, inspection, settings
 from study.cell import check_inputs
 from study.design import Row, Search, Space
 from study.orders import Order
@@ -138,7 +138,6 @@ def run_rung(search: Search, name: ModelName, number: int, before: Sequence[Row]
         {key: row[key] for key in keys} | {"epochs": rung.epochs} | dict(trial.scores)
         for row, trial in zip(chosen, trials, strict=True)
     ]
-    team.forget(trial.order.stage for trial in trials)
     return ranked(rows)
 
 

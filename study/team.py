@@ -3,18 +3,15 @@
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import CancelledError, Future
+from concurrent.futures import Future
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from dvc_kit import files
 from dvc_kit.errors import StageError
 from study import inspection
 from study.orders import Order, Reply
 from study.places import Place
 
-MADE = Path(".dvc", "tmp", "made")  # the worker of each stage that came, also from an earlier run
 MOST_DISMISSED = 20
 
 
@@ -23,9 +20,7 @@ class Job:
     """An order that was given. ``replies`` came before, if it is given once more."""
 
     order: Order
-    key: tuple[str, ...]  # of Dask's task
     replies: list[Reply]
-    only: set[str]  # the addresses that may compute it; empty: all
 
 
 class Team:
@@ -33,6 +28,7 @@ class Team:
 
     Attributes:
         at: The worker at each address.
+        made: The worker of each stage that is kept.
         faults: One line per worker that was dismissed, and per order that failed.
         audited: For how many trainings of each worker another one was asked.
     """
@@ -41,6 +37,7 @@ class Team:
         self._place, self._say = place, say
         self._dismissed: set[str] = set()
         self.at: dict[str, str] = {}
+        self.made: dict[str, str] = {}
         self.faults: list[str] = []
         self.audited: Counter[str] = Counter()
 
@@ -87,48 +84,17 @@ class Team:
 
     def reply(self, future: Future[Any], job: Job) -> Reply:
         """The reply to a job, also if it is an exception of Dask's, or cannot be used."""
-        stage = job.order.stage
+        stage, at = job.order.stage, ""
         try:
             at, given = future.result()
-        except CancelledError:
-            self._place.addresses()  # says so if the scheduler has gone
-            return Reply(stage=stage, worker="the scheduler", fault="the task was cancelled")
+            reply = inspection.read(given, job.order, at)
+        except StageError as error:
+            name = self.at.get(at, at) or "a worker"
+            fault = str(error)
+            return Reply(stage=stage, worker=name, address=at, fault=fault, unfit=bool(at))
         except Exception as error:
+            self._place.addresses()  # says so if the scheduler has gone
             fault = f"{type(error).__name__}: {inspection.line(str(error))}"
-            if type(error).__name__ == "KilledWorker":
-                return Reply(stage=stage, worker="each of several workers", fault=fault)
-            at = self._place.failed_at(job.key)
-            fault += f": is its clone at commit {job.order.commit[:12]}?"
-        else:
-            try:
-                reply = inspection.read(given, job.order, at)
-            except StageError as error:
-                fault = str(error)
-            else:
-                self.at[reply.address] = reply.worker
-                return reply
-        name = self.at.get(at, at) or "a worker"
-        return Reply(stage=stage, worker=name, address=at, fault=fault, unfit=bool(at))
-
-
-# --- who made what ---
-
-
-def note(reply: Reply) -> None:
-    """Remember the worker of what is kept."""
-    files.write_text(MADE / reply.stage, reply.worker)
-
-
-def made_by(worker: str, stages: Iterable[str]) -> list[str]:
-    """Those of the stages that a worker has made."""
-    return [
-        stage
-        for stage in stages
-        if (MADE / stage).is_file() and (MADE / stage).read_text(encoding="utf-8") == worker
-    ]
-
-
-def forget(stages: Iterable[str]) -> None:
-    """Remember nothing of these stages."""
-    for stage in stages:
-        (MADE / stage).unlink(missing_ok=True)
+            return Reply(stage=stage, worker="Dask", fault=fault)
+        self.at[reply.address] = reply.worker
+        return reply

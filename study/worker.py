@@ -38,7 +38,6 @@ RESULTS = ("cells", "report", "search", "findings", "bits.json", "dvc.lock")
 GONE = "its coordinator has gone"
 
 stop = threading.Event()  # set when the coordinator in this process ends
-at_work: dict[int, str] = {}  # the stage that each thread of this process computes
 
 
 def commit() -> str:
@@ -108,11 +107,7 @@ def compute(order: Order) -> Reply:
 
 def answer(order: Mapping[str, Any]) -> str:
     """``compute`` for an order that any process can make, with the reply as JSON."""
-    at_work[threading.get_ident()] = order["stage"]
-    try:
-        return compute(Order(**order)).model_dump_json()
-    finally:
-        del at_work[threading.get_ident()]
+    return compute(Order(**order)).model_dump_json()
 
 
 def _train(order: Order) -> tuple[int, str]:

@@ -1,6 +1,7 @@
 """Real parts only: MNIST itself, and a scratch clone in which real `dvc` and `mlflow` run."""
 
 import contextlib
+import itertools
 import os
 import shutil
 import signal
@@ -182,6 +183,35 @@ def weekly(*cases: Any) -> list[Any]:
     """Cases of a parametrized test that run once a week. A tuple holds several arguments."""
     cases_of_many = (case if isinstance(case, tuple) else (case,) for case in cases)
     return [pytest.param(*case, marks=pytest.mark.weekly) for case in cases_of_many]
+
+
+def assert_readable(figure: Any) -> None:
+    """The texts of a matplotlib figure lie within it, and not on each other."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.text import Text
+
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    unseen = set()  # labels of ticks outside of the part of an axis that is shown
+    for axes in figure.axes:
+        for axis in (axes.xaxis, axes.yaxis):
+            low, high = sorted(axis.get_view_interval())
+            for tick in (*axis.get_major_ticks(), *axis.get_minor_ticks()):
+                if not (axes.axison and low <= tick.get_loc() <= high):
+                    unseen |= {tick.label1, tick.label2}
+    texts = [text for text in figure.findobj(Text) if text.get_visible() and text not in unseen]
+    boxes = {
+        f"{at} {text.get_text()}": text.get_window_extent(canvas.get_renderer())
+        for at, text in enumerate(texts)
+        if text.get_text().strip()
+    }
+    width, height = figure.bbox.size
+    for text, box in boxes.items():
+        assert box.height >= 9, f"{text} is too small"
+        assert min(box.x0, box.y0, width - box.x1, height - box.y1) >= 0, f"{text} is cut"
+    for (text, a), (other, b) in itertools.combinations(boxes.items(), 2):
+        across, down = min(a.x1, b.x1) - max(a.x0, b.x0), min(a.y1, b.y1) - max(a.y0, b.y0)
+        assert min(across, down) < 2, f"{text!r} lies on {other!r}"
 
 
 def lenet5_first(ran: list[str]) -> list[str]:

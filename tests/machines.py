@@ -1,5 +1,5 @@
 """A small study, and machines that compute its cells: each is a clone with its own cache and
-environment, and a worker of Dask behind a proxy. Real Dask and real Slurm, no stand-ins."""
+environment, and a worker of Dask. Real Dask and real Slurm, no stand-ins."""
 
 import contextlib
 import getpass
@@ -10,7 +10,7 @@ import subprocess
 import sys
 import sysconfig
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -64,14 +64,6 @@ def installed(*programs: str) -> None:
         missing("Slurm needs root, or sudo without a password")
 
 
-def without_space() -> list[str]:
-    """The command that runs another, for which no space is left for cells."""
-    command = ["unshare", "--map-root-user", "--mount"]
-    if subprocess.run([*command, "true"], capture_output=True).returncode:
-        missing("unshare may not make namespaces here")
-    return [*command, "sh", "-c", FULL, "sh"]
-
-
 def root(*command: str) -> None:
     subprocess.run([*AS_ROOT, *command], check=True, capture_output=True)
 
@@ -111,7 +103,6 @@ class Computed:
         """As if no cell had been computed, but for the first so many."""
         path = self.home.path
         shutil.rmtree(path / ".dvc/cache/runs", ignore_errors=True)
-        shutil.rmtree(path / ".dvc/tmp/made", ignore_errors=True)
         (path / "study/dvc.lock").write_bytes(self.lock if keep else self.empty)
         for number, (cell, content) in enumerate(self.cells.items()):
             cell.unlink(missing_ok=True)
@@ -129,12 +120,10 @@ def compute(path: Path) -> Computed:
     return Computed(home, empty, lock.read_bytes(), cells)
 
 
-def study(
-    clone: Clone, engine: str, audit: float = 0, before: Sequence[str] = (), **more: str
-) -> subprocess.Popen[str]:
+def study(clone: Clone, engine: str, audit: float = 0, **more: str) -> subprocess.Popen[str]:
     """Start `python -m study.engine` there."""
     own = {"ENGINE": engine, "AUDIT": str(audit), "PYTHONPATH": str(clone.path)} | more
-    return clone.start(*before, "python", "-m", "study.engine", env=own)
+    return clone.start("python", "-m", "study.engine", env=own)
 
 
 def ended(process: subprocess.Popen[str], code: int = 0) -> str:
@@ -145,55 +134,21 @@ def ended(process: subprocess.Popen[str], code: int = 0) -> str:
     return said + errors
 
 
-# Between a worker and its scheduler: while it is stopped, no byte goes in either direction
-PROXY = """
-import asyncio, sys
-async def pump(reader, writer):
-    try:
-        while content := await reader.read(2**16):
-            writer.write(content)
-            await writer.drain()
-    except OSError:
-        pass
-    writer.close()
-async def main(pairs):
-    for here, there in pairs:
-        async def joined(reader, writer, there=there):
-            try:
-                far = await asyncio.open_connection("127.0.0.1", there)
-            except OSError:
-                return writer.close()
-            await asyncio.gather(pump(reader, far[1]), pump(far[0], writer))
-        await asyncio.start_server(joined, "127.0.0.1", here)
-    await asyncio.Event().wait()
-ports = list(map(int, sys.argv[1:]))
-asyncio.run(main(list(zip(ports[::2], ports[1::2]))))
-"""
-FULL = 'mount -t tmpfs -o size=4k tmpfs study/cells && exec "$@"'
-
-
 @dataclass
 class Machine:
-    """A clone, and the processes of its worker."""
+    """A clone, and its worker if one was started."""
 
     clone: Clone
     started: list[subprocess.Popen[str]] = field(default_factory=list)
 
     def start(self, scheduler: str, *before: str) -> None:
-        """Start a worker of Dask behind a proxy, with one thread, as `make worker` does."""
-        to_scheduler, to_worker, port = (free_port() for _ in range(3))
+        """Start a worker of Dask with one thread, as `make worker` does."""
         path = self.clone.path
-        ports = [to_scheduler, scheduler, to_worker, port]
         worker = [*before, str(path / ".venv/bin/python"), "-m", "dask", "worker"]
-        worker += [f"tcp://127.0.0.1:{to_scheduler}", "--nthreads", "1", "--no-nanny"]
-        worker += ["--listen-address", f"tcp://127.0.0.1:{port}", "--no-dashboard"]
-        worker += ["--contact-address", f"tcp://127.0.0.1:{to_worker}"]
+        worker += [f"tcp://127.0.0.1:{scheduler}", "--nthreads", "1", "--no-nanny"]
+        worker += ["--no-dashboard"]
         own = {"PATH": f"{path}/.venv/bin:/usr/bin:/bin", "PYTHONPATH": ""}
-        for command in ([sys.executable, "-c", PROXY, *ports], worker):
-            self.started.append(self.clone.start(*command, env=own))
-
-    def network(self, up: bool) -> None:
-        self.started[-2].send_signal(signal.SIGCONT if up else signal.SIGSTOP)
+        self.started.append(self.clone.start(*worker, env=own))
 
     def stop(self) -> None:
         for process in self.started:

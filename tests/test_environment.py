@@ -2,7 +2,6 @@
 
 import os
 import re
-import select
 import shutil
 import signal
 import subprocess
@@ -14,7 +13,6 @@ import pytest
 
 import install
 from conftest import ROOT, Clone, environment, free_port, make_clone, wait_for
-from dvc_kit.errors import did_you_mean
 from stages.base import files
 
 HEAD_FIRST = ["bash", "-c", '"$@" | head -n 1; echo "${PIPESTATUS[0]}"', "-"]
@@ -66,14 +64,13 @@ def test_what_is_missing_is_told_in_one_line(checkout, tmp_path, program, argume
         assert (ended.returncode, told) == (0, [])
 
 
-@pytest.mark.parametrize("module", ["stages.base.numerics", "torch"])
-def test_ctrl_c_during_the_imports_is_told_in_one_line(module):
-    interrupt = f"""
+def test_ctrl_c_during_the_imports_is_told_in_one_line():
+    interrupt = """
 import _thread, signal, sys
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
 class Interrupt:
     def find_spec(name, path=None, target=None):
-        if name == {module!r}:
+        if name == "torch":
             _thread.interrupt_main()
 sys.meta_path.insert(0, Interrupt)
 import stages, stages.learn.training
@@ -95,17 +92,9 @@ def test_a_zip_file_of_the_project_runs_and_is_told_apart_from_a_clone(clone, sm
     assert clone.outs() == small_run.outs()
     assert clone.run("python", "-m", "dvc_guard", "mend").stdout == ""  # said once
     assert clone.run("python", "-m", "dvc_guard", "damage").stderr == ""
-
     refused = clone.run("python", "-m", "dvc_guard", "verify", check=False)
     assert refused.stderr.startswith("error: the last commit is verified, and this is no git rep")
     assert refused.stderr.count("\n") == 1
-
-    path = clone.path / files.METRICS
-    before = path.read_bytes()
-    path.write_bytes(before + b" ")
-    found = clone.run("python", "-m", "dvc_guard", "damage", check=False).stderr
-    clone.run("sh", "-c", found.split("`")[1])
-    assert path.read_bytes() == before
 
 
 @pytest.mark.slow
@@ -148,7 +137,7 @@ main()
 """
 
 
-@pytest.mark.parametrize("closed", [">&-", "2>&-", "<&-", ">&- 2>&- <&-", ">/dev/full"])
+@pytest.mark.parametrize("closed", [">&- 2>&- <&-", ">/dev/full"])
 def test_a_stage_whose_streams_are_closed_computes_its_result(tmp_path, closed):
     (tmp_path / "stage.py").write_text(STAGE)
     done = Clone(tmp_path).run("sh", "-c", f"python stage.py out 0 {closed}")
@@ -157,13 +146,12 @@ def test_a_stage_whose_streams_are_closed_computes_its_result(tmp_path, closed):
 
 
 @pytest.mark.parametrize("command", ["stage.py out 60", "-m dvc_guard mend"])
-@pytest.mark.parametrize("of_stages", ["", "import stages\n"])
-def test_ctrl_c_several_times_is_one_line(tmp_path, command, of_stages):
-    (tmp_path / "stage.py").write_text(of_stages + STAGE)
+def test_ctrl_c_several_times_is_one_line(tmp_path, command):
+    (tmp_path / "stage.py").write_text("import stages\n" + STAGE)
     (tmp_path / ".dvc").mkdir()
     (tmp_path / "pyproject.toml").write_text("[tool.dvc-mlflow]\nhooks = 'own'\n")
     own = "import pathlib, time\ndef check():\n  pathlib.Path('out').touch()\n  time.sleep(60)\n"
-    (tmp_path / "own.py").write_text(of_stages + own)
+    (tmp_path / "own.py").write_text(own)
     interruptible = "import os, signal, sys; signal.signal(2, signal.default_int_handler); "
     started = f"{interruptible}os.execvp('python', ['python', *sys.argv[1:]])"
     with Clone(tmp_path).start("python", "-c", started, *command.split()) as process:
@@ -176,17 +164,6 @@ def test_ctrl_c_several_times_is_one_line(tmp_path, command, of_stages):
     assert re.fullmatch(r"(shown\nas well\n|as well\n|note: .*\n)*error: interrupted.*\n", errors)
 
 
-def test_a_reader_gets_each_line_of_a_stage_while_the_stage_runs():
-    says_and_waits = "outlive_readers(); print('epoch 1'); sys.stdin.read()"
-    command = f"import sys; from dvc_kit.errors import outlive_readers; {says_and_waits}"
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-    with subprocess.Popen([sys.executable, "-c", command], **pipes) as process:
-        readable, _, _ = select.select([process.stdout], [], [], 30)
-        said = process.stdout.read1() if readable else b""
-        process.stdin.close()
-    assert said == b"epoch 1\n"
-
-
 def test_a_report_whose_reader_goes_ends_without_a_word(checkout, tmp_path):
     errors = tmp_path / "errors"
     (checkout.path / "untracked").touch()  # verify has a line to say before it clones
@@ -194,27 +171,6 @@ def test_a_report_whose_reader_goes_ends_without_a_word(checkout, tmp_path):
     checkout.run("bash", "-c", command)
     (checkout.path / "untracked").unlink()
     assert errors.read_text(encoding="utf-8") == f"{128 + signal.SIGPIPE}\n"
-
-
-@pytest.mark.slow
-def test_verify_whose_reader_goes_stops_what_it_started(checkout):
-    process = subprocess.Popen(
-        ["bash", "-c", "python -m dvc_guard verify | head -n 1"],
-        cwd=checkout.path,
-        env=environment({"TMPDIR": str(checkout.path.parent)}),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    output, errors = process.communicate(timeout=120)
-    assert output.startswith("Running stage 'prepare'")
-    assert errors == ""
-    wait_for(lambda: not list(checkout.path.parent.glob("verify-*")))
-
-
-def test_the_nearest_name_is_suggested_and_a_distant_one_is_not():
-    assert did_you_mean("publishd", ["documented", "published"]) == "; did you mean published?"
-    assert did_you_mean(7, ["documented", "published"]) == ""
 
 
 # --- make install ---
@@ -255,26 +211,6 @@ def test_make_install_takes_back_pip_s_settings_of_another_place(clone, tmp_path
     make_install(clone, **env)
     assert is_installed(clone)
     assert not [place for place in ("TARGET", "PREFIX", "ROOT") if (tmp_path / place).exists()]
-
-    (tmp_path / "pip.conf").write_text("[install]\nprefix = elsewhere\n", encoding="utf-8")
-    (clone.path / ".venv/.installed").unlink()
-    refused = make_install(clone, check=False, PIP_CONFIG_FILE=str(tmp_path / "pip.conf"))
-    assert "error: pip's setting install.prefix='elsewhere' puts packages" in refused.stderr
-
-
-@pytest.mark.weekly
-@pytest.mark.slow
-def test_make_install_repairs_a_half_made_environment(clone):
-    shrink(clone)
-    process = clone.start("make", "install", env={"MAKEFLAGS": ""})
-    record = "lib/python*/site-packages/tqdm-*.dist-info/RECORD"
-    listed = wait_for(lambda: next((clone.path / ".venv").glob(record)), 900)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.communicate()
-    shutil.rmtree(listed.parents[1] / "tqdm")  # pip takes half a package for a whole one
-    make_install(clone)
-    assert is_installed(clone)
-    assert make_install(clone).stdout == ""
 
 
 @pytest.mark.slow
@@ -356,8 +292,6 @@ MACHINES = [
     ("python3", 'sys.modules["ensurepip"] = None', "on Debian and Ubuntu, `apt install python3-ve"),
     ("python9", "", "python9 in PATH: install Python 3.11 or newer, or name one"),
     ("uname", "MINGW64_NT-10.0-26100", "on Windows this runs in WSL"),
-    ("uname", "MSYS_NT-10.0-26100", "on Windows this runs in WSL"),
-    ("uname", "CYGWIN_NT-10.0-26100", "on Windows this runs in WSL"),
 ]
 
 

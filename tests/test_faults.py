@@ -10,7 +10,6 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import psutil
 import pytest
@@ -49,14 +48,9 @@ def start_training(clone: Clone, *command: str) -> subprocess.Popen[str]:
 
 def trainers(clone: Clone) -> list[psutil.Process]:
     """The processes that train in a clone."""
-    found = []
-    for process in psutil.process_iter():
-        try:
-            if "stages.train" in process.cmdline() and Path(process.cwd()) == clone.path:
-                found.append(process)
-        except psutil.Error:
-            pass
-    return found
+    every = [*psutil.process_iter(["cmdline", "cwd"])]
+    here = [one for one in every if one.info["cwd"] == str(clone.path)]
+    return [one for one in here if "stages.train" in (one.info["cmdline"] or ())]
 
 
 def finish(clone: Clone) -> str:
@@ -90,13 +84,12 @@ def test_a_training_whose_process_group_is_killed_goes_on_where_it_was(copy, sen
     assert md5(copy.path / files.model_path("mlp")) == interrupted
 
 
-@pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGTERM])
-def test_a_trainer_ends_soon_after_its_dvc_and_the_next_dvc_repro_waits_for_that(copy, sent):
+def test_a_trainer_ends_soon_after_its_dvc_and_the_next_dvc_repro_waits_for_that(copy):
     expected = copy.outs()
     make_long(copy)
     process = start_training(copy)
     [left] = trainers(copy)
-    os.kill(process.pid, sent)
+    process.kill()
     process.wait()
     assert left.is_running()  # what DVC alone leaves behind
     assert "Running stage 'train_mlp'" in finish(copy)
@@ -130,10 +123,8 @@ def test_a_second_trainer_of_a_stage_is_refused_in_one_line(copy):
 # --- torn ---
 
 
-@pytest.mark.parametrize("content", ["", '{"write": {"'])
-def test_a_torn_rwlock_stops_every_dvc_command_and_make_repro_removes_it(copy, content):
-    path = copy.path / ".dvc/tmp/rwlock"
-    path.write_text(content, encoding="utf-8")
+def test_a_torn_rwlock_stops_every_dvc_command_and_make_repro_removes_it(copy):
+    (copy.path / ".dvc/tmp/rwlock").write_text('{"write": {"', encoding="utf-8")
     assert "JSON structure is corrupted" in copy.run("dvc", "repro", check=False).stderr
     said = copy.run("make", "repro", "INSTALLED=params.yaml").stdout
     assert ".dvc/tmp/rwlock could not be read; it is removed" in said
@@ -180,11 +171,19 @@ def cures(text: str) -> list[str]:
     return [line.split("`")[1] for line in text.splitlines() if "`" in line]
 
 
-def test_a_flipped_bit_in_the_cache_or_in_a_remote_is_found_and_the_cure_works(copy, tmp_path):
+def test_a_flipped_bit_here_in_the_cache_or_in_a_remote_is_found_and_the_cure_works(copy, tmp_path):
     copy.commit("small")
     copy.run("dvc", "remote", "add", "--default", "--local", "store", str(tmp_path / "a store"))
     copy.run("dvc", "push")
     assert copy.repro() == []
+    path = copy.path / files.model_path("mlp")
+    before, times = path.read_bytes(), path.stat()
+    flip_bit(path)
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert "up to date" in copy.run("dvc", "repro").stdout  # DVC looks at size and time
+    [cure] = cures(copy.run("python", "-m", "dvc_guard", "damage", check=False).stderr)
+    copy.run("sh", "-c", cure)
+    assert path.read_bytes() == before
     # Of prepared five and its listing, two models, two predictions; for the run cache, the four
     # small results of the trainings, which are not pushed
     for store, count in (copy.path / ".dvc/cache", 10 + 4), (tmp_path / "a store", 10):
@@ -205,33 +204,6 @@ def test_a_flipped_bit_in_the_cache_or_in_a_remote_is_found_and_the_cure_works(c
                 copy.run("sh", "-c", command)
             found = copy.run("python", "-m", "dvc_guard", "damage", check=False)
         assert found.stderr == ""
-
-
-def test_an_out_edited_with_its_time_restored_is_found_with_the_command_that_brings_it_back(copy):
-    copy.commit("small")
-    path = copy.path / files.model_path("mlp")
-    assert copy.repro() == []
-    before, times = path.read_bytes(), path.stat()
-    flip_bit(path)
-    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
-    assert "up to date" in copy.run("dvc", "repro").stdout  # DVC looks at size and time
-    found = copy.run("python", "-m", "dvc_guard", "damage", check=False)
-    assert found.returncode == 1
-    assert "models/mlp.safetensors of stage train_mlp" in found.stderr
-    [cure] = cures(found.stderr)
-    copy.run("sh", "-c", cure)
-    assert path.read_bytes() == before
-
-
-def test_a_flipped_bit_in_data_raw_is_named_and_the_cure_works(copy):
-    expected = copy.outs()
-    flip_bit(copy.path / files.DATA_RAW / "t10k-images-idx3-ubyte")
-    command = ("dvc", "repro", "--force", "--no-run-cache", "--single-item", "prepare")
-    said = copy.run(*command, check=False).stderr
-    assert "t10k-images-idx3-ubyte has SHA-256" in said
-    copy.run("sh", "-c", cures(said)[0])
-    copy.run(*command)
-    assert copy.outs() == expected
 
 
 # --- a disk that is full or read-only ---
@@ -286,25 +258,3 @@ def test_any_path_and_the_c_locale_without_utf8_give_the_same_outs(small_run, ra
     said = clone.run("make", "repro", "INSTALLED=params.yaml", env=surroundings).stdout
     assert said.count("Running stage") == len(STAGES)
     assert clone.outs() == small_run.outs()
-
-
-def test_a_clock_that_was_set_back_hides_no_edit(copy):
-    for path in copy.path.rglob("*"):
-        if path.is_file() and ".dvc" not in path.parts:
-            os.utime(path, (1_000_000_000, 1_000_000_000))
-    assert copy.repro() == []
-    path = copy.path / "stages/show/figures.py"
-    copy.edit("stages/show/figures.py", "MISTAKES_SHOWN = 15", "MISTAKES_SHOWN = 14")
-    os.utime(path, (900_000_000, 900_000_000))
-    assert copy.repro() == ["plot"]
-
-
-# --- bytes from outside ---
-
-
-def test_arbitrary_bytes_lead_to_our_errors_only_in_less_than_500_mb(copy):
-    fuzz = [sys.executable, str(ROOT / "tests/fuzz.py"), os.environ.get("EXAMPLES", "100")]
-    said = copy.run(*fuzz, env={"PYTHONPATH": str(copy.path)}).stdout
-    *_, last = said.splitlines()
-    assert said.count("examples") == 6
-    assert int(last.split()[-2]) < 500

@@ -1,28 +1,24 @@
 """The hooks: data sets, metrics, curves, models, and where two results first differ."""
 
 import dataclasses
-import hashlib
 import json
-import shutil
 from pathlib import Path
-from urllib.parse import urlparse
 
 import numpy as np
 import pytest
 import torch
-from mlflow import MlflowClient
-from tiny import make_project
 
 from conftest import ROOT
-from dvc_mlflow import models, pipeline, projects, results, runs
-from dvc_mlflow.hooks import Hooks, hook
+from dvc_mlflow import results
+from dvc_mlflow.hooks import Dataset, Hooks, hook
+from dvc_mlflow.projects import MAIN
 from dvc_mlflow.result import Result
 from stages import hooks
 from stages.base import files
 from stages.base.params import MODEL_NAMES
 from stages.base.splits import Split, save_split
 
-TRAIN, TEST = ("mnist-train", "train", "training"), ("mnist-test", "test", "evaluation")
+TRAIN, TEST = ("train", "training"), ("test", "evaluation")
 SIZES = {"train": 7, "validation": 3, "test": 5}
 INPUTS = {
     "prepare": [],
@@ -46,25 +42,13 @@ def declared() -> dict[str, Result]:
         return {name: result for project in found for name, result in project.locked().items()}
 
 
-@pytest.fixture(scope="module")
-def experiment(mlflow_store, tmp_path_factory):
-    """An experiment, and around the test a folder with the prepared splits and our settings."""
-    folder = tmp_path_factory.mktemp("hooks")
-    shutil.copy(ROOT / "pyproject.toml", folder)
-    generator = np.random.default_rng(0)
+@pytest.fixture
+def prepared(tmp_path, monkeypatch):
+    """A folder with prepared splits."""
+    monkeypatch.chdir(tmp_path)
     for name, size in SIZES.items():
-        images = generator.integers(0, 256, (size, 32, 32)).astype(np.uint8)
-        labels = generator.integers(0, 10, size).astype(np.uint8)
-        save_split(folder / files.DATA_PREPARED, name, Split(images, labels))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        with mlflow_store() as experiment_id:
-            yield experiment_id
-
-
-def md5_of(split: str) -> str:
-    content = Path(f"data/prepared/{split}.safetensors").read_bytes()
-    return hashlib.md5(content).hexdigest()
+        images, labels = np.zeros((size, 32, 32), np.uint8), np.zeros(size, np.uint8)
+        save_split(files.DATA_PREPARED, name, Split(images, labels))
 
 
 def test_every_hook_is_one_that_dvc_mlflow_calls(monkeypatch):
@@ -79,32 +63,14 @@ def test_every_hook_is_one_that_dvc_mlflow_calls(monkeypatch):
 
 
 @pytest.mark.parametrize("stage", INPUTS)
-def test_a_runs_datasets_are_the_splits_that_its_stage_reads_each_with_its_own_digest(
-    experiment, declared, stage
-):
+def test_a_runs_datasets_are_the_splits_that_its_stage_reads(prepared, declared, stage):
     assert hooks.reads(declared[stage]) == ([] if stage == "prepare" else ["data/prepared"])
-    files_of_it = {"outs": {}, "metrics": (), "plots": {}}
-    result = dataclasses.replace(declared[stage], **files_of_it)
-    run_id = runs.start(experiment, result, {})
-    runs.complete(run_id, result, missing=[*result.models])
-    inputs = MlflowClient().get_run(run_id).inputs.dataset_inputs
-    found = [entry for entry in inputs if entry.dataset.name.startswith("mnist-")]
-    noted = {
-        (entry.dataset.name, tag.value, entry.dataset.digest)
-        for entry in found
-        for tag in entry.tags
-        if tag.key == "mlflow.data.context"
-    }
-    expected = {(name, context, md5_of(split)) for name, split, context in INPUTS[stage]}
-    assert noted == expected
-    assert len(found) == len(expected)
-    for entry in found:
-        split = entry.dataset.name.removeprefix("mnist-")
-        assert json.loads(entry.dataset.profile) == {"num_rows": SIZES[split]}
-        shape = f"uint8 ({SIZES[split]}, 32, 32)"
-        assert json.loads(entry.dataset.schema)["images"] == shape
-        source = json.loads(entry.dataset.source)["tags"]["mlflow.source.name"]
-        assert source == f"data/prepared/{split}.safetensors"
+    expected = []
+    for split, context in INPUTS[stage]:
+        path, size = files.DATA_PREPARED / f"{split}.safetensors", SIZES[split]
+        schema = {"images": f"uint8 ({size}, 32, 32)", "labels": f"uint8 ({size},)"}
+        expected.append(Dataset(f"mnist-{split}", path, context, json.dumps(schema), size))
+    assert [*hooks.datasets(declared[stage])] == expected
 
 
 def test_no_setting_of_a_run_has_the_name_of_a_recipe(declared):
@@ -113,11 +79,16 @@ def test_no_setting_of_a_run_has_the_name_of_a_recipe(declared):
     cell = params["cell@record-mlp-3"]
     assert (cell["recipe"], cell["model"], cell["seed"]) == ("record", "mlp", 3)
     assert (cell["epochs"], cell["augmentation.shift"]) == (100, 1.5)
+    recipe = hooks.recipe_of(declared["train_mlp"], "mlp")
+    assert (recipe.dropout, recipe.softmax_before_loss) == (0.5, False)
+    settings = {**declared["train_lenet5"].params, "softmax_before_loss": True}
+    of = dataclasses.replace(declared["train_lenet5"], params=settings)
+    assert hooks.recipe_of(of, "lenet5").softmax_before_loss is True
     names = {key for found in params.values() for key in found}
     assert not [key for key in names if {"documented", "record", "fast"} & {*key.split(".")}]
 
 
-def test_the_numbers_of_further_outs_become_metrics_and_a_cell_has_a_curve(experiment):
+def test_the_numbers_of_further_outs_become_metrics_and_a_cell_has_a_curve(prepared):
     cell = Path("study/cells/fast-mlp-0.json")
     history = {"epoch": [1, 2], "test_loss": [2.0, 1.5]}
     scores = {"test_loss": [0.3], "test_accuracy": [0.7]}
@@ -145,75 +116,40 @@ def test_the_numbers_of_further_outs_become_metrics_and_a_cell_has_a_curve(exper
 # --- models ---
 
 
-@pytest.fixture(scope="module")
-def made(experiment, tmp_path_factory):
-    """A project with weights of both models."""
-    return make_project(tmp_path_factory.mktemp("made") / "project", seed=3)
-
-
-def folder_of(place: str) -> Path:
-    return Path(urlparse(place).path)
-
-
 @pytest.mark.parametrize("name", MODEL_NAMES)
-def test_a_logged_model_names_its_weights_run_and_settings_and_is_whole(
-    experiment, made, name, monkeypatch
+def test_an_exported_model_is_whole_and_needs_none_of_our_code(
+    standing, name, monkeypatch, tmp_path
 ):
-    monkeypatch.chdir(made.path)
-    client = MlflowClient()
-    said: list[str] = []
-    of, path = results.all_projects()[projects.MAIN].here(f"train_{name}"), files.model_path(name)
-    run_id = runs.start(experiment, of, {})
-    runs.log_epoch(run_id, {"epoch": 20, "test_loss": 0.5})
-    models.log(run_id, of, path.as_posix(), said.append)
-    (model,) = models.find(made.md5(path.as_posix()))
-    assert (model.name, model.source_run_id) == (name, run_id)
-    assert model.tags["file"] == path.as_posix()
-    assert model.params == {key: str(value) for key, value in of.params.items()}
-    (output,) = client.get_run(run_id).outputs.model_outputs
-    assert (output.model_id, output.step) == (model.model_id, 20)
-    assert said == ["local", "ready"]
-    assert models.lost_files(model) == []
-    folder = folder_of(model.artifact_location)
-    weights = folder / "extra_files" / path.name
-    assert weights.read_bytes() == path.read_bytes()
-    program = torch.export.load(folder / "data/model.pt2")
+    project, _ = standing
+    monkeypatch.setattr(hooks, "ROOT", ROOT)
+    result, path = results.all_projects()[MAIN].here(f"train_{name}"), files.model_path(name)
+    hooks.export(result, path, tmp_path / "model")
+    assert all((tmp_path / "model" / file).is_file() for file in hooks.model_files(path))
+    weights = tmp_path / "model/extra_files" / path.name
+    assert weights.read_bytes() == (project.path / path).read_bytes()
+    program = torch.export.load(tmp_path / "model/data/model.pt2")
     assert all(tensor.is_contiguous() for tensor in program.state_dict.values())
-    needed = (folder / "requirements.txt").read_text().split()
+    needed = (tmp_path / "model/requirements.txt").read_text().split()
     assert sorted(line.split("==")[0] for line in needed) == ["mlflow", "numpy", "torch"]
-    described = (folder / "MLmodel").read_text()
-    assert f"model_id: {model.model_id}" in described and f"run_id: {run_id}" in described
-    assert "model_type: classifier" in described
-    assert {*hooks.model_files(path)} == {
-        *("MLmodel", "data/model.pt2", "requirements.txt"),
-        f"extra_files/{path.name}",
-    }
-    (folder / "data/model.pt2").unlink()
-    assert models.lost_files(model) == ["data/model.pt2"]
+    assert "model_type: classifier" in (tmp_path / "model/MLmodel").read_text()
 
 
-def test_a_network_is_built_from_the_settings_of_its_own_run(made, monkeypatch):
-    monkeypatch.chdir(made.path)
-    locked = results.all_projects()[projects.MAIN].locked()
-    recipe = hooks.recipe_of(locked["train_mlp"], "mlp")
-    assert (recipe.dropout, recipe.softmax_before_loss) == (0.5, False)
-    settings = {**locked["train_lenet5"].params, "softmax_before_loss": True}
-    of = dataclasses.replace(locked["train_lenet5"], params=settings)
-    assert hooks.recipe_of(of, "lenet5").softmax_before_loss is True
-
-
-def test_the_scores_of_a_logged_model_name_the_test_images(experiment, made, monkeypatch):
-    monkeypatch.chdir(made.path)
-    locked = results.all_projects()[projects.MAIN].locked()
-    of = locked["train_mlp"]
-    run_id = runs.start(experiment, of, {})
-    models.log(run_id, of, "models/mlp.safetensors", runs.silent)
-    pipeline.score_models(locked["evaluate"], locked)
-    model = models.find(made.md5("models/mlp.safetensors"))[0]
-    found = {(metric.dataset_name, metric.dataset_digest) for metric in model.metrics}
-    assert found == {("mnist-test", md5_of("test"))}
+def test_a_logged_model_and_its_scores_name_its_run_its_settings_and_the_test_images(standing):
+    project, client = standing
+    runs = {run.data.tags["stage"]: run for run in client.search_runs(["1"])}
+    of_run = {stage: run.inputs.dataset_inputs for stage, run in runs.items()}
+    for stage, split in (("train_mlp", "train"), ("evaluate", "test")):
+        [read] = [one.dataset for one in of_run[stage] if one.dataset.name == f"mnist-{split}"]
+        assert read.digest == project.md5(f"data/prepared/{split}.safetensors")
+    [model] = client.search_logged_models(["1"], filter_string="name = 'mlp'")
+    assert model.source_run_id == runs["train_mlp"].info.run_id
+    assert model.params == runs["train_mlp"].data.params
+    assert model.tags["file"] == "models/mlp.safetensors"
+    digest = project.md5("data/prepared/test.safetensors")
+    named = {(metric.dataset_name, metric.dataset_digest) for metric in model.metrics}
+    assert named == {("mnist-test", digest)}
     scores = {metric.key: metric.value for metric in model.metrics}
-    expected = json.loads(files.METRICS.read_text())["mlp"]
+    expected = json.loads((project.path / files.METRICS).read_text())["mlp"]
     assert scores == {f"trained_model.{key}": value for key, value in expected.items()}
 
 

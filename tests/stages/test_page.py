@@ -18,9 +18,8 @@ from test_committed import weights_on_the_page
 from conftest import ROOT, free_port, missing
 from dvc_kit.files import sha256
 from stages.base import files
-from stages.base.params import CLASSES, MODEL_NAMES, TITLES
+from stages.base.params import MODEL_NAMES, TITLES
 from stages.mnist import idx
-from stages.scoring import CalibrationBin
 from stages.show import page
 from study.page import PATH as STUDY
 
@@ -81,11 +80,9 @@ def draw(opened: Any, marks: list[tuple[int, int]]) -> None:
     opened.mouse.up()
 
 
-def test_images(raw: dict[idx.IdxFile, bytes]) -> np.ndarray:
+@pytest.fixture(scope="module")
+def images(raw) -> np.ndarray:
     return idx.read(raw)["test"].images
-
-
-test_images.__test__ = False  # type: ignore[attr-defined]
 
 
 # --- without a browser ---
@@ -97,32 +94,12 @@ def test_nothing_in_the_data_can_end_the_script():
     assert json.loads(data) == {"text": "</script><script>alert(1)</script>"}
 
 
-def test_the_page_of_networks_that_guess_has_at_most_2_mb(raw):
-    labels, draws = idx.read(raw)["test"].labels.astype(int), np.random.default_rng(0)
-    guesses = draws.integers(0, CLASSES, len(labels))
-    of_each = {
-        "predictions": {
-            "actual": labels,
-            "predicted": guesses,
-            "confidence": draws.random(len(labels)).round(6),
-        },
-        "histories": {"epoch": [1.0], "train_loss": [2.3], "test_loss": [2.3]},
-        "matrices": np.full((CLASSES, CLASSES), 100),
-        "bins": [CalibrationBin(10_000, 0.1, 0.1)],
-        "networks": page.Trained(draws.bytes(4 * 62_110), 0.5),
-    }
-    arguments = {key: dict.fromkeys(MODEL_NAMES, value) for key, value in of_each.items()}
-    made = page.report("", "", images=idx.resize(test_images(raw)), **arguments)
-    assert 1_000_000 < len(made.encode()) <= 2_000_000
-
-
 # --- with one ---
 
 
 @pytest.mark.slow
-def test_the_browser_computes_the_bits_of_the_pipeline(report, raw):
+def test_the_browser_computes_the_bits_of_the_pipeline(report, images):
     """The outputs for all raw test images, resized by the page, have the committed SHA-256."""
-    images = test_images(raw)
     script = """(text) => {
         const raw = bytes(text), found = {};
         for (const name of Object.keys(TRAINED)) found[name] = { logits: [], probabilities: [] };
@@ -180,7 +157,7 @@ def test_a_drawing_is_answered_as_it_is_drawn_and_cleared(report):
 
 
 @pytest.mark.slow
-def test_a_drawing_is_sized_and_centred_like_an_image_of_mnist(report, raw):
+def test_a_drawing_is_sized_and_centred_like_an_image_of_mnist(report, images):
     draw(report, SEVEN)
     image = np.array(report.evaluate("[...drawn()]")).reshape(28, 28)
     rows, columns = np.nonzero(image)
@@ -194,7 +171,7 @@ def test_a_drawing_is_sized_and_centred_like_an_image_of_mnist(report, raw):
             pixels[4 * i + 3] = one[28 * Math.floor(i / 2800) + Math.floor((i % 280) / 10)];
         return [...centred(pixels, 280)];
     })"""
-    images = test_images(raw)[:200]
+    images = images[:200]
     text = base64.b64encode(images.tobytes()).decode()
     again = np.array(report.evaluate(script, [text, len(images)]))
     assert np.array_equal(again, images.reshape(len(images), -1))
@@ -203,31 +180,24 @@ def test_a_drawing_is_sized_and_centred_like_an_image_of_mnist(report, raw):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", MODEL_NAMES)
 def test_each_number_of_a_confusion_matrix_opens_its_images(report, raw, name):
-    with (ROOT / files.confusion_path(name)).open(encoding="utf-8", newline="") as file:
-        _, *rows = csv.reader(file)
     labels = idx.read(raw)["test"].labels
-    for row in rows:
-        for predicted, count in enumerate(map(int, row[1:])):
-            actual = int(row[0])
-            label = f"{count} images of {actual}, answer {predicted}"
-            cell = report.locator(
-                f'.matrix.{name} [aria-label="{label}"], .{name} [aria-label="{label}"]'
-            )
-            assert cell.count() == (count > 0)
-            if not count:
-                continue
+    matrix = np.loadtxt(ROOT / files.confusion_path(name), int, delimiter=",", skiprows=1)[:, 1:]
+    for (actual, predicted), count in np.ndenumerate(matrix):
+        label = f'[aria-label="{count} images of {actual}, answer {predicted}"]'
+        cell = report.locator(f".matrix.{name} {label}, .{name} {label}")
+        assert cell.count() == (count > 0)
+        if count:
             cell.click()
             shown = report.locator("#behind button").all_inner_texts()
             assert len(shown) == (3 if actual == predicted else count)
             for text in shown:
-                number = int(re.match(r"no\. (\d+): ", text)[1])
-                assert labels[number] == actual
+                assert labels[int(re.match(r"no\. (\d+): ", text)[1])] == actual
                 assert f"{TITLES[name]}: {predicted} (" in text
 
 
 @pytest.mark.slow
-def test_an_image_is_the_one_of_its_number_and_goes_to_the_networks_when_pressed(report, raw):
-    images = idx.resize(test_images(raw))
+def test_an_image_is_the_one_of_its_number_and_goes_to_the_networks_when_pressed(report, images):
+    images = idx.resize(images)
     for at in (0, 5, 23):
         button = report.locator("#missed button").nth(at)
         number = int(re.match(r"no\. (\d+): ", button.inner_text())[1])

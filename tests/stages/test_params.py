@@ -2,7 +2,6 @@
 
 import pytest
 from dvc.utils.serialize import load_yaml
-from pydantic import ValidationError
 
 from conftest import ROOT
 from dvc_kit import strict
@@ -20,21 +19,6 @@ def test_a_recipe_that_leaves_settings_out_is_plain_sgd_at_a_constant_rate():
     recipe = params.Recipe(**settings, softmax_before_loss=False)
     assert (recipe.optimizer, recipe.schedule, recipe.weight_decay) == ("sgd", "constant", 0.0)
     assert (recipe.augmentation, recipe.averaging, recipe.distillation) == (None, 0.0, None)
-
-
-def test_settings_cannot_be_changed_once_they_are_checked():
-    known = params.load()
-    recipe = known.of_model("mlp")
-    for section, name in ((known, "seed"), (known.data, "train_limit"), (recipe, "epochs")):
-        with pytest.raises(ValidationError, match="frozen"):
-            setattr(section, name, 1)
-
-
-def test_each_model_gets_its_own_settings_of_the_selected_recipe():
-    known = params.load().model_copy(update={"recipe": "record"})
-    for name in params.MODEL_NAMES:
-        assert known.of_model(name) == getattr(known.recipes["record"], name)
-    assert known.of_model("mlp") != known.of_model("lenet5")
 
 
 def test_yaml_is_read_as_dvc_reads_it(tmp_path):

@@ -6,8 +6,6 @@ import re
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from socket import gethostname
 
@@ -22,11 +20,10 @@ from machines import (
     scheduler,
     slurm,
     study,
-    without_space,
 )
 
 from conftest import Clone, missing, wait_for
-from dvc_kit.errors import InputError, WriteError
+from dvc_kit.errors import InputError
 from study import engine, inspection, places
 
 slow = pytest.mark.slow
@@ -92,12 +89,12 @@ class Network:
     def start(self, number: int, *before: str) -> None:
         self.machines[number].start(self.port, *before)
 
-    def command(self, audit: float = 0, before: Sequence[str] = ()) -> subprocess.Popen[str]:
+    def command(self, audit: float = 0) -> subprocess.Popen[str]:
         """`python -m study.engine` at home."""
-        return study(self.home, f"dask://127.0.0.1:{self.port}", audit, before)
+        return study(self.home, f"dask://127.0.0.1:{self.port}", audit)
 
     def came(self) -> int:
-        return len(list((self.home.path / ".dvc/tmp").glob("made/*")))
+        return len([path for path in self.study.cells if path.exists()])
 
     def is_locked(self) -> bool:
         return (self.home.path / "study/dvc.lock").exists()
@@ -138,12 +135,11 @@ def idle(network):
 
 
 @slow
-def test_what_came_is_kept_through_kills_and_a_network_that_is_down(idle):
-    """A worker is killed, then the coordinator, then a network fails for 20 s."""
-    one, two = idle.machines
+def test_what_came_is_kept_through_kills(idle):
+    """A worker is killed, another one joins, then the coordinator is killed."""
     idle.start(0, "taskset", "-c", "0")
     first = idle.command()
-    one.kill_worker()
+    idle.machines[0].kill_worker()
     idle.start(1)  # a laptop that joins later
     wait_for(lambda: idle.came() >= 2, 600)
     os.killpg(first.pid, signal.SIGKILL)
@@ -151,12 +147,7 @@ def test_what_came_is_kept_through_kills_and_a_network_that_is_down(idle):
     before = {line.split()[1] for line in said.splitlines() if line.startswith("[")}
     assert not idle.is_locked()
 
-    second = idle.command()
-    wait_for(two.cell, 300)
-    two.network(up=False)
-    time.sleep(20)
-    two.network(up=True)
-    said = ended(second)
+    said = ended(idle.command())
     came = [line.split()[1] for line in said.splitlines() if line.startswith("[")]
     kept = CELLS - len(came)
     assert kept >= 2 and f"missing cells of the study: {len(came)};" in said
@@ -216,20 +207,6 @@ def test_a_rung_of_the_search_comes_to_the_same_table_on_another_machine(idle):
     said, there = rung(f"dask://127.0.0.1:{idle.port}")
     assert said.count(f" from {gethostname()}:{idle.machines[0].clone.path} in ") == 2
     assert rung("local:2")[1] == there
-
-
-@slow
-@pytest.mark.parametrize("side", ["worker", "coordinator"])
-def test_a_full_disk_is_one_line_and_what_came_is_kept(idle, side):
-    for clone in (idle.machines[0].clone, idle.home):
-        (clone.path / "study/cells").mkdir(exist_ok=True)
-    before = {side: without_space()}
-    idle.start(0, *before.get("worker", ()))
-    code = {"worker": 1, "coordinator": WriteError.exit_code}[side]
-    said = ended(idle.command(before=before.get("coordinator", ())), code)
-    assert "cannot be written (No space left on device)" in said.splitlines()[-1]
-    assert ("gets no more orders" in said) == (side == "worker")
-    assert not idle.is_locked()
 
 
 @slow
