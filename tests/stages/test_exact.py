@@ -13,9 +13,10 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 from stages.base import params
-from stages.networks import exact, models
+from stages.base import threads as pool
+from stages.networks import exact, functions, losses, models
 
-# Kernels, side of the images, largest number, its step, run: as models.LeNet5 has them
+# Kernels, side of the images, largest number, its step, groups: as lenet5.py has them
 CONVOLUTIONS = {
     "conv1": ((6, 1, 5, 5), 32, 222, 1.0, 4),
     "conv2": ((16, 6, 5, 5), 14, 1.0, 2.0**-8, 2),
@@ -48,8 +49,8 @@ def computed(name, x, weight, bias, gradient):
     """The operation's output, and its gradients by inputs, weights and biases."""
     of = [tensor.clone().requires_grad_() for tensor in (x, weight, bias)]
     if name in CONVOLUTIONS:
-        _, _, largest, step, run = CONVOLUTIONS[name]
-        y = exact.conv_tanh_pool(*of, largest, step, run)
+        _, _, largest, step, groups = CONVOLUTIONS[name]
+        y = exact.conv_tanh_pool(*of, largest, step, groups)
     else:
         y = exact.linear(*of, LAYERS[name][1])
     return y.detach(), *torch.autograd.grad(y, of, gradient)
@@ -148,7 +149,7 @@ def test_no_order_slice_or_number_of_threads_changes_a_bit(name):
         shuffled = computed(name, x[order], weight, bias, gradient[order])
         assert_equal(shuffled, (y[order], to_x[order], *to_parameters))
     for threads in (2, 3):
-        torch.set_num_threads(threads)
+        pool.use(threads)
         assert_equal(computed(name, *operands), (y, to_x, *to_parameters))
     for row in range(0, batch, 131):  # the rest of the batch does not matter
         alone, *_ = computed(name, x[[row]], weight, bias, gradient[[row]])
@@ -199,11 +200,11 @@ def test_a_sum_that_is_too_long_is_refused_by_the_shape_of_its_layer():
 def test_a_number_that_is_not_finite_comes_out_in_the_loss(name, softmax):
     recipe = params.Recipe(epochs=1, batch_size=8, learning_rate=0.1, momentum=0.9, dropout=0.5,
                            softmax_before_loss=softmax)  # fmt: skip
-    images, labels = torch.randint(0, 256, (8, 1, 32, 32)), torch.arange(8)
+    images, labels = torch.randint(0, 256, (8, 1, 32, 32), dtype=torch.uint8), torch.arange(8)
     network = models.build(name, recipe)
 
     def loss():
-        return exact.cross_entropy(network(models.normalize(images)), labels).item()
+        return losses.cross_entropy(network(images), labels).item()
 
     for layer, weight in network.named_parameters():
         before = weight.detach().clone()
@@ -227,9 +228,9 @@ OF_LOG = torch.cat([2.0 ** torch.linspace(-1022, 1000, 20_001).double(), 1 + NEA
 @pytest.mark.parametrize(
     ("function", "libms", "x", "absolute", "relative"),
     [
-        (exact.exp, math.exp, OF_EXP, 0, 4e-16),
-        (exact.log, math.log, OF_LOG, 1e-15, 2.3e-16),
-        (exact.tanh, math.tanh, torch.linspace(-9, 9, 100_001), 2.4e-5, 0),
+        (functions.exp, math.exp, OF_EXP, 0, 4e-16),
+        (functions.log, math.log, OF_LOG, 1e-15, 2.3e-16),
+        (functions.tanh, math.tanh, torch.linspace(-9, 9, 100_001), 2.4e-5, 0),
     ],
     ids=["exp", "log", "tanh"],
 )
@@ -241,17 +242,17 @@ def test_a_function_is_as_accurate_as_it_says(function, libms, x, absolute, rela
 
 def test_tanh_is_odd_and_at_most_1():
     x = torch.linspace(-9, 9, 100_001)
-    assert exact.tanh(x).abs().max() <= 1  # the next layer's grid relies on it
-    assert torch.equal(-exact.tanh(x).flip(0), exact.tanh(-x.flip(0)))
-    assert exact.exp(torch.tensor([0.0, -1e9], dtype=torch.float64)).tolist()[0] == 1.0
+    assert functions.tanh(x).abs().max() <= 1  # the next layer's grid relies on it
+    assert torch.equal(-functions.tanh(x).flip(0), functions.tanh(-x.flip(0)))
+    assert functions.exp(torch.tensor([0.0, -1e9], dtype=torch.float64)).tolist()[0] == 1.0
 
 
 @pytest.mark.parametrize("softmax", [False, True])
 def test_cross_entropy_and_softmax_are_pytorchs_in_any_order(softmax):
     x = (5 * torch.randn(512, 10)).requires_grad_()
     labels = torch.randint(0, 10, (512,))
-    outputs = exact.softmax(x) if softmax else x
-    loss = exact.cross_entropy(outputs, labels)
+    outputs = losses.softmax(x) if softmax else x
+    loss = losses.cross_entropy(outputs, labels)
     plain = x.detach().double().requires_grad_()
     of_plain = F.softmax(plain, 1) if softmax else plain
     if softmax:
@@ -261,7 +262,7 @@ def test_cross_entropy_and_softmax_are_pytorchs_in_any_order(softmax):
     assert loss.item() == pytest.approx(expected.item(), rel=1e-7 if softmax else 1e-12)
     [ours], [theirs] = (torch.autograd.grad(of, by) for of, by in ((loss, x), (expected, plain)))
     assert (ours - theirs).abs().max() < 1e-6 * theirs.abs().max()
-    probabilities = exact.probabilities(x.detach())
+    probabilities = losses.probabilities(x.detach())
     assert torch.allclose(probabilities, plain.detach().softmax(1), rtol=1e-14, atol=0)
     order = torch.randperm(512)
-    assert exact.cross_entropy(outputs[order], labels[order]).item() == loss.item()
+    assert losses.cross_entropy(outputs[order], labels[order]).item() == loss.item()

@@ -10,6 +10,7 @@ import torch
 from conftest import ROOT, crashed, qemu, weekly
 from dvc_kit.errors import InputError
 from stages.base import numerics
+from stages.base import threads as pool
 
 # Both models after a few steps on random images, with all that a recipe can name. Printed are the
 # resized images, and the weights, history, outputs, probabilities and temperature of each model
@@ -82,16 +83,6 @@ def fingerprints(*prefix: str, threads: int = 2, **env: str) -> str:
     return result.stdout
 
 
-@pytest.mark.parametrize(
-    ("script", "env", "spins"),
-    [("stages.train", {}, numerics.SPINS), ("study.cell", {}, numerics.SPINS),
-     ("stages.train", {"GOMP_SPINCOUNT": "7"}, "7")],
-)  # fmt: skip
-def test_threads_that_wait_soon_sleep_unless_a_number_of_spins_is_set(script, env, spins):
-    said = python(f"import {script}", OMP_DISPLAY_ENV="VERBOSE", **env)  # libgomp's words
-    assert f"GOMP_SPINCOUNT = '{spins}'" in said.stderr
-
-
 @pytest.mark.slow
 def test_no_number_of_threads_or_cores_changes_a_bit():
     expected = fingerprints(threads=1)
@@ -116,7 +107,7 @@ def test_every_ingredient_has_the_same_bits_on_another_processor(processor):
 def test_configure_sets_threads_and_algorithms_and_seeds_both_generators(settings_of_torch):
     torch.use_deterministic_algorithms(False)
     generator = numerics.configure(threads=3, seed=7)
-    assert torch.get_num_threads() == 3
+    assert pool.number() == 3
     assert torch.are_deterministic_algorithms_enabled()
     assert not torch.utils.deterministic.fill_uninitialized_memory
     drawn = [torch.rand(4), torch.rand(4, generator=generator)]
