@@ -5,7 +5,7 @@ arithmetic alone.
 
 An epoch is 60,000 training images and the scores on the 10,000 test images. The ways, in turn:
 
-- pipeline: the prepared images, mapped, and the exact sums of stages/networks/exact.py.
+- pipeline: the prepared images, mapped, and the exact sums of stages/arithmetic/exact.py.
 - plain PyTorch: the same images, normalised once, PyTorch's own layers, optimizer and loss; pinned,
   with the kernels that every processor with AVX2 has, so that such processors agree on the bits.
 - JAX: the same loop on the same images, compiled by XLA, which may use all processors.
@@ -28,7 +28,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import TITLES, Way, child, in_turns, median, ratios
-from stages.base import files, numerics, params
+from stages.arithmetic import numerics
+from stages.base import files, params
 from stages.base.splits import load_split
 from stages.mnist import idx, vision
 from stages.show.tables import table
@@ -75,7 +76,7 @@ def normalized() -> dict[str, tuple[Any, Any]]:
         for split in ("train", "test")
     }
     return {
-        split: (models.normalize(part.images) * models.SCALE, part.labels.long())
+        split: ((part.images.float() - models.SHIFT) * models.SCALE, part.labels.long())
         for split, part in parts.items()
     }
 

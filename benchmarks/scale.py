@@ -40,7 +40,8 @@ def write(folder: Path, size: int) -> None:
 
 def train(name: str, folder: str) -> tuple[float, float]:
     """Seconds of an image of this set, and their ratio to those of an image of the 60,000."""
-    from stages.base import files, numerics, params, splits
+    from stages.arithmetic import numerics
+    from stages.base import files, params, splits
     from stages.learn import training
     from stages.networks import models
 

@@ -22,7 +22,8 @@ OF_CHECKPOINTS = ("key", "restore", "save", "remove")  # in stages/learn/checkpo
 def train(model: str, epochs: int) -> tuple[float, float, float]:
     """Seconds of the last epoch with its scores, of the training, and of it with checkpoints."""
     from dvc_guard import alone
-    from stages.base import files, numerics, params, splits
+    from stages.arithmetic import numerics
+    from stages.base import files, params, splits
     from stages.learn import checkpoint, resume
 
     settings = params.load()

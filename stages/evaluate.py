@@ -10,7 +10,8 @@ from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 from dvc_kit.errors import main_function
 from dvc_kit.files import write_text
 from stages import scoring
-from stages.base import files, numerics, params, splits
+from stages.arithmetic import numerics
+from stages.base import files, params, splits
 from stages.base.params import MODEL_NAMES, TITLES
 from stages.base.stage import running
 from stages.networks import MODELS, models

@@ -3,7 +3,8 @@
 import sys
 
 from dvc_kit.errors import main_function
-from stages.base import files, numerics, params, splits
+from stages.arithmetic import numerics
+from stages.base import files, params, splits
 from stages.base.stage import running
 from stages.learn.resume import Training
 from stages.networks import models

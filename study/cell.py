@@ -27,13 +27,14 @@ from dvc_kit.commands import shown
 from dvc_kit.errors import InputError, StageError, main_function
 from dvc_kit.files import md5
 from stages import scoring
-from stages.base import files, numerics, params, splits
+from stages.arithmetic import functions, losses, numerics
+from stages.base import files, params, splits
 from stages.base.params import SEEDS, Device, ModelName, Params
 from stages.base.splits import Split
 from stages.base.stage import running
 from stages.learn.resume import Training
 from stages.learn.training import Row
-from stages.networks import functions, losses, models
+from stages.networks import models
 from stages.networks.models import Answers
 from study import settings
 from study.settings import VALIDATION

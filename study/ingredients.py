@@ -17,12 +17,13 @@ import numpy as np
 import torch
 
 from stages import scoring
-from stages.base import numerics, params
+from stages.arithmetic import losses, numerics
+from stages.base import params
 from stages.base.params import Augmentation, Distillation, ModelName, PlainRecipe, Recipe
 from stages.base.splits import INPUT_SIDE, Split
 from stages.learn import augmentation, average, teachers, training
 from stages.learn.resume import Training
-from stages.networks import losses, models
+from stages.networks import models
 from study import cell, design
 from study.ranking import ranked, survivors
 

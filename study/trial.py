@@ -15,7 +15,8 @@ from dvc_guard import alone
 from dvc_kit.errors import InputError, StageError, main_function
 from dvc_kit.files import write_text
 from dvc_kit.strict import Section
-from stages.base import files, numerics, params, splits
+from stages.arithmetic import numerics
+from stages.base import files, params, splits
 from stages.base.params import Distillation, ModelName, Recipe, Seed
 from stages.base.splits import Split
 from stages.learn.resume import Training, teach

@@ -22,7 +22,6 @@ from ruamel.yaml import YAML
 # One thread for each test, because two run at a time. Torch reads this when it is imported
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-import stages  # noqa: F401  (sets how long threads spin, before any test imports torch)
 from dvc_kit.files import md5
 from dvc_mlflow import history, store, values
 from dvc_mlflow.hooks import settings

@@ -21,11 +21,11 @@ from stages.networks.model import Layer, Model
 
 
 def logits(network, x):
-    from stages.networks import exact
-    from stages.networks.models import LARGEST, SCALE
+    from stages.arithmetic import exact
+    from stages.networks.models import LARGEST, SCALE, SHIFT
 
     weight, bias = network.weights("fc")
-    return exact.linear(x.flatten(1), weight * SCALE, bias, LARGEST)
+    return exact.linear(x.flatten(1), weight * SCALE, bias, LARGEST, SHIFT)
 
 
 MODEL = Model(

@@ -143,7 +143,7 @@ def test_verify_agrees_with_what_is_committed_and_finds_a_changed_bit_in_each_ou
     [
         ("stages/mnist/idx.py", "train = train[:", "train = train[1 :",
          "begins with stage prepare"),
-        ("stages/base/numerics.py", "torch.manual_seed(seed)\n", "torch.manual_seed(seed + 1)\n",
+        ("stages/arithmetic/numerics.py", "torch.manual_seed(seed)", "torch.manual_seed(seed + 1)",
          "begins with stage train_lenet5: the weights of lenet5, initial"),
         ("stages/learn/training.py", "loss.backward()", "(1.01 * loss).backward()",
          "begins with stage train_lenet5: the weights of lenet5, first batch"),

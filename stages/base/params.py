@@ -15,7 +15,7 @@ PATH = Path("params.yaml")
 RECIPES_PATH = Path("recipes.yaml")
 PIPELINE = Path("dvc.yaml")
 TRAIN_SIZE = 60_000  # images in MNIST's training set
-LARGEST_BATCH = 2**13  # with more images, a gradient is no exact sum: stages/networks/exact.py
+LARGEST_BATCH = 2**13  # with more images, a gradient is no exact sum: stages/arithmetic/exact.py
 CLASSES = 10
 SEEDS = 2**32  # NumPy and PyTorch both take 0 to 2^32 - 1
 

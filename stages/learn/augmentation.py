@@ -1,6 +1,6 @@
 """Random distortions of the training images: affine and elastic, in one bilinear warp.
 
-They have the same bits on every processor, as :mod:`stages.networks.exact` explains: elementwise
+They have the same bits on every processor, as :mod:`stages.arithmetic.exact` explains: elementwise
 arithmetic, floor, gather, and sums of products that are exact.
 """
 
@@ -10,9 +10,9 @@ import math
 import torch
 from torch import Tensor
 
+from stages.arithmetic import choice, grids
 from stages.base.params import Augmentation
 from stages.base.splits import INPUT_SIDE
-from stages.networks import arithmetic, grids
 
 SPACING = 4  # pixels between the control points of the field
 POINTS = torch.arange(-2, INPUT_SIDE // SPACING + 2)  # two more than the image needs, per end
@@ -83,6 +83,6 @@ def distort(images: Tensor, settings: Augmentation, generator: torch.Generator) 
     # 2^-20 pixels times 2^-9 times 2^-9, and at most 64 pixels times 6 times 6: less than 53 bits
     moves = grids.on_grid(moves.clamp_(-64, 64), 2.0**-20).view(-1, 2, side, side).to(device)
     of_few = images[:4], moves[:4], weights
-    arithmetic.compare("distortions", lambda: [arithmetic.of(images).warp(*of_few)])
-    distorted: Tensor = arithmetic.of(images).warp(images, moves, weights)
+    choice.compare("distortions", lambda: [choice.of(images).warp(*of_few)])
+    distorted: Tensor = choice.of(images).warp(images, moves, weights)
     return distorted

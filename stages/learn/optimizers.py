@@ -1,4 +1,4 @@
-"""Optimizers and schedules with the same bits everywhere: see :mod:`stages.networks.exact`.
+"""Optimizers and schedules with the same bits everywhere: see :mod:`stages.arithmetic.exact`.
 
 Not those of ``torch.optim``: a C library's cosine and a fused square root are rounded differently
 on different processors, and its base class imports a compiler, which takes a second.

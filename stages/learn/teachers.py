@@ -10,8 +10,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from stages.arithmetic import losses
 from stages.base.params import Distillation
-from stages.networks import losses
 from stages.networks.models import Network
 
 

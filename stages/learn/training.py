@@ -11,12 +11,13 @@ import torch
 from torch import Tensor
 
 from dvc_kit.errors import StageError
+from stages.arithmetic import losses
 from stages.base import files
 from stages.base.params import Recipe
 from stages.base.splits import Split
 from stages.learn import augmentation, average, teachers
 from stages.learn.optimizers import SGD, AdamW, Optimizer, constant, one_cycle
-from stages.networks import losses, models
+from stages.networks import models
 
 Row = dict[str, float]
 

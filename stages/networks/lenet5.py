@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 
 
 def logits(network: "Network", x: "Tensor") -> "Tensor":
-    from stages.networks import exact
-    from stages.networks.functions import tanh
+    from stages.arithmetic import exact
+    from stages.arithmetic.functions import tanh
     from stages.networks.models import LARGEST, SCALE, SHIFT
 
     weight, bias = network.weights("conv1")

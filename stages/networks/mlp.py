@@ -11,8 +11,8 @@ if TYPE_CHECKING:
 
 
 def logits(network: "Network", x: "Tensor") -> "Tensor":
-    from stages.networks import exact
-    from stages.networks.functions import relu
+    from stages.arithmetic import exact
+    from stages.arithmetic.functions import relu
     from stages.networks.models import LARGEST, SCALE, SHIFT
 
     weight, bias = network.weights("fc1")

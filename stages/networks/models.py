@@ -1,7 +1,7 @@
 """Networks of every model: made, fed, asked for answers, written and read.
 
 Their outputs and gradients have the same bits on every processor: see
-:mod:`stages.networks.exact`.
+:mod:`stages.arithmetic.exact`.
 """
 
 import math
@@ -21,15 +21,18 @@ from torch.compiler import is_exporting
 
 from dvc_kit.errors import InputError
 from dvc_kit.files import sha256, write_bytes
+from stages.arithmetic import choice, losses
 from stages.base.params import ModelName, Recipe
 from stages.base.splits import INPUT_SIDE, Split
-from stages.networks import MODELS, arithmetic, losses
+from stages.networks import MODELS
 from stages.networks.model import Model
 
 Bools = NDArray[np.bool_]
 
 STD = 0.3081  # of the 60,000 training images, pixels in [0, 1]; their mean is 0.1307
-SHIFT = 33  # the mean of the pixels, 33.3, as a whole number: exact sums need whole inputs
+# The mean of the pixels, 33.3, as a whole number: a sum is exact only if its numbers have few bits.
+# So they are not divided by their standard deviation either
+SHIFT = 33
 LARGEST = 255 - SHIFT  # size of an input
 SCALE = 1 / (255 * STD)  # gives the inputs a standard deviation of 1; multiplies the first weights
 EVALUATION_BATCH = 500
@@ -57,7 +60,7 @@ class Network(nn.Module):
         """Images (B, 1, 32, 32), uint8, to logits, or to probabilities, (B, 10)."""
         if not is_exporting():
             kind = "training" if torch.is_grad_enabled() else "answers"
-            arithmetic.compare(f"{kind} of {self.model.title}", lambda: self._few(x[:FEW]))
+            choice.compare(f"{kind} of {self.model.title}", lambda: self._few(x[:FEW]))
         x = self.model.logits(self, x)
         return losses.softmax(x) if self.softmax_before_loss else x
 
@@ -140,15 +143,6 @@ def resize(images: Tensor) -> Tensor:
     return F.interpolate(
         images.unsqueeze(1), (INPUT_SIDE, INPUT_SIDE), mode="bilinear", antialias=True
     )
-
-
-def normalize(images: Tensor) -> Tensor:
-    """Pixels of 0 to 255 to whole numbers, as floats. Their mean over the training images is 0.3.
-
-    They are not divided by their standard deviation, because a sum of products is exact only if
-    its numbers have few bits. The networks multiply the first layer's weights by ``SCALE`` instead.
-    """
-    return images.to(torch.float32, copy=True).sub_(SHIFT)
 
 
 @dataclass(frozen=True)

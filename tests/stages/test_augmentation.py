@@ -9,6 +9,7 @@ from scipy.interpolate import BSpline
 from scipy.ndimage import map_coordinates
 from scipy.stats import kurtosis
 
+from stages.arithmetic import reference
 from stages.base.params import Augmentation
 from stages.learn import augmentation
 
@@ -31,7 +32,8 @@ def sources(**settings):
         return images.float()
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(augmentation, "_sample", note)
+        patch.setattr(augmentation.choice, "of", lambda _: reference)
+        patch.setattr(reference, "sample", note)
         distort(torch.zeros(DRAWS, 1, 32, 32, dtype=torch.uint8), **settings)
     return torch.stack(field, 1).double().view(DRAWS, 2, 32, 32).numpy()
 
@@ -117,8 +119,8 @@ def test_each_pixel_is_scipys_bilinear_sample_also_across_the_border():
     noise = torch.randint(0, 256, (3, 1, 32, 32), dtype=torch.uint8, generator=generator)
     anywhere = 39 * torch.rand(20, 2, 1024, generator=generator) - 4
     for x, y in [*anywhere, *(2 * anywhere).round() / 2, 1e9 * anywhere[0]]:
-        moved = augmentation._sample(noise, x.repeat(3, 1), y.repeat(3, 1))
+        moved = reference.sample(noise, x.repeat(3, 1), y.repeat(3, 1))
         where = [y.double().numpy(), x.double().numpy()]
         for image, pixels in zip(noise[:, 0].double().numpy(), moved, strict=True):
             expected = map_coordinates(image, where, order=1, mode="grid-constant", cval=0)
-            assert np.abs(pixels.flatten().numpy() - expected).max() < 0.51
+            assert np.abs(pixels.flatten().double().numpy() - expected).max() < 0.51

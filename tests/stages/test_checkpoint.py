@@ -14,7 +14,8 @@ from torch.utils._pytree import tree_map
 import stages
 from conftest import flip_bit
 from dvc_guard import alone
-from stages.base import numerics, params
+from stages.arithmetic import numerics
+from stages.base import params
 from stages.base.params import Augmentation, Distillation, PlainRecipe
 from stages.base.splits import Split, load_split, save_split
 from stages.learn import checkpoint, resume, training

@@ -12,9 +12,10 @@ import torch.nn.functional as F
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
+from stages.arithmetic import exact, functions, losses
+from stages.arithmetic import threads as pool
 from stages.base import params
-from stages.base import threads as pool
-from stages.networks import exact, functions, losses, models
+from stages.networks import models
 
 # Kernels, side of the images, largest number, its step, groups: as lenet5.py has them
 CONVOLUTIONS = {

@@ -9,14 +9,14 @@ import torch
 
 from conftest import ROOT, crashed, qemu, weekly
 from dvc_kit.errors import InputError
-from stages.base import numerics
-from stages.base import threads as pool
+from stages.arithmetic import numerics
+from stages.arithmetic import threads as pool
 
 # Both models after a few steps on random images, with all that a recipe can name. Printed are the
 # resized images, and the weights, history, outputs, probabilities and temperature of each model
 TRAIN = """
 from dvc_kit.files import sha256
-from stages.base import numerics
+from stages.arithmetic import numerics
 from stages.base.params import Augmentation, Distillation, PlainRecipe, Recipe
 from stages.base.splits import Split
 from stages.learn import training

@@ -12,7 +12,7 @@ has its own order. Here no sum is ever rounded, so the order does not matter:
    either. Each way of adding gives the one exact sum.
 
 Before a product, its operands are therefore rounded to grids, by
-:func:`~stages.networks.grids.on_grid`. They are as fine as point 4 allows. The step follows from
+:func:`~stages.arithmetic.grids.on_grid`. They are as fine as point 4 allows. The step follows from
 the largest size or from an exact sum of sizes, never from a rounded sum.
 
 Everything else is addition, multiplication, division, rounding and comparison, element by element.
@@ -29,8 +29,8 @@ products, because those of a library may use a Winograd or a Fourier transform.
 NaN passes through all of this into the loss. So does infinity, unless tanh or ReLU turns it into a
 finite number.
 
-This module chooses the grids. :mod:`stages.networks.reference` then says what is computed, and
-:mod:`stages.networks.kernels` computes the same, compiled and on all cores.
+This module chooses the grids. :mod:`stages.arithmetic.reference` then says what is computed, and
+:mod:`stages.arithmetic.kernels` computes the same, compiled and on all cores.
 
 An exported model holds PyTorch's own operations instead of these.
 """
@@ -42,9 +42,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.compiler import is_exporting
 
-from stages.networks import arithmetic, reference
-from stages.networks.functions import rational_tanh
-from stages.networks.grids import (
+from stages.arithmetic import choice, reference
+from stages.arithmetic.functions import rational_tanh
+from stages.arithmetic.grids import (
     DOUBLE,
     SINGLE,
     STEPS,
@@ -87,7 +87,7 @@ class Linear(torch.autograd.Function):
         ctx.save_for_backward(x, weight64)
         ctx.largest, ctx.shift = largest, shift
         step = None if largest is None else step_for(largest, STEPS)
-        y: Tensor = arithmetic.of(x).linear(x, step, weight64, bias.double(), shift)
+        y: Tensor = choice.of(x).linear(x, step, weight64, bias.double(), shift)
         return y
 
     @staticmethod
@@ -95,7 +95,7 @@ class Linear(torch.autograd.Function):
         x, weight64 = ctx.saved_tensors
         if len(x) > LONGEST:
             raise ValueError(f"layer {tuple(weight64.shape)}: a sum over {len(x)} rows is too long")
-        use = arithmetic.of(x)
+        use = choice.of(x)
         step_x = step_for(largest_of(x) if ctx.largest is None else ctx.largest, STEPS)
         step = step_for(largest_of(gradient), STEPS)
         to_weight, to_bias = use.linear_back(x, step_x, on_grid(gradient.double(), step), ctx.shift)
@@ -161,7 +161,7 @@ class ConvTanhPool(torch.autograd.Function):
         grid = weight_step(sizes, room, largest * length, weight.shape)
         kernels = on_grid(weight.double(), grid).float()
         added = on_grid(bias.double(), grid * step).float()
-        ctx.use = arithmetic.of(x)
+        ctx.use = choice.of(x)
         kept, pooled = ctx.use.convolve(x, kernels, added, step, shift)
         ctx.save_for_backward(weight, *kept)
         ctx.steps, ctx.groups = largest / step, groups

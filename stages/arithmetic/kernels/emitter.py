@@ -215,15 +215,6 @@ class Code:
     def integer(self, number: int) -> Value:
         return Value(self, INT(number))
 
-    def lanes_up_to(self, last: Value) -> Value:
-        """1 in the lanes from 0 to ``last``, 0 in the others."""
-        found = ir.Constant(vector(FLOAT), ir.Undefined)
-        for lane in range(LANES):
-            there = self.builder.icmp_signed("<=", INT(lane), last.value)
-            number = self.builder.uitofp(there, FLOAT)
-            found = self.builder.insert_element(found, number, WORD(lane))
-        return Value(self, found)
-
     def rows(self, pointer: ir.Value, block: Value, last: Value, length: int) -> list[ir.Value]:
         """Where the rows of a block begin, each of ``length`` numbers. ``last`` fills it up."""
         numbers = ((block * LANES + lane).clamp(high=last) for lane in range(LANES))
@@ -272,15 +263,3 @@ class Code:
         for lane, row in reversed([*enumerate(rows)]):
             number = self.builder.extract_element(value.value, WORD(lane))
             self.builder.store(number, self.address(row, index))
-
-    def add_lanes(self, value: Value, pointer: ir.Value, index: Value) -> None:
-        """Add all numbers of ``value`` to a float64: a sum that is never rounded."""
-        name = f"llvm.vector.reduce.fadd.v{LANES}f64"
-        kind = ir.FunctionType(DOUBLE, [DOUBLE, vector(DOUBLE)])
-        module = self.builder.module
-        reduce = module.globals.get(name) or ir.Function(module, kind, name)
-        place, numbers = self.address(pointer, index), value.to(DOUBLE).value
-        total = self.builder.call(
-            reduce, [self.builder.load(place), numbers], fastmath=("reassoc",)
-        )
-        self.builder.store(total, place)

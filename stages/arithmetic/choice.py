@@ -13,8 +13,7 @@ import torch
 from torch import Tensor
 
 from dvc_kit.errors import one_line
-from stages.base import threads
-from stages.networks import reference
+from stages.arithmetic import reference, threads
 
 VARIABLE = "KERNELS"  # in the environment: `off` leaves the kernels out
 _left_out = False
@@ -32,7 +31,7 @@ def _kernels() -> ModuleType | None:
     if os.environ.get(VARIABLE) == "off":
         return None
     try:
-        from stages.networks import kernels
+        from stages.arithmetic import kernels
     except Exception as error:  # whatever a compiler and a processor can come up with
         _leave_out(error)
         return None

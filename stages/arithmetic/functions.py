@@ -1,7 +1,7 @@
 """tanh, ReLU, exp and log, made of operations that IEEE 754 defines.
 
 Those of a library are rounded differently on different processors. Here, each is elementwise, and
-adds a fixed number of terms in a fixed order: see :mod:`stages.networks.exact`.
+adds a fixed number of terms in a fixed order: see :mod:`stages.arithmetic.exact`.
 """
 
 import math

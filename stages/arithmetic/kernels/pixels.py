@@ -8,10 +8,9 @@ import torch
 from llvmlite import ir
 from torch import Tensor
 
-from stages.base import threads
-from stages.networks import reference
-from stages.networks.kernels.compiler import compiled
-from stages.networks.kernels.emitter import (
+from stages.arithmetic import reference, threads
+from stages.arithmetic.kernels.compiler import compiled
+from stages.arithmetic.kernels.emitter import (
     BYTE,
     BYTES,
     DOUBLE,
@@ -23,7 +22,7 @@ from stages.networks.kernels.emitter import (
     Value,
     vector,
 )
-from stages.networks.kernels.tensors import addresses
+from stages.arithmetic.kernels.tensors import addresses
 
 
 def emit_fraction(x: Value) -> tuple[Value, Value]:

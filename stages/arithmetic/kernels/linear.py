@@ -11,11 +11,10 @@ import torch
 from llvmlite import ir
 from torch import Tensor
 
-from stages.base import threads
-from stages.networks import reference
-from stages.networks.grids import STEPS, TINY
-from stages.networks.kernels.compiler import compiled
-from stages.networks.kernels.emitter import (
+from stages.arithmetic import reference, threads
+from stages.arithmetic.grids import STEPS, TINY
+from stages.arithmetic.kernels.compiler import compiled
+from stages.arithmetic.kernels.emitter import (
     DOUBLE,
     DOUBLES,
     FLOAT,
@@ -27,7 +26,7 @@ from stages.networks.kernels.emitter import (
     Value,
     vector,
 )
-from stages.networks.kernels.tensors import addresses, blocks_of, kind_of, on_all
+from stages.arithmetic.kernels.tensors import addresses, blocks_of, kind_of, on_all
 
 
 def group_of(outputs: int) -> int:

@@ -1,13 +1,13 @@
-"""What :mod:`stages.networks.reference` computes, compiled for this processor and on all cores.
+"""What :mod:`stages.arithmetic.reference` computes, compiled for this processor and on all cores.
 
 A block is LANES images, or rows. The pixels of the block's images are neighbours in memory:
 (blocks, C, H, W, LANES). So each instruction computes one pixel of LANES images. Functions named
 `emit` write the code for a block. Its arguments are pointers to tensors, and numbers.
 """
 
-from stages.networks.kernels.convolution import convolve, convolve_back
-from stages.networks.kernels.linear import linear, linear_back
-from stages.networks.kernels.pixels import warp
-from stages.networks.kernels.softmax import softmax
+from stages.arithmetic.kernels.convolution import convolve, convolve_back
+from stages.arithmetic.kernels.linear import linear, linear_back
+from stages.arithmetic.kernels.pixels import warp
+from stages.arithmetic.kernels.softmax import softmax
 
 __all__ = ["convolve", "convolve_back", "linear", "linear_back", "softmax", "warp"]

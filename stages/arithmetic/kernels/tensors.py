@@ -6,8 +6,8 @@ import torch
 from llvmlite import ir
 from torch import Tensor
 
-from stages.base import threads
-from stages.networks.kernels.emitter import BYTES, DOUBLES, FLOATS, LANES
+from stages.arithmetic import threads
+from stages.arithmetic.kernels.emitter import BYTES, DOUBLES, FLOATS, LANES
 
 KINDS = {torch.uint8: BYTES, torch.float32: FLOATS, torch.float64: DOUBLES}
 

@@ -1,7 +1,7 @@
 """How PyTorch computes: its threads, its seeds, and no shortcuts.
 
 Neither the number of threads nor the processor changes a bit of a result: see
-:mod:`stages.networks.exact`.
+:mod:`stages.arithmetic.exact`.
 """
 
 import ctypes
@@ -10,7 +10,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from dvc_kit.errors import InputError
-from stages.base import threads as pool
+from stages.arithmetic import threads as pool
 
 if TYPE_CHECKING:
     import torch
@@ -69,7 +69,7 @@ def configure(threads: int, seed: int, device: str = "cpu") -> "torch.Generator"
 
 
 def _check_arithmetic(device: str) -> None:
-    """Check the assumptions of :mod:`stages.networks.exact`, on all threads.
+    """Check the assumptions of :mod:`stages.arithmetic.exact`, on all threads.
 
     Raises:
         InputError: One of them does not hold on this device.

@@ -10,9 +10,9 @@ import torch
 from llvmlite import ir
 from torch import Tensor
 
-from stages.networks.kernels.compiler import compiled
-from stages.networks.kernels.emitter import DOUBLE, DOUBLES, INT, LANES, Code, Value, vector
-from stages.networks.kernels.tensors import addresses, kind_of, on_all
+from stages.arithmetic.kernels.compiler import compiled
+from stages.arithmetic.kernels.emitter import DOUBLE, DOUBLES, INT, LANES, Code, Value, vector
+from stages.arithmetic.kernels.tensors import addresses, kind_of, on_all
 
 INTEGERS = vector(INT)
 

@@ -7,13 +7,13 @@ import torch
 from torch import Tensor
 from torch.compiler import is_exporting
 
-from stages.networks import arithmetic
-from stages.networks.functions import sum_of_columns
+from stages.arithmetic import choice
+from stages.arithmetic.functions import sum_of_columns
 
 
 def probabilities(x: Tensor) -> Tensor:
     """softmax of (B, N), as float64."""
-    p: Tensor = arithmetic.of(x).softmax(x)[1]
+    p: Tensor = choice.of(x).softmax(x)[1]
     return p
 
 
@@ -48,7 +48,7 @@ def _mean(losses: Tensor) -> Tensor:
 class CrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, labels: Tensor) -> Tensor:
-        x, p, log_sums = arithmetic.of(x).softmax(x)
+        x, p, log_sums = choice.of(x).softmax(x)
         labels = labels.unsqueeze(1)
         ctx.save_for_backward(p, labels)
         return _mean(log_sums - x.gather(1, labels))
@@ -69,7 +69,7 @@ def cross_entropy(x: Tensor, labels: Tensor) -> Tensor:
 class SoftCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, targets: Tensor) -> Tensor:
-        x, p, log_sums = arithmetic.of(x).softmax(x)
+        x, p, log_sums = choice.of(x).softmax(x)
         ctx.save_for_backward(p, targets)
         return _mean(sum_of_columns((log_sums - x) * targets))
 

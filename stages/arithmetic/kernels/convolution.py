@@ -1,6 +1,6 @@
 """A convolution with tanh and pooling, and its gradients.
 
-Shapes are those of :mod:`stages.networks.reference`: C channels and O outputs, images of S x S
+Shapes are those of :mod:`stages.arithmetic.reference`: C channels and O outputs, images of S x S
 pixels. Four places that are pooled are computed together.
 """
 
@@ -13,12 +13,23 @@ import torch
 from llvmlite import ir
 from torch import Tensor
 
-from stages.base import threads
-from stages.networks.grids import KERNEL, TINY
-from stages.networks.kernels.compiler import compiled
-from stages.networks.kernels.emitter import DOUBLES, FLOAT, FLOATS, LANES, Code, Value, vector
-from stages.networks.kernels.tensors import addresses, blocks_of, kind_of, on_all
-from stages.networks.reference import Kept
+from stages.arithmetic import threads
+from stages.arithmetic.grids import KERNEL, TINY
+from stages.arithmetic.kernels.compiler import compiled
+from stages.arithmetic.kernels.emitter import (
+    DOUBLE,
+    DOUBLES,
+    FLOAT,
+    FLOATS,
+    INT,
+    LANES,
+    WORD,
+    Code,
+    Value,
+    vector,
+)
+from stages.arithmetic.kernels.tensors import addresses, blocks_of, kind_of, on_all
+from stages.arithmetic.reference import Kept
 
 TAPS = range(KERNEL)
 PAIR = range(2)  # rows or columns that are pooled
@@ -119,6 +130,27 @@ def convolve(
     return (rounded, t), pooled
 
 
+def emit_there(code: Code, last: Value) -> Value:
+    """1 in the lanes from 0 to ``last``, 0 in the others."""
+    lanes = ir.Constant(vector(FLOAT), ir.Undefined)
+    for lane in range(LANES):
+        there = code.builder.icmp_signed("<=", INT(lane), last.value)
+        number = code.builder.uitofp(there, FLOAT)
+        lanes = code.builder.insert_element(lanes, number, WORD(lane))
+    return Value(code, lanes)
+
+
+def emit_add_lanes(value: Value, pointer: Any, index: Value) -> None:
+    """Add all numbers of ``value`` to a float64: a sum that is never rounded."""
+    code, name = value.code, f"llvm.vector.reduce.fadd.v{LANES}f64"
+    kind = ir.FunctionType(DOUBLE, [DOUBLE, vector(DOUBLE)])
+    module = code.builder.module
+    reduce = module.globals.get(name) or ir.Function(module, kind, name)
+    place = code.address(pointer, index)
+    given = code.builder.load(place), value.to(DOUBLE).value
+    code.builder.store(code.builder.call(reduce, given, fastmath=("reassoc",)), place)
+
+
 def emit_gradient(
     code: Code, shape: Shape, t: Any, pooled: Any, there: Value, g: Any, steps: int, coarse: Any
 ) -> None:
@@ -175,14 +207,14 @@ def emit_to_weight(
             for o in range(group):
                 kernel = ((part * group + o) * shape.channels + channel) * KERNEL + ky
                 for kx in TAPS:
-                    code.add_lanes(code.get(sums[o][kx]), to_weight, kernel * KERNEL + kx)
+                    emit_add_lanes(code.get(sums[o][kx]), to_weight, kernel * KERNEL + kx)
         for o in range(group):
             total = sums[o][0]
             code.set(total, code.zeros())
             with code.loop(0, rows) as row, code.loop(0, out) as column:
                 place = ((part * group + o) * out + chunk * rows + row) * line + column + 1
                 code.set(total, code.get(total) + code.load(g, place))
-            code.add_lanes(code.get(total), to_bias, part * group + o)
+            emit_add_lanes(code.get(total), to_bias, part * group + o)
 
 
 def emit_to_images(code: Code, shape: Shape, g: Any, weight: Any, to_x: Any) -> None:
@@ -218,7 +250,7 @@ def compiled_convolve_back(
         x = code.address(x, block * (shape.inputs * LANES))
         t = code.address(t, block * (shape.sums * LANES))
         pooled = code.rows(pooled, block, last, shape.sums // 4)
-        there = code.lanes_up_to(last - block * LANES)
+        there = emit_there(code, last - block * LANES)
         emit_gradient(code, shape, t, pooled, there, g, steps, coarse)
         emit_to_weight(code, shape, x, g, to_weight, to_bias, groups)
         if images:

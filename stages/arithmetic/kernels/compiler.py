@@ -9,7 +9,7 @@ from typing import Any
 import llvmlite.binding as llvm
 from llvmlite import ir
 
-from stages.networks.kernels.emitter import INT, NAMES, Code, Value
+from stages.arithmetic.kernels.emitter import INT, NAMES, Code, Value
 
 
 @functools.cache

@@ -1,15 +1,15 @@
 """What the layers compute, on operands that are on grids. Compiled kernels must do the same.
 
-:mod:`stages.networks.exact` chooses the grids. With them no sum here is rounded, so
-:mod:`stages.networks.kernels` may add in another order, and another library may multiply.
+:mod:`stages.arithmetic.exact` chooses the grids. With them no sum here is rounded, so
+:mod:`stages.arithmetic.kernels` may add in another order, and another library may multiply.
 """
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from stages.networks.functions import exp, log, rational_tanh, sum_of_columns
-from stages.networks.grids import KERNEL, STEPS, TINY, on_grid, power_of_two
+from stages.arithmetic.functions import exp, log, rational_tanh, sum_of_columns
+from stages.arithmetic.grids import KERNEL, STEPS, TINY, on_grid, power_of_two
 
 Kept = tuple[Tensor, Tensor]  # of a forward step, for the backward step
 CACHED = 64  # images at a time: their numbers fit into a processor's cache. Changes no bit
@@ -118,11 +118,16 @@ def warp(images: Tensor, moves: Tensor, weights: Tensor) -> Tensor:
             are on a grid.
         weights: 6 times the spline's (S, P), of each pixel of a row and each control point.
     """
-    size = images.shape[-1]
     field = (moves @ weights.T).mT.contiguous() @ weights.T  # (B, 2, S, S), in 1/36 pixels
-    pixels, pixel = field.mul_(1 / 36).float(), torch.arange(size, device=images.device)
-    x = (pixels[:, 0] + pixel).flatten(1).clamp_(-1, size).add_(1)
-    y = (pixels[:, 1] + pixel.unsqueeze(1)).flatten(1).clamp_(-1, size).add_(1)
+    pixels, pixel = field.mul_(1 / 36).float(), torch.arange(len(weights), device=images.device)
+    x, y = pixels[:, 0] + pixel, pixels[:, 1] + pixel.unsqueeze(1)
+    return sample(images, x.flatten(1), y.flatten(1))
+
+
+def sample(images: Tensor, x: Tensor, y: Tensor) -> Tensor:
+    """Images at columns and rows (B, S * S), bilinearly, rounded; 0 outside."""
+    size = images.shape[-1]
+    x, y = x.clamp(-1, size).add_(1), y.clamp(-1, size).add_(1)
     left, top = x.floor(), y.floor()
     across, down = x.sub_(left), y.sub_(top)
     side = size + 3  # a border of zeros, wide enough for the right neighbour of the last

@@ -1,6 +1,6 @@
 """Grids: whole multiples of a power of two, of which sums are exact.
 
-See :mod:`stages.networks.exact`.
+See :mod:`stages.arithmetic.exact`.
 """
 
 import math

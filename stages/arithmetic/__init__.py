@@ -1,0 +1,1 @@
+"""Sums that are never rounded, and everything else that the networks compute with."""
