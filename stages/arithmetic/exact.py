@@ -216,7 +216,7 @@ def conv_tanh_pool(
         grid = power_of_two((weight.abs().sum((1, 2, 3)) * largest + bias.abs()).max() / room)
         added = on_grid(bias.double(), grid * step).float()
         y = F.conv2d(on_grid(reference.numbers(x, shift), step), on_grid(weight, grid), added)
-        return F.avg_pool2d(rational_tanh(y.detach(), torch.empty_like(y)), 2)
+        return F.avg_pool2d(rational_tanh(y.detach()), 2)
     result: Tensor = ConvTanhPool.apply(  # type: ignore[no-untyped-call]
         x, weight, bias, largest, step, groups, shift
     )

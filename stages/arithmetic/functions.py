@@ -5,27 +5,41 @@ adds a fixed number of terms in a fixed order: see :mod:`stages.arithmetic.exact
 """
 
 import math
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor
 from torch.compiler import is_exporting
 
 
-def rational_tanh(x: Tensor, out: Tensor) -> Tensor:
+class Numbers(Protocol):
+    """A tensor, or the numbers that a compiled kernel will have: both compute alike."""
+
+    def __add__(self, other: Any, /) -> Any: ...
+    def __sub__(self, other: Any, /) -> Any: ...
+    def __mul__(self, other: Any, /) -> Any: ...
+    def clamp(self, min: Any = None, max: Any = None) -> Any: ...
+
+
+N = TypeVar("N", bound=Numbers)
+
+
+def rational_tanh(x: N) -> N:
     """tanh of float32, within 2.4e-5: a polynomial of degree 7 over one of degree 4."""
-    x = x.clamp(-6, 6)
+    x = x.clamp(-6.0, 6.0)
     q = x * x
-    torch.mul(q, -0.0001624208979480252, out=out).add_(0.06565358587676728)
-    out.mul_(q).add_(7.174578374686297).mul_(q).add_(65.83511550186887).mul_(x)
-    below = torch.add(q, 29.110855944998136, out=x).mul_(q).add_(65.83824475275695)
-    return out.div_(below)
+    above = (q * -0.0001624208979480252 + 0.06565358587676728) * q + 7.174578374686297
+    above = (above * q + 65.83511550186887) * x
+    below = (q + 29.110855944998136) * q + 65.83824475275695
+    result: N = above / below
+    return result
 
 
 class Tanh(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
-        t = rational_tanh(x, torch.empty_like(x))
+        t = rational_tanh(x)
         ctx.save_for_backward(t)
         return t
 
@@ -38,7 +52,7 @@ class Tanh(torch.autograd.Function):
 
 def tanh(x: Tensor) -> Tensor:
     if is_exporting():
-        return rational_tanh(x.detach(), torch.empty_like(x))
+        return rational_tanh(x.detach())
     result: Tensor = Tanh.apply(x)  # type: ignore[no-untyped-call]
     return result
 
@@ -64,29 +78,43 @@ def relu(x: Tensor) -> Tensor:
     return result
 
 
-def exp(x: Tensor) -> Tensor:
+def power(n: Tensor) -> Tensor:
+    """2 to whole numbers of -1022 to 1023, float64."""
+    return ((n.nan_to_num().long() + 1023) << 52).view(torch.float64)
+
+
+def split(x: Tensor) -> tuple[Tensor, Tensor]:
+    """m and n of float64 x = m * 2**n, with 1 <= m < 2."""
+    m, n = torch.frexp(x)
+    return m * 2, n.double() - 1
+
+
+def exp(x: N, power: Callable[[N], N] = power) -> N:  # type: ignore[assignment]
     """exp of float64 up to 0: 2^n times the Taylor series of exp(r), with |r| <= ln(2) / 2."""
     x = x.clamp(min=-700.0)
-    n = (x * 1.4426950408889634).round_()
-    r = (x - n * 0.6931471803691238).sub_(n * 1.9082149292705877e-10)  # ln 2 in two parts
-    series = torch.full_like(r, 1 / math.factorial(13))
-    for power in range(12, -1, -1):
-        series.mul_(r).add_(1 / math.factorial(power))
-    return series.mul_(((n.nan_to_num().long() + 1023) << 52).view(torch.float64))
+    n = (x * 1.4426950408889634).round()
+    r = (x - n * 0.6931471803691238) - n * 1.9082149292705877e-10  # ln 2 in two parts
+    series: Any = 1 / math.factorial(13)
+    for exponent in range(12, -1, -1):
+        series = r * series + 1 / math.factorial(exponent)
+    result: N = series * power(n)
+    return result
 
 
-def log(x: Tensor) -> Tensor:
+def log(x: N, split: Callable[[N], tuple[N, N]] = split) -> N:  # type: ignore[assignment]
     """log of float64 above 0: x = m 2^n, and log m = 2 artanh((m - 1) / (m + 1))."""
-    m, n = torch.frexp(x)
-    m, n = m * 2, n.double() - 1
+    m: Any
+    n: Any
+    m, n = split(x)
     half = (m > math.sqrt(2)).double()
-    m, n = m * (1 - 0.5 * half), n + half
-    t = (m - 1) / (m + 1)
+    m, n = m * (half * -0.5 + 1.0), n + half
+    t = (m - 1.0) / (m + 1.0)
     q = t * t
-    series = torch.full_like(q, 1 / 25)
-    for power in range(23, 0, -2):
-        series.mul_(q).add_(1 / power)
-    return (series * t).mul_(2).add_(n * 0.6931471805599453)
+    series: Any = 1 / 25
+    for exponent in range(23, 0, -2):
+        series = q * series + 1 / exponent
+    result: N = (series * t) * 2.0 + n * 0.6931471805599453
+    return result
 
 
 def sum_of_columns(x: Tensor) -> Tensor:

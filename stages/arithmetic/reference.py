@@ -38,7 +38,7 @@ def convolve(
         for images in torch.split(x, CACHED)
     ]
     y = torch.cat(sums).view(-1, len(weight), out, out)
-    t = rational_tanh(y, torch.empty_like(y))
+    t = rational_tanh(y)
     rows = t[:, :, ::2] + t[:, :, 1::2]
     return (x, t), (rows[..., ::2] + rows[..., 1::2]) * 0.25
 

@@ -55,6 +55,7 @@ for name in ("lenet5", "mlp"):
 
 # What selects a library's kernels, from outside
 KERNELS = (
+    {"KERNELS": "off"},  # our own
     {"ATEN_CPU_CAPABILITY": "default", "MKL_CBWR": "COMPATIBLE"},
     {"ATEN_CPU_CAPABILITY": "avx2", "MKL_CBWR": "AVX2"},
     {"MKL_CBWR": "SSE4_2", "ONEDNN_MAX_CPU_ISA": "SSE41"},

@@ -144,13 +144,13 @@ def test_changed_arithmetic_makes_exactly_the_trainings_stale_that_use_it(
 
 # In which ingredients each mistake shows. A mistake in a layer shows wherever that layer is used
 MISTAKES = [
-    ("stages/arithmetic/exact.py", "x = x.clamp(-6, 6)", "x = x.clamp(-5.9, 6)", {"lenet5"}),
-    ("stages/arithmetic/exact.py", "CACHED = 64", "CACHED = 65", set()),  # it changes no bit
+    ("stages/arithmetic/functions.py", "x = x.clamp(-6, 6)", "x = x.clamp(-5.9, 6)", {"lenet5"}),
+    ("stages/arithmetic/reference.py", "CACHED = 64", "CACHED = 65", set()),  # it changes no bit
     ("stages/arithmetic/exact.py", "GRADIENT = 512", "GRADIENT = 256", {"lenet5"}),
-    ("stages/arithmetic/exact.py", "STEPS, LONGEST = 2.0**20", "STEPS, LONGEST = 2.0**19", {"mlp"}),
-    ("stages/arithmetic/exact.py", "(1 / len(p)))).float(), None", "1)).float(), None", {"mlp"}),
+    ("stages/arithmetic/grids.py", "STEPS = 2.0**20", "STEPS = 2.0**19", {"mlp"}),
+    ("stages/arithmetic/losses.py", "(1 / len(p)))).float(), None", "1)).float(), None", {"mlp"}),
     ("stages/learn/optimizers.py", ".add_(1e-8)", ".add_(1e-7)", {"adamw"}),
-    ("stages/learn/training.py", "pct_start=0.1", "pct_start=0.2", {"one_cycle"}),
+    ("stages/learn/optimizers.py", "0.1 * steps - 1", "0.2 * steps - 1", {"one_cycle"}),
     ("stages/learn/augmentation.py", "d * d * d * 3", "d * d * d * 2", {"distortions"}),
     ("stages/learn/teachers.py", "weight * temperature * t", "weight * t", {"distillation of mlp"}),
     ("stages/learn/training.py", "self.optimizer.load_state_dict(", "dict(", {"resume mlp"}),

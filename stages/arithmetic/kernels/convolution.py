@@ -14,6 +14,7 @@ from llvmlite import ir
 from torch import Tensor
 
 from stages.arithmetic import threads
+from stages.arithmetic.functions import rational_tanh
 from stages.arithmetic.grids import KERNEL, TINY
 from stages.arithmetic.kernels.compiler import compiled
 from stages.arithmetic.kernels.emitter import (
@@ -60,15 +61,6 @@ class Shape:
         return self.outputs * self.out**2
 
 
-def emit_tanh(x: Value) -> Value:
-    """As functions.rational_tanh."""
-    x = x.clamp(-6.0, 6.0)
-    q = x * x
-    above = q * -0.0001624208979480252 + 0.06565358587676728
-    above = ((above * q + 7.174578374686297) * q + 65.83511550186887) * x
-    return above / ((q + 29.110855944998136) * q + 65.83824475275695)
-
-
 @functools.cache
 def compiled_convolve(shape: Shape, kind: ir.Type, step: float, shift: int) -> Callable[..., None]:
     """Weights are (O / group, C, 25, group)."""
@@ -105,7 +97,7 @@ def compiled_convolve(shape: Shape, kind: ir.Type, step: float, shift: int) -> C
                         for total, pixel in zip(sums[o], pixels, strict=True):
                             code.add_product(total, w, pixel)
             for o in range(group):
-                values = [emit_tanh(code.get(total)) for total in sums[o]]
+                values = [rational_tanh(code.get(total)) for total in sums[o]]
                 plane = part * group + o
                 for value, (r, s) in zip(values, PLACES, strict=True):
                     code.store(value, t, (plane * out + row * 2 + r) * out + column * 2 + s)
@@ -173,10 +165,10 @@ def emit_gradient(
             value = code.load(t, (o * out + row * 2 + r) * out + column * 2 + s)
             value = (-(value * value) + 1.0) * up
             code.store(value, g, (o * out + row * 2 + r) * line + column * 2 + (s + 1))
-            highest = highest.clamp(low=value.abs())
+            highest = highest.clamp(min=value.abs())
         code.set(largest, highest)
-    own = (code.get(largest).clamp(low=TINY) * (1 / steps)).power_of_two()
-    step = own.clamp(low=code.copies(coarse, vector(FLOAT)))
+    own = (code.get(largest).clamp(min=TINY) * (1 / steps)).power_of_two()
+    step = own.clamp(min=code.copies(coarse, vector(FLOAT)))
     with code.loop(0, shape.outputs * out) as row:
         for at in range(1, out + 1):
             place = row * line + at
@@ -222,7 +214,7 @@ def emit_to_images(code: Code, shape: Shape, g: Any, weight: Any, to_x: Any) -> 
     channels, size, out = shape.channels, shape.size, shape.out
     sums = [[code.variable(vector(FLOAT)) for _ in PAIR] for _ in range(channels)]
     with code.loop(0, size) as row:
-        first, last = (row - (out - 1)).clamp(low=0), row.clamp(high=KERNEL - 1)
+        first, last = (row - (out - 1)).clamp(min=0), row.clamp(max=KERNEL - 1)
         for column in range(0, size, 2):
             for total in (total for totals in sums for total in totals):
                 code.set(total, code.zeros())

@@ -60,15 +60,27 @@ class Value:
     def __neg__(self) -> "Value":
         return Value(self.code, self.code.builder.fneg(self.value))
 
-    def clamp(self, low: Any = None, high: Any = None) -> "Value":
+    def clamp(self, min: Any = None, max: Any = None) -> "Value":
         """As torch's: NaN stays NaN."""
         builder, value = self.code.builder, self.value
         compare = builder.icmp_signed if value.type == INT else builder.fcmp_ordered
-        for limit, sign in ((low, "<"), (high, ">")):
+        for limit, sign in ((min, "<"), (max, ">")):
             if limit is not None:
                 limit = self.code.constant(limit, value.type)
                 value = builder.select(compare(sign, value, limit), limit, value)
         return Value(self.code, value)
+
+    def __gt__(self, other: Any) -> "Value":
+        """True or false in each lane."""
+        limit = self.code.constant(other, self.value.type)
+        return Value(self.code, self.code.builder.fcmp_ordered(">", self.value, limit))
+
+    def double(self) -> "Value":
+        return self.to(DOUBLE)
+
+    def round(self) -> "Value":
+        """As torch's: to the nearest whole number, of two equally near to the even one."""
+        return self.on_grid(1.0)
 
     def to(self, kind: ir.Type) -> "Value":
         """Of float32, or of whole numbers from 0 on: as FLOAT or DOUBLE."""
@@ -217,7 +229,7 @@ class Code:
 
     def rows(self, pointer: ir.Value, block: Value, last: Value, length: int) -> list[ir.Value]:
         """Where the rows of a block begin, each of ``length`` numbers. ``last`` fills it up."""
-        numbers = ((block * LANES + lane).clamp(high=last) for lane in range(LANES))
+        numbers = ((block * LANES + lane).clamp(max=last) for lane in range(LANES))
         return [self.address(pointer, number * length) for number in numbers]
 
     def gather(self, rows: Sequence[ir.Value], index: Value) -> Value:

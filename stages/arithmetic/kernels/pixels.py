@@ -87,7 +87,7 @@ def compiled_warp(size: int, points: int) -> Callable[..., None]:
                 )
                 above = (right - first) * across + first
                 value = ((end - below) * across + below - above) * down + above
-                pixels = code.builder.fptoui(value.on_grid(1.0).value, vector(BYTE))
+                pixels = code.builder.fptoui(value.round().value, vector(BYTE))
                 code.store(Value(code, pixels), out, row * size + v, 1)
 
     return compiled(emit, BYTES, DOUBLES, DOUBLES, BYTES)

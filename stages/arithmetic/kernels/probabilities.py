@@ -1,7 +1,6 @@
 """Softmax, and the logarithm of its sums."""
 
 import functools
-import math
 import operator
 from collections.abc import Callable
 from typing import Any
@@ -10,6 +9,7 @@ import torch
 from llvmlite import ir
 from torch import Tensor
 
+from stages.arithmetic.functions import exp, log
 from stages.arithmetic.kernels.compiler import compiled
 from stages.arithmetic.kernels.emitter import DOUBLE, DOUBLES, INT, LANES, Code, Value, vector
 from stages.arithmetic.kernels.tensors import addresses, kind_of, on_all
@@ -29,43 +29,14 @@ def emit_power(n: Value) -> Value:
     return Value(n.code, builder.bitcast(bits, vector(DOUBLE)))
 
 
-def emit_frexp(x: Value) -> tuple[Value, Value]:
-    """m and n of float64 x = m * 2**n from 1 on, with 1 <= m < 2."""
+def emit_split(x: Value) -> tuple[Value, Value]:
+    """m and n of float64 x = m * 2**n from 1 on, with 1 <= m < 2. NaN stays NaN."""
     builder = x.code.builder
     bits = builder.bitcast(x.value, INTEGERS)
     n = builder.uitofp(builder.lshr(bits, _whole(52)), vector(DOUBLE))
     m = builder.or_(builder.and_(bits, _whole(2**52 - 1)), _whole(1023 << 52))
-    return Value(x.code, builder.bitcast(m, vector(DOUBLE))), Value(x.code, n) - 1023.0
-
-
-def emit_above(x: Value, limit: float) -> Value:
-    """1 where float64 ``x`` is above ``limit``, else 0."""
-    which = x.code.builder.fcmp_ordered(">", x.value, x.code.constant(limit, x.value.type))
-    return Value(x.code, x.code.builder.uitofp(which, vector(DOUBLE)))
-
-
-def emit_exp(x: Value) -> Value:
-    """As functions.exp."""
-    x = x.clamp(low=-700.0)
-    n = (x * 1.4426950408889634).on_grid(1.0)
-    r = (x - n * 0.6931471803691238) - n * 1.9082149292705877e-10
-    series = x.code.zeros(DOUBLE) + 1 / math.factorial(13)
-    for power in range(12, -1, -1):
-        series = series * r + 1 / math.factorial(power)
-    return series * emit_power(n)
-
-
-def emit_log(x: Value) -> Value:
-    """As functions.log, of numbers from 1 on. NaN stays NaN by the last product."""
-    m, n = emit_frexp(x)
-    half = emit_above(m, math.sqrt(2))
-    m, n = m * (-(half * 0.5) + 1.0), n + half
-    t = (m - 1.0) / (m + 1.0)
-    q = t * t
-    series = x.code.zeros(DOUBLE) + 1 / 25
-    for power in range(23, 0, -2):
-        series = series * q + 1 / power
-    return series * t * 2.0 + n * 0.6931471805599453 + x * 0.0
+    m = Value(x.code, builder.bitcast(m, vector(DOUBLE)))
+    return m + x * 0.0, Value(x.code, n) - 1023.0
 
 
 @functools.cache
@@ -76,12 +47,12 @@ def compiled_softmax(kind: ir.Type, classes: int) -> Callable[..., None]:
         values = [code.gather(x, column) for column in columns]
         largest = functools.reduce(Value.maximum, values)
         values = [value.to(DOUBLE) - largest.to(DOUBLE) for value in values]
-        powers = [emit_exp(value) for value in values]
+        powers = [exp(value, emit_power) for value in values]
         sums = functools.reduce(operator.add, powers)  # from left to right
         for column, value, power in zip(columns, values, powers, strict=True):
             code.scatter(value, less, column)
             code.scatter(power / sums, p, column)
-        code.scatter(emit_log(sums), code.rows(given[3], block, last, 1), columns[0])
+        code.scatter(log(sums, emit_split), code.rows(given[3], block, last, 1), columns[0])
 
     return compiled(emit, kind, DOUBLES, DOUBLES, DOUBLES)
 

@@ -86,7 +86,7 @@ def compiled_linear(
             code.each_column(
                 x,
                 inputs,
-                lambda _, value: code.set(largest, code.get(largest).clamp(low=value.abs())),
+                lambda _, value: code.set(largest, code.get(largest).clamp(min=value.abs())),
             )
             grid = code.get(largest).power_of_two().to(DOUBLE) * (1 / STEPS)
         packed = Packed(code, code.variable(DOUBLE, inputs * LANES), code.variable(INT, inputs))
@@ -119,7 +119,7 @@ def compiled_linear_back(kind: ir.Type, inputs: int, outputs: int) -> Callable[.
 
     def emit(code: Code, block: Value, last: Value, *given: Any) -> None:
         x, gradient, to_weight, numbers, places, step = given
-        first, packed = (block * LANES).clamp(high=inputs - LANES), Packed(code, numbers, places)
+        first, packed = (block * LANES).clamp(max=inputs - LANES), Packed(code, numbers, places)
         with code.loop(0, last + 1) as row:
             value = code.load(x, row * inputs + first, 1)
             packed.append(row, value.rounded(DOUBLE, code.copies(step, vector(DOUBLE))))
