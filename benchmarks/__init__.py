@@ -33,6 +33,9 @@ class Ran:
     peak_mb: float
 
 
+ONE_CORE = ("taskset", "--cpu-list", "0")
+
+
 def run(*command: str, env: Mapping[str, str] | None = None, cwd: Path = ROOT) -> Ran:
     started = time.perf_counter()
     environment = ENVIRONMENT | (env or {})
@@ -46,9 +49,12 @@ def run(*command: str, env: Mapping[str, str] | None = None, cwd: Path = ROOT) -
     return Ran(output, time.perf_counter() - started, usage.ru_maxrss / 1024)
 
 
-def child(module: str, *arguments: str, env: Mapping[str, str] | None = None) -> Ran:
-    """``python -m benchmarks.MODULE child ARGUMENTS``."""
-    return run(sys.executable, "-m", f"benchmarks.{module}", "child", *arguments, env=env)
+def child(
+    module: str, *arguments: str, env: Mapping[str, str] | None = None, alone: bool = False
+) -> Ran:
+    """``python -m benchmarks.MODULE child ARGUMENTS``, on a single core if it is ``alone``."""
+    command = (sys.executable, "-m", f"benchmarks.{module}", "child", *arguments)
+    return run(*(ONE_CORE if alone else ()), *command, env=env)
 
 
 def in_turns(

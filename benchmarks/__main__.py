@@ -14,6 +14,7 @@ from benchmarks import ROOT
 
 TITLES = {
     "epoch": "An epoch, and what it is compared with",
+    "training": "An earlier commit",
     "scale": "More data",
 }
 

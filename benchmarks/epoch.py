@@ -5,7 +5,7 @@ arithmetic alone.
 
 An epoch is 60,000 training images and the scores on the 10,000 test images. The ways, in turn:
 
-- pipeline: the prepared images, mapped, and the exact sums of stages/arithmetic/exact.py.
+- pipeline: the stage that trains, in a clone of this commit.
 - plain PyTorch: the same images, normalised once, PyTorch's own layers, optimizer and loss; pinned,
   with the kernels that every processor with AVX2 has, so that such processors agree on the bits.
 - JAX: the same loop on the same images, compiled by XLA, which may use all processors.
@@ -14,8 +14,9 @@ An epoch is 60,000 training images and the scores on the 10,000 test images. The
   with PIL, resized and normalised by torchvision's transforms, in a DataLoader with 4 workers.
 - busy: beside a process that computes all the time, on each processor.
 
-The time is that of the second epoch, because the first warms up or compiles. With DataLoaders it
-is that of the first; making them is not timed.
+The time is that of a later epoch, because the first warms up or compiles. With DataLoaders it is
+that of the first; making them is not timed. Every way may use all cores, but for the rows that
+say that they have one.
 """
 
 import subprocess
@@ -27,8 +28,11 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+import joblib
+
 from benchmarks import TITLES, Way, child, in_turns, median, ratios
-from stages.arithmetic import numerics
+from benchmarks.training import an_epoch, clone
+from stages.arithmetic import numerics, threads
 from stages.base import files, params
 from stages.base.splits import load_split
 from stages.mnist import idx, vision
@@ -36,6 +40,9 @@ from stages.show.tables import table
 
 WAYS = {
     "pipeline": "this pipeline (exact)",
+    "pipeline alone": "this pipeline, one core",
+    "plain alone": "plain PyTorch, one core",
+    "jax alone": "JAX, one core",
     "pinned": "plain PyTorch, pinned",
     "plain": "plain PyTorch",
     "jax": "JAX",
@@ -228,7 +235,8 @@ def matrix_product() -> float:
     """Floating-point operations a second of a 2048 x 2048 x 2048 product, the best of ten."""
     import torch
 
-    torch.set_num_threads(params.load().threads)
+    threads.use(params.load().threads)
+    torch.set_num_threads(threads.number())
     a, b = torch.rand(2, 2048, 2048)
     seconds = []
     for _ in range(10):
@@ -242,12 +250,13 @@ def seconds(way: Way) -> float:
     """Of an epoch; of "product", operations a second."""
     kind, *arguments = way
     spin = [sys.executable, "-c", "while True: pass"]
-    busy = [subprocess.Popen(spin) for _ in range(numerics.cores())] if "busy" in kind else []
+    busy = [subprocess.Popen(spin) for _ in range(joblib.cpu_count())] if "busy" in kind else []
     try:
+        alone = kind.endswith("alone")
         if kind.startswith("pipeline"):
-            return float(child("training", arguments[0], "2").output.split()[-3])
+            return an_epoch(Path(arguments[1]) / "clone", arguments[0], cores=int(alone))
         env = PINS if "pinned" in way else {}
-        return float(child("epoch", kind.split()[0], *arguments, env=env).output)
+        return float(child("epoch", kind.split()[0], *arguments, env=env, alone=alone).output)
     finally:
         for process in busy:
             process.kill()
@@ -256,6 +265,7 @@ def seconds(way: Way) -> float:
 
 def measure(rounds: int = 3) -> str:
     with tempfile.TemporaryDirectory() as scratch:
+        clone(Path(scratch) / "clone")
         write_png_files(Path(scratch) / "png")
         (Path(scratch) / "MNIST").mkdir()
         (Path(scratch) / "MNIST" / "raw").symlink_to(files.DATA_RAW.resolve())

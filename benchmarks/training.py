@@ -1,61 +1,99 @@
-"""A training by this pipeline in a process of its own, and what its checkpoints cost.
+"""The stages that train, as their users run them, beside those of an earlier commit.
 
-    .venv/bin/python -m benchmarks.training [ROUNDS]
+    .venv/bin/python -m benchmarks.training [ROUNDS] [COMMIT] [RECIPE]
 
-The selected recipe, five epochs of LeNet-5 and twenty of the MLP, on this checkout's data/prepared.
+An epoch is what lies between two lines that a stage prints. The commit is cloned, and uses this
+environment and this checkout's data/prepared.
 """
 
-import cProfile
-import pstats
+import itertools
+import os
+import shutil
+import signal
+import statistics
+import subprocess
 import sys
 import tempfile
 import time
-from contextlib import chdir
+from pathlib import Path
 
-from benchmarks import child, median
+import joblib
+from ruamel.yaml import YAML
+
+from benchmarks import ENVIRONMENT, ROOT, TITLES, Way, in_turns, median, ratios
 from stages.show.tables import table
 
-EPOCHS = {"lenet5": 5, "mlp": 20}
-OF_CHECKPOINTS = ("key", "restore", "save", "remove")  # in stages/learn/checkpoint.py
+BEFORE = "c2632f0"  # the last commit that only PyTorch computed for
 
 
-def train(model: str, epochs: int) -> tuple[float, float, float]:
-    """Seconds of the last epoch with its scores, of the training, and of it with checkpoints."""
-    from dvc_guard import alone
-    from stages.arithmetic import numerics
-    from stages.base import files, params, splits
-    from stages.learn import checkpoint, resume
+def an_epoch(folder: Path, model: str, epochs: int = 3, cores: int = 0) -> float:
+    """Seconds of the median epoch of a training, but for the first, which compiles.
 
-    settings = params.load()
-    recipe = settings.of_model(model).model_copy(update={"epochs": epochs})
-    parts = {part: splits.load_split(files.DATA_PREPARED, part) for part in splits.SPLITS}
-    generator = numerics.configure(settings.threads, settings.seed)
-    with tempfile.TemporaryDirectory() as folder, chdir(folder), cProfile.Profile() as profile:
-        alone.FOLDER.mkdir(parents=True)  # where checkpoints lie
-        ends = [time.perf_counter()]
-        training = resume.Training("train", model, parts, recipe, "cpu", generator)
-        ends += [time.perf_counter() for _ in training.epochs()]
-        training.finish()
-        total = time.perf_counter() - ends[0]
-    functions = pstats.Stats(profile).stats.items()  # type: ignore[attr-defined]
-    times = {
-        name: figures[3] for (file, _, name), figures in functions if file == checkpoint.__file__
-    }
-    return ends[-1] - ends[-2], total, sum(times.get(name, 0) for name in OF_CHECKPOINTS)
+    Args:
+        epochs: The training is stopped after them.
+        cores: How many it may use. 0: all.
+    """
+    shutil.rmtree(folder / ".dvc/tmp", ignore_errors=True)  # a checkpoint of the last turn
+    pin = ["taskset", "--cpu-list", ",".join(map(str, range(cores)))] if cores else []
+    process = subprocess.Popen(
+        [*pin, sys.executable, "-u", "-m", "stages.train", model],
+        cwd=folder,
+        env=ENVIRONMENT | {"PYTHONPATH": str(folder)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        start_new_session=True,
+    )
+    assert process.stdout
+    ends: list[float] = []
+    for line in process.stdout:
+        if line.startswith("epoch "):
+            ends.append(time.perf_counter())
+        if len(ends) == epochs:
+            os.killpg(process.pid, signal.SIGKILL)
+            break
+    process.communicate()
+    return statistics.median(end - start for start, end in itertools.pairwise(ends))
 
 
-def measure(rounds: int = 8) -> str:
-    rows = []
-    for model, epochs in EPOCHS.items():
-        trainings = [child("training", model, str(epochs)).output for _ in range(rounds)]
-        figures = [[float(word) for word in said.split()[-3:]] for said in trainings]
-        share = median(100 * spent / total for _, total, spent in figures)
-        rows.append([f"{model}, {epochs} epochs", f"{share} %"])
-    return table("a training | time in checkpoints", "lr", rows)
+def clone(folder: Path, commit: str = "HEAD", recipe: str = "documented") -> None:
+    """A clone with our prepared images that trains with ``recipe``."""
+    subprocess.run(["git", "clone", "--quiet", ROOT, folder], check=True)
+    subprocess.run(["git", "checkout", "--quiet", commit], cwd=folder, check=True)
+    shutil.copytree(ROOT / "data/prepared", folder / "data/prepared")
+    yaml = YAML()
+    settings = yaml.load(folder / "params.yaml")
+    settings["recipe"] = recipe
+    if commit != "HEAD":
+        settings["threads"] = joblib.cpu_count()
+    yaml.dump(settings, folder / "params.yaml")
+
+
+def measure(rounds: int = 5, before: str = BEFORE, recipe: str = "documented") -> str:
+    with tempfile.TemporaryDirectory() as scratch:
+        places = {name: Path(scratch) / name for name in ("HEAD", before)}
+        for commit, folder in places.items():
+            clone(folder, commit, recipe)
+
+        def seconds(way: Way) -> float:
+            return an_epoch(places[way[0]], way[1], cores=int(way[2]))
+
+        cores = ["1", *([str(joblib.cpu_count())] if joblib.cpu_count() > 1 else [])]
+        ways = [(commit, model, n) for n in cores for model in TITLES for commit in places]
+        taken = in_turns(ways, seconds, rounds)
+    rows = [
+        [
+            f"{TITLES[model]}, {number} {'core' if number == '1' else 'cores'}",
+            median(taken[before, model, number]),
+            median(taken["HEAD", model, number]),
+            median(ratios(taken["HEAD", model, number], taken[before, model, number])),
+        ]
+        for number in cores
+        for model in TITLES
+    ]
+    header = f"an epoch of `{recipe}`, s | commit {before} | this commit | ratio"
+    return f"{table(header, 'lrrr', rows)}\n\nMedians of {rounds}.\n"
 
 
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["child"]:
-        print(*train(sys.argv[2], int(sys.argv[3])))
-    else:
-        print(measure(*map(int, sys.argv[1:])))
+    print(measure(*map(int, sys.argv[1:2]), *sys.argv[2:]))
