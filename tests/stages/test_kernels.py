@@ -5,6 +5,7 @@ import json
 import re
 import subprocess
 import sys
+import time
 
 import llvmlite.binding as llvm
 import pytest
@@ -57,6 +58,22 @@ def test_convolutions(count, shape, spread, number):
     gradient = torch.randn_like(ours[1]) * 2.0 ** -torch.randint(0, spread + 1, (count, 1, 1, 1))
     more = gradient, weight, channels > 1, 64, groups, 2.0**-30
     assert_same(kernels.convolve_back(ours[0], *more), reference.convolve_back(theirs[0], *more))
+
+
+def test_threads_that_take_turns_whenever_they_get_memory(monkeypatch):
+    plain = torch.Tensor.new_zeros
+
+    def slow(*of, **kinds):
+        time.sleep(0.005)
+        return plain(*of, **kinds)
+
+    x, weight = torch.randint(0, 256, (512, 1, 32, 32), dtype=torch.uint8), torch.ones(6, 1, 5, 5)
+    kept, pooled = kernels.convolve(x, weight / 2**9, torch.zeros(6), 1.0, 33)
+    more = torch.randn_like(pooled), weight, False, 64, 4, 2.0**-30
+    expected = kernels.convolve_back(kept, *more)
+    threads.use(3)
+    monkeypatch.setattr(torch.Tensor, "new_zeros", slow)
+    assert_same(kernels.convolve_back(kept, *more), expected)
 
 
 @PLAIN

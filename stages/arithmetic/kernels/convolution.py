@@ -266,13 +266,14 @@ def convolve_back(
     free: list[tuple[Tensor, Tensor]] = []
 
     def work(part: tuple[int, int]) -> None:
-        if not free:
-            sums.append(weight.new_zeros(weights + shape.outputs, dtype=torch.float64))
-            zeros = weight.new_zeros(shape.outputs * shape.out * (shape.out + 2) * LANES)
-            free.append((sums[-1], zeros))
-        mine = total, g = free.pop()
+        try:  # no other thread can take it in between
+            total, g = free.pop()
+        except IndexError:
+            total = weight.new_zeros(weights + shape.outputs, dtype=torch.float64)
+            g = weight.new_zeros(shape.outputs * shape.out * (shape.out + 2) * LANES)
+            sums.append(total)
         function(*where, *addresses(g, total, total[weights:]), coarse, count, *part)
-        free.append(mine)
+        free.append((total, g))
 
     threads.for_each(work, threads.parts(blocks_of(count)))
     total = torch.stack(sums).sum(0)
