@@ -56,7 +56,8 @@ def configure(threads: int, seed: int, device: str = "cpu") -> "torch.Generator"
     _keep_freed_memory()
     pool.use(threads)
     torch.set_num_threads(pool.number())
-    torch.use_deterministic_algorithms(True)
+    # As use_deterministic_algorithms(True), which also imports a compiler, for a second
+    torch.set_deterministic_debug_mode("error")
     # No code here reads memory before writing to it. Filling it first would cost 3 % of a step
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     for library in (torch.backends.mkldnn, torch.backends.cuda):  # no TF32, no bfloat16

@@ -73,7 +73,8 @@ def test_threads_that_take_turns_whenever_they_get_memory(monkeypatch):
     expected = kernels.convolve_back(kept, *more)
     threads.use(3)
     monkeypatch.setattr(torch.Tensor, "new_zeros", slow)
-    assert_same(kernels.convolve_back(kept, *more), expected)
+    for _ in range(5):
+        assert_same(kernels.convolve_back(kept, *more), expected)
 
 
 @PLAIN
