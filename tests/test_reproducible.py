@@ -100,20 +100,6 @@ def small_clone(path: Path, threads: int = 1) -> Clone:
 
 @pytest.mark.weekly
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("threads", "kernels"),
-    [
-        (1, "ATEN_CPU_CAPABILITY=default MKL_CBWR=COMPATIBLE"),
-        (2, "ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=SSE41"),
-        (3, "OPENBLAS_CORETYPE=Nehalem"),
-    ],
-)
-def test_other_threads_and_kernels_compute_the_same_bytes(expected, tmp_path, threads, kernels):
-    assert run_stages(small_clone(tmp_path / "a clone", threads), *kernels.split()) == expected
-
-
-@pytest.mark.weekly
-@pytest.mark.slow
 def test_an_emulated_processor_without_avx_computes_the_same_bytes(expected, tmp_path):
     emulator = qemu(os.environ.get("EMULATED_CPU", "Nehalem"))
     assert run_stages(small_clone(tmp_path / "a clone"), *emulator) == expected

@@ -12,7 +12,6 @@ import torch.nn.functional as F
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
-from stages.base import params
 from stages.networks import exact, models
 
 # Kernels, side of the images, largest number, its step, run: as models.LeNet5 has them
@@ -192,29 +191,6 @@ def test_a_sum_that_is_too_long_is_refused_by_the_shape_of_its_layer():
 
 
 # Numbers that are not finite, or very small
-
-
-@pytest.mark.parametrize("name", params.MODEL_NAMES)
-@pytest.mark.parametrize("softmax", [False, True])
-def test_a_number_that_is_not_finite_comes_out_in_the_loss(name, softmax):
-    recipe = params.Recipe(epochs=1, batch_size=8, learning_rate=0.1, momentum=0.9, dropout=0.5,
-                           softmax_before_loss=softmax)  # fmt: skip
-    images, labels = torch.randint(0, 256, (8, 1, 32, 32)), torch.arange(8)
-    network = models.build(name, recipe)
-
-    def loss():
-        return exact.cross_entropy(network(models.normalize(images)), labels).item()
-
-    for layer, weight in network.named_parameters():
-        before = weight.detach().clone()
-        # Before it reaches the last layer, tanh and ReLU make a finite number of infinity
-        for value in (math.nan, math.inf) if layer.startswith("fc2") else (math.nan,):
-            with torch.no_grad():
-                weight.view(-1)[0] = value
-            assert not math.isfinite(loss())
-        with torch.no_grad():
-            weight.copy_(before)
-    assert math.isfinite(loss())
 
 
 # Elementwise functions

@@ -3,7 +3,6 @@
 import copy
 import json
 from contextlib import contextmanager
-from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -131,23 +130,6 @@ def test_an_epoch_is_that_of_a_plain_loop(small, name, recipe, softmax):
         moved = (expected - start).norm()
         assert moved > 0
         assert (found - expected).norm() < (0.15 if recipe.optimizer == "adamw" else 0.02) * moved
-
-
-@pytest.mark.parametrize(
-    ("whole", "batch", "expected"), [(150, 16, []), (149, 16, [3, 6, 9]), (149, 75, [1, 2])]
-)
-def test_of_more_images_than_whole_the_memory_is_freed_once_a_pool(
-    small, monkeypatch, whole, batch, expected
-):
-    """150 images in 10 steps of 16; a pool of 48 is read in 3 steps."""
-    monkeypatch.setattr(training, "WHOLE", whole)
-    monkeypatch.setattr(training, "POOL", 48)
-    recipe = SGD.model_copy(update={"batch_size": batch})
-    state, steps, released = begun(recipe, 150), [], []
-    state.optimizer.register_step_post_hook(lambda *_: steps.append(None))
-    data = replace(models.examples(small["train"]), release=lambda: released.append(len(steps)))
-    training.train_epoch(state, data, torch.arange(150), recipe, 1)
-    assert released == expected
 
 
 def test_a_split_that_is_empty_or_not_there_is_not_scored(small):

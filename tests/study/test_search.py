@@ -4,11 +4,10 @@ import shutil
 import sys
 from pathlib import Path
 
-import psutil
 import pytest
 from ruamel.yaml import YAML
 
-from conftest import ROOT, Clone, flip_bit, wait_for
+from conftest import ROOT, flip_bit
 from dvc_guard import alone
 from dvc_kit.errors import StageError
 from dvc_kit.files import md5
@@ -195,24 +194,6 @@ def test_one_core_and_two_come_to_the_same_tables_and_a_trial_alone_to_its_line(
     design.table_path("mlp", 2).write_bytes(spoiled)
     with pytest.raises(StageError, match=r"weights.* and study/search/mlp-2.csv has .*0{9}"):
         trial.compare("mlp", 2, number)
-
-
-@pytest.mark.weekly
-@pytest.mark.slow
-def test_a_killed_search_leaves_no_trial_behind(folder):
-    text = design.PATH.read_text(encoding="utf-8")
-    design.PATH.write_text(text.replace("epochs: 1", "epochs: 300", 1), encoding="utf-8")
-    running = Clone(folder).start(sys.executable, "-m", "study.search", "mlp", "1")
-    here = psutil.Process(running.pid)
-
-    def trials():
-        return [one for one in here.children() if "study.trial" in one.cmdline()]
-
-    wait_for(lambda: trials() and [*alone.FOLDER.glob("search-mlp-*.pt")])
-    found = trials()
-    running.kill()
-    running.communicate()
-    assert psutil.wait_procs(found, timeout=60)[1] == []
 
 
 def test_a_result_that_is_not_the_trials_is_named(found):
