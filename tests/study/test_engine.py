@@ -239,16 +239,6 @@ def test_all_cores_of_this_machine_give_the_bytes_of_one(computed):
 
 
 @slow
-def test_a_run_that_could_not_be_written_is_told(computed):
-    computed.forget(keep=CELLS - 1)
-    nowhere = "http://127.0.0.1:9"
-    said = ended(study(computed.home, "local", MIRROR="on", MLFLOW_TRACKING_URI=nowhere))
-    [told] = [line for line in said.splitlines() if line.startswith("warning: ")]
-    assert "is not complete (MLflow: " in told and "`dvc-mlflow sync`" in told
-    assert computed.lock_here == computed.lock
-
-
-@slow
 def test_an_engine_that_is_not_there_is_one_line(computed):
     has_packages()
     computed.forget(keep=CELLS - 1)

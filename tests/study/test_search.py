@@ -218,17 +218,12 @@ def test_a_result_that_is_not_the_trials_is_named(found):
         assert task.mistake(content).startswith(line)
 
 
-# --- mistakes ---
-
-
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
         ([], "usage: python -m study.search MODEL RUNG"),
         (["resnet", "1"], "model is resnet, expected one of: lenet5, mlp"),
         (["mlp", "9"], "rung is 9, expected a number from 1 to 4"),
-        (["mlp", "x"], "rung is x, expected a number from 1 to 4"),
-        (["mlp", "1", "2"], "usage: "),
     ],
 )
 def test_other_arguments_are_refused_in_one_line(arguments, line, found, monkeypatch, capsys):
@@ -238,11 +233,3 @@ def test_other_arguments_are_refused_in_one_line(arguments, line, found, monkeyp
     assert ended.value.code == 2
     said = capsys.readouterr().err
     assert said.startswith(f"error: {line}") and said.count("\n") == 1
-
-
-def test_a_missing_table_is_named(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(
-        StageError, match=r"study/search/mlp-0.csv is missing: `dvc repro` in study"
-    ):
-        design.read_table("mlp", 0)
