@@ -54,36 +54,6 @@ def test_every_configuration_is_a_recipe_and_has_its_values(found):
 # --- the rule ---
 
 
-def of_trial(number, accuracy, loss):
-    return {"trial": number, "accuracy": accuracy, "loss": loss}
-
-
-def test_the_best_has_the_smallest_sum_of_ranks_and_a_diverged_training_comes_last():
-    rows = [
-        of_trial(0, 0.990, 0.030),  # 2nd, as two others, and 3rd
-        of_trial(1, None, None),
-        of_trial(2, 0.985, 0.025),  # 5th and 2nd
-        of_trial(3, 0.991, 0.020),  # both 1st
-        of_trial(4, 0.980, 0.034),
-        of_trial(5, 0.990, 0.036),
-        of_trial(6, 0.990, 0.045),
-    ]
-    ranked = search.ranked(rows)
-    assert [row["trial"] for row in ranked] == [3, 0, 2, 5, 6, 4, 1]
-    assert [row["rank_sum"] for row in ranked] == [2, 5, 7, 7, 8, 10, 14]
-
-
-def test_equally_many_go_on_from_each_quarter_of_the_distortions(found):
-    rows = design.design(found.space, 40, seed=7)[::-1]  # any order stands for a ranking
-    quarters = sorted(rows, key=lambda row: (row["distortion"], row["trial"]))
-    for count in 8, 40:
-        chosen = search.survivors(rows, count)
-        assert chosen == [row for row in rows if row in chosen] and len(chosen) == count
-        for quarter in (quarters[at : at + 10] for at in range(0, 40, 10)):
-            best = [row for row in rows if row in quarter][: count // 4]
-            assert [row for row in chosen if row in quarter] == best
-
-
 def test_fast_has_no_teachers_and_record_is_the_best_of_the_last_rung(found):
     drawn = design.design(found.space, 40, found.seed)
     rows = sorted(drawn, key=lambda row: -row["teachers"])
