@@ -168,19 +168,6 @@ def test_a_report_whose_reader_goes_ends_without_a_word(checkout, tmp_path):
 # --- make install ---
 
 
-def shrink(clone: Clone) -> None:
-    """One small package is all that the project needs, and its environment is not made yet."""
-    (clone.path / ".venv").unlink()
-    libraries = clone.path / "requirements/compute.txt"
-    [tqdm] = re.findall(r"(?m)^tqdm==.*$", libraries.read_text(encoding="utf-8"))
-    libraries.write_text(f"{tqdm}\n", encoding="utf-8")
-    (clone.path / "requirements/figures.txt").write_text("", encoding="utf-8")
-    path = clone.path / "pyproject.toml"
-    text = path.read_text(encoding="utf-8")
-    text = re.sub(r"\ndev = \[.*?\n\]", "\ndev = []", text, flags=re.S)
-    path.write_text(text, encoding="utf-8")
-
-
 def make_install(clone: Clone, *arguments: str, check: bool = True, **env: str):
     assert not (clone.path / ".venv").is_symlink()  # that of these tests is left alone
     return clone.run("make", "install", *arguments, env={"MAKEFLAGS": ""} | env, check=check)
