@@ -1,12 +1,11 @@
 """What a worker sends, checked against its order before anything of it is used or written.
 
 A worker is another machine: its clone may have other code, its memory may be damaged, and its name
-is shown on this terminal. The parser of pydantic ends at a depth of 200 and does not recurse in
-Python, so no content ends this process.
+is shown on this terminal.
 """
 
 import json
-from hashlib import md5
+import textwrap
 from typing import Annotated, Any
 
 from pydantic import Field, ValidationError
@@ -14,9 +13,8 @@ from pydantic import Field, ValidationError
 from dvc_kit.errors import StageError
 from dvc_kit.strict import Section
 from stages.base.params import CLASSES
-from study.orders import LONGEST, Order, Reply, Task
+from study.orders import Order, Reply, Task
 
-LARGEST_REPLY = 2**22  # characters: a file in hexadecimal digits, and the rest
 SHOWN = 500  # characters of a reason
 ROUNDED = 1e-6  # a cell has six significant digits
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -56,9 +54,8 @@ class CellFile(Section):
 
 def line(text: str) -> str:
     """A text of somebody else's as a part of one line."""
-    shown = "".join(letter if letter.isprintable() else " " for letter in text[:LONGEST])
-    shown = " ".join(shown.split())
-    return shown if len(shown) <= SHOWN else f"{shown[: SHOWN - 3]}..."
+    shown = "".join(letter if letter.isprintable() else " " for letter in text)
+    return textwrap.shorten(shown, SHOWN, placeholder="...")
 
 
 def explained(error: ValidationError) -> str:
@@ -71,36 +68,28 @@ def read(given: Any, order: Order, at: str) -> Reply:
     """The reply to an order.
 
     Args:
-        given: A text of JSON, if all is well.
+        given: The fields of a reply, if all is well.
         at: The address of the worker.
 
     Raises:
         StageError: It has other fields than a reply has, or is of another cell or address.
     """
-    reason = ""
-    if not isinstance(given, str):
-        reason = "is no text"
-    elif len(given) > LARGEST_REPLY:
-        reason = f"has more than {LARGEST_REPLY:,} characters"
+    try:
+        reply = Reply.model_validate(given)
+    except ValidationError as error:
+        reason = f"is none ({explained(error)}): is its clone at commit {order.commit[:12]}?"
     else:
-        try:
-            reply = Reply.model_validate_json(given)
-        except ValidationError as error:
-            reason = f"is none ({explained(error)}): is its clone at commit {order.commit[:12]}?"
-        else:
-            if (reply.stage, reply.address) == (order.stage, at):
-                return reply.model_copy(update={"fault": line(reply.fault)})
-            reason = f"is of {line(reply.stage)} from {line(reply.address) or 'no address'}"
+        if (reply.stage, reply.address) == (order.stage, at):
+            shown = {"worker": line(reply.worker), "fault": line(reply.fault)}
+            return reply.model_copy(update=shown)
+        reason = f"is of {line(reply.stage)} from {line(reply.address) or 'no address'}"
     raise StageError(f"its reply to {order.stage} {reason}")
 
 
 def mistake_in(reply: Reply, task: Task) -> str:
     """Why the bytes of a reply are not those that were asked for, or nothing."""
-    stage = task.order.stage
-    if md5(reply.content).hexdigest() != reply.md5:
-        return f"its file of {stage} does not have the md5 that it was sent with"
     reason = task.mistake(reply.content)
-    return f"its file is not that of {stage} ({reason})" if reason else ""
+    return f"its file is not that of {task.order.stage} ({reason})" if reason else ""
 
 
 def mistake_in_cell(content: bytes, of_validation: bool, epochs: int) -> str:

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Protocol
 
-from pydantic import ConfigDict, Field
+from pydantic import Field
 
 from dvc_kit.strict import Section
 
@@ -34,13 +34,6 @@ class Order:
     prepared: str = ""
 
 
-LARGEST = 2**20  # bytes of a file: a hundred times as many as most have
-LONGEST = 10**4  # characters of any other text
-LONG_AGO = 10**8  # seconds: three years
-CONTROL = r"^[^\p{Cc}\p{Zl}\p{Zp}]*$"  # no character that moves the cursor or begins a line
-Text = Annotated[str, Field(max_length=LONGEST)]
-
-
 class Reply(Section):
     """The file of an order, or the reason why there is none.
 
@@ -52,14 +45,11 @@ class Reply(Section):
         unfit: Whether this worker cannot compute any other order either.
     """
 
-    model_config = ConfigDict(val_json_bytes="hex", ser_json_bytes="hex")
-
-    stage: Text
-    worker: Annotated[str, Field(min_length=1, max_length=LONGEST, pattern=CONTROL)]
-    address: Text = ""
-    seconds: Annotated[float, Field(ge=0, le=LONG_AGO)] = 0.0
-    content: Annotated[bytes, Field(max_length=LARGEST)] = b""
-    md5: Text = ""
+    stage: str
+    worker: Annotated[str, Field(min_length=1)]
+    address: str = ""
+    seconds: Annotated[float, Field(ge=0)] = 0.0
+    content: bytes = b""
     fault: str = ""
     unfit: bool = False
 

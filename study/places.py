@@ -25,7 +25,6 @@ import joblib
 from dvc_kit.commands import quoted
 from dvc_kit.errors import InputError, StageError, one_line
 from study import worker
-from study.inspection import LARGEST_REPLY
 from study.orders import Order
 
 PATIENCE = 20  # seconds that a scheduler has to answer
@@ -34,11 +33,11 @@ JOBS = 16  # of Slurm at a time, unless ENGINE says so: slurm:100
 INSTALL = "pip install -c constraints.txt -e '.[engines]'"
 
 # Names nothing of ours: so a scheduler needs no clone, and a worker with an older one can say so.
-# The answer comes as a text, because Dask never hands over an object of a class that is not here.
+# The answer has no class of ours, because Dask never hands over one that is not there.
 # Beside it is the address that Dask has for the worker, whatever the answer says
 CALL = (
     "__import__('distributed').get_worker().address, "
-    f"__import__('study.worker').worker.answer(order)[:{LARGEST_REPLY + 1}]"
+    "__import__('study.worker').worker.answer(order)"
 )
 
 # A job of Slurm makes its own clone, of the commit and with the downloads of this folder, and
@@ -76,7 +75,7 @@ class Place:
         """Give an order, to any worker or to one of those with the given addresses.
 
         Returns:
-            The address of the worker, if it has one, and its reply as JSON.
+            The address of the worker, if it has one, and the fields of its reply.
         """
         if not self.client:
             return self.executor.submit(_answer, asdict(order))
@@ -119,7 +118,7 @@ class Place:
                 getattr(end, "close", end)()
 
 
-def _answer(order: Mapping[str, Any]) -> tuple[str, str]:
+def _answer(order: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
     """What CALL gives, for this machine."""
     return "", worker.answer(order)
 

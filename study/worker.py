@@ -6,7 +6,6 @@ process of its own, such as `python -m study.cell`, which ends with the worker.
 """
 
 import contextlib
-import hashlib
 import os
 import platform
 import socket
@@ -101,13 +100,12 @@ def compute(order: Order) -> Reply:
         content = (ROOT / order.path).read_bytes()
     except (StageError, OSError) as error:
         return Reply(**mine, fault=one_line(error), unfit=True)
-    md5 = hashlib.md5(content).hexdigest()
-    return Reply(**mine, seconds=time.monotonic() - started, content=content, md5=md5)
+    return Reply(**mine, seconds=time.monotonic() - started, content=content)
 
 
-def answer(order: Mapping[str, Any]) -> str:
-    """``compute`` for an order that any process can make, with the reply as JSON."""
-    return compute(Order(**order)).model_dump_json()
+def answer(order: Mapping[str, Any]) -> dict[str, Any]:
+    """``compute`` for an order that any process can make, with the fields of the reply."""
+    return compute(Order(**order)).model_dump()
 
 
 def _train(order: Order) -> tuple[int, str]:

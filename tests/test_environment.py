@@ -137,14 +137,6 @@ main()
 """
 
 
-@pytest.mark.parametrize("closed", [">&- 2>&- <&-", ">/dev/full"])
-def test_a_stage_whose_streams_are_closed_computes_its_result(tmp_path, closed):
-    (tmp_path / "stage.py").write_text(STAGE)
-    done = Clone(tmp_path).run("sh", "-c", f"python stage.py out 0 {closed}")
-    assert (tmp_path / "out").read_text() == "a result"
-    assert "Traceback" not in done.stdout + done.stderr
-
-
 @pytest.mark.parametrize("command", ["stage.py out 60", "-m dvc_guard mend"])
 def test_ctrl_c_several_times_is_one_line(tmp_path, command):
     (tmp_path / "stage.py").write_text("import stages\n" + STAGE)
@@ -176,19 +168,6 @@ def test_a_report_whose_reader_goes_ends_without_a_word(checkout, tmp_path):
 # --- make install ---
 
 
-def shrink(clone: Clone) -> None:
-    """One small package is all that the project needs, and its environment is not made yet."""
-    (clone.path / ".venv").unlink()
-    libraries = clone.path / "requirements/compute.txt"
-    [tqdm] = re.findall(r"(?m)^tqdm==.*$", libraries.read_text(encoding="utf-8"))
-    libraries.write_text(f"{tqdm}\n", encoding="utf-8")
-    (clone.path / "requirements/figures.txt").write_text("", encoding="utf-8")
-    path = clone.path / "pyproject.toml"
-    text = path.read_text(encoding="utf-8")
-    text = re.sub(r"\ndev = \[.*?\n\]", "\ndev = []", text, flags=re.S)
-    path.write_text(text, encoding="utf-8")
-
-
 def make_install(clone: Clone, *arguments: str, check: bool = True, **env: str):
     assert not (clone.path / ".venv").is_symlink()  # that of these tests is left alone
     return clone.run("make", "install", *arguments, env={"MAKEFLAGS": ""} | env, check=check)
@@ -198,19 +177,6 @@ def is_installed(clone: Clone) -> bool:
     code = "import tqdm, sys; sys.exit(sys.prefix not in tqdm.__file__)"
     command = [clone.path / ".venv/bin/python", "-c", code]
     return subprocess.run(command, capture_output=True).returncode == 0
-
-
-@pytest.mark.weekly
-@pytest.mark.slow
-def test_make_install_takes_back_pip_s_settings_of_another_place(clone, tmp_path):
-    shrink(clone)
-    (tmp_path / "pip.conf").write_text("[global]\nuser = true\n", encoding="utf-8")
-    env = {"PIP_CONFIG_FILE": str(tmp_path / "pip.conf"), "PIP_USER": "1"}
-    env |= {"PIP_REQUIRE_VIRTUALENV": "1", "PIP_NO_DEPS": "1"}
-    env |= {f"PIP_{place}": str(tmp_path / place) for place in ("TARGET", "PREFIX", "ROOT")}
-    make_install(clone, **env)
-    assert is_installed(clone)
-    assert not [place for place in ("TARGET", "PREFIX", "ROOT") if (tmp_path / place).exists()]
 
 
 @pytest.mark.slow

@@ -253,8 +253,16 @@ def test_any_path_and_the_c_locale_without_utf8_give_the_same_outs(small_run, ra
     clone = make_clone(tmp_path / 'it\'s "mine" $HOME 漢字 ünï')
     clone.make_small()
     surroundings = {"LC_ALL": "C", "LANG": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    surroundings |= {"PYTHONHASHSEED": "1", "TZ": "Asia/Kathmandu", "HOME": str(tmp_path)}
     # DVC alone cannot: it needs UTF-8 for such a path, which the Makefile switches on
     assert "can't encode" in clone.run("dvc", "repro", env=surroundings, check=False).stderr
-    said = clone.run("make", "repro", "INSTALLED=params.yaml", env=surroundings).stdout
+    make = ["taskset", "--cpu-list", "0", "make", "repro", "INSTALLED=params.yaml"]
+    old_umask = os.umask(0o077)
+    try:
+        said = clone.run(*make, env=surroundings).stdout
+    finally:
+        os.umask(old_umask)
     assert said.count("Running stage") == len(STAGES)
     assert clone.outs() == small_run.outs()
+    locks = [(one.path / "dvc.lock").read_bytes() for one in (clone, small_run)]
+    assert locks[0] == locks[1]

@@ -83,24 +83,6 @@ def test_imports_go_from_the_study_to_the_kit(house):
     assert sorted(name for name in names if name[1].split(".")[0] in ours) == []
 
 
-def test_no_modules_import_each_other_in_a_circle():
-    """At the top of a file or in a function."""
-    imports = {
-        path: {files_of(name)[-1] for name in imported(path) if files_of(name)} - {path}
-        for modules in MODULES.values()
-        for path in modules
-    }
-    reached = {path: {*imports[path]} for path in imports}
-    for _ in imports:
-        for path, others in reached.items():
-            reached[path] = others.union(*(imports[other] for other in others))
-    circles = {
-        tuple(sorted(other for other in reached[path] if path in reached[other]))
-        for path in imports
-    }
-    assert circles == {()}
-
-
 def test_files_and_classes_are_short():
     long = set()
     for path in [*itertools.chain(*MODULES.values()), "install.py"]:
@@ -243,20 +225,6 @@ def test_the_mirror_the_guard_and_the_kit_name_nothing_of_this_project():
         if text in names or "mnist" in text.lower()
     ]
     assert named == []
-
-
-def test_the_pipeline_knows_no_recipe_or_ablation_of_the_study():
-    study = YAML(typ="safe").load(ROOT / "study/params.yaml")
-    recipes = {*study["recipes"], *study["ablations"]}
-    named = [
-        f"{path}:{line}: {text!r}"
-        for path in MODULES["stages"]
-        for line, text in texts(path)
-        if text in recipes
-    ]
-    assets = [path for path in (ROOT / "stages").rglob("*.*") if path.suffix not in (".pyc",)]
-    knowing = [path.name for path in assets if "ablation" in path.read_text("utf-8").lower()]
-    assert named + knowing == []
 
 
 def test_each_mistake_of_the_list_can_be_made_in_the_code_of_today():

@@ -15,7 +15,6 @@ from ruamel.yaml import YAML
 import dvc_mlflow
 from conftest import ROOT, STAGES, Clone, make_clone
 from dvc_kit.files import sha256
-from stages import evaluate
 from stages.base import files, params
 from stages.base.params import MODEL_NAMES
 
@@ -201,31 +200,3 @@ def test_a_mistake_costs_one_line_and_exit_code_2_and_removes_nothing(ran, comma
     # All four recipes have the mistake; each has its line, and there is nothing else
     assert all(text.startswith("error: ") for text in errors)
     assert clone.outs() == before
-
-
-@pytest.mark.slow
-def test_a_loss_that_is_not_finite_leaves_no_model_behind(copy):
-    copy.edit("recipes.yaml", "learning_rate: 0.01", "learning_rate: 1e20", count=-1)
-    result = copy.run("dvc", "repro", "train_mlp", check=False)
-    assert result.returncode != 0
-    assert "the loss is nan in epoch" in result.stderr or "the loss is inf" in result.stderr
-    assert "Traceback" not in result.stderr
-    assert not (copy.path / files.model_path("mlp")).exists()
-    assert not list((copy.path / "models").glob(".*tmp"))
-
-
-def test_a_missing_model_is_named_with_the_command_that_makes_it(
-    ran, tmp_path, monkeypatch, capsys
-):
-    model = ran.clone.path / files.model_path("mlp")
-    kept = model.rename(tmp_path / "model")
-    monkeypatch.chdir(ran.clone.path)
-    monkeypatch.setenv("MIRROR", "off")
-    try:
-        with pytest.raises(SystemExit) as ended:
-            evaluate.main()
-    finally:
-        kept.rename(model)
-    assert ended.value.code == 2
-    said = capsys.readouterr().err
-    assert "models/mlp.safetensors is missing: `dvc repro train_mlp`" in said

@@ -37,35 +37,6 @@ def test_no_out_holds_a_path_a_host_a_run_or_a_moment(small_run):
         assert not chunks & {b"tIME", b"eXIf"} or "mlartifacts" in path.parts
 
 
-@pytest.mark.slow
-def test_two_clones_in_different_surroundings_write_the_same_dvc_lock(raw, tmp_path):
-    first = make_clone(tmp_path / "one place")
-    second = make_clone(tmp_path / "ünother, much longer place")
-    for clone in (first, second):
-        clone.make_small()
-    environment = {
-        "PYTHONHASHSEED": "1",
-        "TZ": "Asia/Kathmandu",
-        "LANG": "C",
-        "LC_ALL": "C",
-        "OMP_NUM_THREADS": "1",
-        "HOME": str(tmp_path),
-        "MIRROR": "on",
-    }
-    assert first.repro(env={"MIRROR": "on"}) == STAGES
-
-    old_umask = os.umask(0o077)
-    try:
-        for stage in STAGES:
-            command = ["taskset", "--cpu-list", "0", "dvc", "repro", "--single-item", stage]
-            second.run(*command, env=environment)
-    finally:
-        os.umask(old_umask)
-    locks = [(clone.path / "dvc.lock").read_bytes() for clone in (first, second)]
-    assert locks[0] == locks[1]
-    assert first.outs() == second.outs()
-
-
 def run_stages(clone: Clone, *prefix: str) -> dict[str, str]:
     """All five stages, each started with ``prefix``; the outs."""
     for stage in STAGES:
@@ -96,20 +67,6 @@ def small_clone(path: Path, threads: int = 1) -> Clone:
     clone.edit("params.yaml", "threads: 1", f"threads: {threads}")
     shutil.rmtree(clone.path / "reports")
     return clone
-
-
-@pytest.mark.weekly
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("threads", "kernels"),
-    [
-        (1, "ATEN_CPU_CAPABILITY=default MKL_CBWR=COMPATIBLE"),
-        (2, "ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=SSE41"),
-        (3, "OPENBLAS_CORETYPE=Nehalem"),
-    ],
-)
-def test_other_threads_and_kernels_compute_the_same_bytes(expected, tmp_path, threads, kernels):
-    assert run_stages(small_clone(tmp_path / "a clone", threads), *kernels.split()) == expected
 
 
 @pytest.mark.weekly

@@ -2,12 +2,10 @@
 
 import re
 import shutil
-import subprocess
-from pathlib import Path
 
 import pytest
 
-from conftest import Clone, make_clone
+from conftest import Clone
 
 pytestmark = pytest.mark.slow
 
@@ -81,12 +79,3 @@ def test_a_stage_that_fails_costs_none_of_the_stages_before_it(copy):
     copy.edit("stages/evaluate.py", "raise SystemExit(3)", "settings = params.load()")
     assert copy.repro() == ["evaluate", "plot"]
     assert results(copy) == before
-
-
-def test_line_ends_stay_as_dvc_hashed_them_whatever_git_is_told(raw, tmp_path):
-    source = make_clone(tmp_path / "lf").path
-    told = ["git", "clone", "--quiet", "--config", "core.autocrlf=true", source, tmp_path / "crlf"]
-    subprocess.run(told, check=True)
-    clone = Clone(tmp_path / "crlf")
-    for name in clone.run("git", "ls-files", "*.py", "*.csv", "*.json", "*.yaml").stdout.split():
-        assert b"\r\n" not in Path(clone.path / name).read_bytes(), name

@@ -5,9 +5,7 @@ import itertools
 import numpy as np
 import pytest
 import torch
-from scipy.interpolate import BSpline
 from scipy.ndimage import map_coordinates
-from scipy.stats import kurtosis
 
 from stages.arithmetic import reference
 from stages.base.params import Augmentation
@@ -87,30 +85,6 @@ def test_each_setting_is_a_uniform_and_independent_part_of_an_affine_map(setting
     drawn = [value for name in settings for value in parts[name]]
     for a, b in itertools.combinations(drawn, 2):
         assert abs(np.corrcoef(a, b)[0, 1]) < 0.09
-
-
-def test_elastic_is_the_deviation_of_the_control_points_of_a_cubic_spline():
-    field = sources(elastic=1.5)
-    y, x = np.meshgrid(np.arange(32), np.arange(32), indexing="ij")
-    moves = (field - np.stack([x, y]))[:, :, 6:26, 6:26]
-    # The weights of each pixel's control points, (32, 12), by SciPy
-    spline = BSpline.basis_element(np.arange(-2, 3), extrapolate=False)
-    points = 4 * np.arange(-2, 10) + 1.5  # control points, between the middle pixels of each four
-    weights = np.nan_to_num(spline((np.arange(32)[:, None] - points) / 4))
-    assert np.allclose(weights.sum(1), 1)
-    of_rows = (weights @ weights.T)[6:26, 6:26]  # covariances
-    deviation = 1.5 * np.sqrt(np.outer(np.diag(of_rows), np.diag(of_rows)))
-    assert np.abs(moves.mean((0, 2, 3))).max() < 0.03
-    assert np.abs(moves.std(0) / deviation - 1).max() < 0.08
-    assert np.abs((moves.std(0) / deviation).mean((1, 2)) - 1).max() < 0.02
-    for distance in (1, 4, 8):  # neighbours move together, far ones do not
-        expected = np.diag(of_rows, distance).mean() / np.diag(of_rows).mean()
-        for axis in (2, 3):
-            a, b = (np.take(moves, range(start, start + 20 - distance), axis)
-                    for start in (0, distance))  # fmt: skip
-            assert np.corrcoef(a.ravel(), b.ravel())[0, 1] == pytest.approx(expected, abs=0.03)
-    assert abs(np.corrcoef(moves[:, 0].ravel(), moves[:, 1].ravel())[0, 1]) < 0.03
-    assert np.abs(kurtosis(moves[:, 0, [5, 10], [5, 10]])).max() < 0.4  # normal; uniform: -1.2
 
 
 def test_each_pixel_is_scipys_bilinear_sample_also_across_the_border():

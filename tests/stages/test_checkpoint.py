@@ -17,7 +17,7 @@ from dvc_guard import alone
 from stages.arithmetic import numerics
 from stages.base import params
 from stages.base.params import Augmentation, Distillation, PlainRecipe
-from stages.base.splits import Split, load_split, save_split
+from stages.base.splits import Split
 from stages.learn import checkpoint, resume, training
 from stages.learn.checkpoint import Checkpoint
 from stages.learn.resume import Training
@@ -221,20 +221,3 @@ def test_the_key_is_another_for_other_code_of_ours_alone(tmp_path, monkeypatch):
             path.write_text(text, encoding="utf-8")
             keys.append(key())
     assert keys[0] == keys[1] and len(set(keys)) == 3
-
-
-def test_the_key_is_of_the_images_however_they_lie_in_memory_and_frees_it(tmp_path):
-    released = []
-
-    class Noted(Split):
-        def release(self) -> None:
-            released.append(len(self))
-
-    for name, part in PARTS.items():
-        save_split(tmp_path, name, part)
-    mapped = {name: load_split(tmp_path, name) for name in PARTS}
-    otherwise = {
-        name: Noted(np.asfortranarray(part.images), part.labels) for name, part in PARTS.items()
-    }
-    assert key(mapped) == key(otherwise) == key()
-    assert released == [4, 2]

@@ -4,7 +4,6 @@ import copy
 import subprocess
 import sys
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,7 +17,7 @@ from dvc_kit.errors import StageError
 from stages.arithmetic import numerics
 from stages.base import params
 from stages.base.params import Recipe
-from stages.base.splits import Split, load_split, save_split
+from stages.base.splits import Split
 from stages.learn import training
 from stages.mnist import idx
 from stages.networks import MODELS, models
@@ -199,45 +198,10 @@ def begun(name, recipe, size=2_000, seed=0):
     return training.begin(models.build(name, recipe), recipe, steps, generator)
 
 
-@pytest.mark.parametrize("name", params.MODEL_NAMES)
-@pytest.mark.parametrize("softmax", [False, True])
-def test_an_exported_classifier_answers_as_the_exact_one(name, softmax, resized, splits):
-    recipe = RECIPE.model_copy(update={"softmax_before_loss": softmax})
-    state = begun(name, recipe)
-    list(training.epochs(state, resized, recipe))
-    classifier = models.Classifier(state.network).eval()
-    images = torch.from_numpy(splits["test"].images.copy())
-    batch = {0: torch.export.Dim("batch", min=1)}
-    exported = torch.export.export(classifier, (images[:2],), dynamic_shapes=(batch,)).module()
-    with torch.no_grad():
-        expected, found = classifier(images), exported(images)
-        assert torch.equal(exported(images[:1]).argmax(1), expected[:1].argmax(1))
-    assert torch.equal(found.argmax(1), expected.argmax(1))
-    assert (found - expected).abs().max() < 1e-4
-
-
 def test_a_loss_that_is_not_finite_stops_with_epoch_and_step(resized):
     recipe = RECIPE.model_copy(update={"learning_rate": 1e20})
     with pytest.raises(StageError, match=r"the loss is (nan|inf) in epoch 1, step \d+"):
         list(training.epochs(begun("mlp", recipe), resized, recipe))
-
-
-def test_memory_of_mapped_images_that_were_read_is_given_back(tmp_path):
-    save_split(
-        tmp_path, "train", Split(np.ones((100_000, 32, 32), np.uint8), np.ones(100_000, np.uint8))
-    )
-    mapped = load_split(tmp_path, "train")
-
-    def resident() -> float:
-        fields = Path("/proc/self/smaps_rollup").read_text(encoding="utf-8").split()
-        return int(fields[fields.index("Rss:") + 1]) / 1024
-
-    before = resident()
-    assert mapped.images.sum() == mapped.images.size
-    assert resident() - before > 90
-    mapped.release()
-    assert resident() - before < 10
-    assert mapped.images.sum() == mapped.images.size
 
 
 def test_a_gpu_that_is_not_there_is_refused_in_one_line():

@@ -128,18 +128,6 @@ def test_the_browser_computes_the_bits_of_the_pipeline(report, images):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", PAGES)
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_a_page_fits_a_phone_and_a_desk_in_light_and_dark(visit, name, scheme):
-    grounds = set()
-    for width in (390, 1400):
-        opened = visit(PAGES[name].as_uri(), width, scheme)
-        assert opened.evaluate("document.documentElement.scrollWidth") == width
-        grounds.add(opened.evaluate("getComputedStyle(document.body).backgroundColor"))
-    assert grounds == {{"light": "rgb(255, 255, 255)", "dark": "rgb(22, 22, 22)"}[scheme]}
-
-
-@pytest.mark.slow
 def test_a_drawing_is_answered_as_it_is_drawn_and_cleared(report):
     assert report.locator("#answers p").all_inner_texts() == ["Nothing is drawn yet."] * 2
     draw(report, SEVEN)

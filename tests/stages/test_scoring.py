@@ -45,18 +45,6 @@ def test_a_difference_has_walds_interval_with_a_half_added_to_each_cell_and_mcne
     assert (found.low, found.high) == pytest.approx((middle - half, middle + half))
 
 
-def test_the_paired_interval_covers_the_truth_95_times_in_100():
-    generator = np.random.default_rng(0)
-    p_first_only, p_second_only, trials = 0.010, 0.004, 2_000
-    draws = generator.multinomial(
-        1_000, [p_first_only, p_second_only, 1 - p_first_only - p_second_only], size=trials
-    )
-    truth = p_first_only - p_second_only
-    results = [scoring.paired_difference(*answers(a, b)) for a, b, _ in draws]
-    covered = sum(result.low <= truth <= result.high for result in results) / trials
-    assert 0.94 <= covered <= 0.97
-
-
 def test_calibration_is_scikit_learns():
     generator = np.random.default_rng(0)
     confidence = generator.uniform(0.1, 1.0, 200_000)

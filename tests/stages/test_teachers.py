@@ -45,16 +45,6 @@ def test_the_loss_of_a_student_has_the_gradient_of_hintons():
     assert torch.allclose(x.grad.double(), exactly.grad, rtol=1e-5, atol=1e-8)
 
 
-def test_the_answers_are_the_mean_of_the_softened_probabilities(small):
-    networks = [begun(SGD, 9, "lenet5", seed).network.eval() for seed in (1, 2)]
-    images = models.examples(small["test"]).images[:20]
-    with torch.no_grad():
-        each = [softmax(network(images).double() / 2.5, 1) for network in networks]
-    found = teachers.answers(networks, images, 2.5)
-    assert torch.allclose(found, (each[0] + each[1]) / 2, rtol=1e-12)
-    assert not found.requires_grad
-
-
 @pytest.mark.parametrize("decay", [0.5, 0.97])
 def test_the_average_of_the_weights_is_the_recurrence_of_its_docstring(small, decay, monkeypatch):
     recipe = SGD.model_copy(update={"averaging": decay})

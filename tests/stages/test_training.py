@@ -3,7 +3,6 @@
 import copy
 import json
 from contextlib import contextmanager
-from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -34,26 +33,6 @@ def inputs(part):
 
 
 # Optimizer and schedule
-
-
-@pytest.mark.parametrize("recipe", [SGD, ADAMW])
-def test_optimizers_step_as_pytorchs_own_do(recipe):
-    recipe = recipe.model_copy(update={"schedule": "one_cycle", "epochs": 5})
-    state = begun(recipe, 150, "lenet5")
-    theirs = copy.deepcopy(state.network)
-    if recipe.optimizer == "sgd":
-        plain = torch.optim.SGD(theirs.parameters(), 0.037, momentum=0.83, weight_decay=0.021)
-    else:
-        plain = torch.optim.AdamW(theirs.parameters(), 0.037, (0.83, 0.999), weight_decay=0.23)
-    for _ in range(10):
-        rate = plain.param_groups[0]["lr"] = state.rate(state.optimizer.steps)
-        for ours, weight in zip(state.network.parameters(), theirs.parameters(), strict=True):
-            weight.grad = torch.randn_like(weight) * 10 ** (4 * torch.rand(1) - 3)
-            ours.grad = weight.grad.clone()
-        state.optimizer.step(rate)
-        plain.step()
-        for ours, weight in zip(state.network.parameters(), theirs.parameters(), strict=True):
-            assert torch.allclose(ours, weight, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("steps", [1, 9, 40, 2_360])
@@ -127,24 +106,6 @@ def test_an_epoch_is_that_of_a_plain_loop(small, name, recipe, softmax):
         assert (found - expected).norm() < (0.15 if recipe.optimizer == "adamw" else 0.02) * moved
 
 
-@pytest.mark.parametrize(
-    ("whole", "batch", "expected"), [(150, 16, []), (149, 16, [3, 6, 9]), (149, 75, [1, 2])]
-)
-def test_of_more_images_than_whole_the_memory_is_freed_once_a_pool(
-    small, monkeypatch, whole, batch, expected
-):
-    """150 images in 10 steps of 16; a pool of 48 is read in 3 steps."""
-    monkeypatch.setattr(training, "WHOLE", whole)
-    monkeypatch.setattr(training, "POOL", 48)
-    recipe = SGD.model_copy(update={"batch_size": batch})
-    state, steps, released = begun(recipe, 150), [], []
-    step = state.optimizer.step
-    monkeypatch.setattr(state.optimizer, "step", lambda rate: steps.append(step(rate)))
-    data = replace(models.examples(small["train"]), release=lambda: released.append(len(steps)))
-    training.train_epoch(state, data, torch.arange(150), recipe, 1)
-    assert released == expected
-
-
 def test_a_split_that_is_empty_or_not_there_is_not_scored(small):
     empty = Split(np.empty((0, 32, 32), np.uint8), np.empty(0, np.uint8))
     for splits in (small | {"validation": empty}, {key: small[key] for key in ("train", "test")}):
@@ -154,25 +115,6 @@ def test_a_split_that_is_empty_or_not_there_is_not_scored(small):
 
 
 # No leak
-
-
-@pytest.mark.parametrize("name", params.MODEL_NAMES)
-@pytest.mark.parametrize("settings", [{}, {"dropout": 0.5, "optimizer": "adamw"}])
-def test_validation_and_test_images_cannot_reach_training(small, name, settings):
-    recipe = SGD.model_copy(update=settings)
-    expected = trained(small, recipe, name)
-    ours = [f"train_{score}" for score in ("loss", "accuracy")]
-    for other in (
-        small | {"test": garbage(small["test"])},
-        small | {"validation": garbage(small["validation"])},
-        {"train": small["train"]},
-    ):
-        found = trained(other, recipe, name)
-        assert found.weights == expected.weights
-        assert all([a[key] for key in ours] == [b[key] for key in ours]
-                   for a, b in zip(found.history, expected.history, strict=True))  # fmt: skip
-    other = trained(small | {"train": garbage(small["train"])}, recipe, name)
-    assert other.weights[-1] != expected.weights[-1]
 
 
 @pytest.fixture

@@ -3,17 +3,15 @@
 import csv
 import json
 import shutil
-from typing import Any
 
 import numpy as np
 import pytest
 from ruamel.yaml import YAML
 from scipy.stats import binomtest, norm, ttest_1samp, ttest_rel
-from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss
 
 from conftest import ROOT, Clone, assert_readable
-from dvc_kit.files import md5, sha256
+from dvc_kit.files import md5
 from stages import prepare
 from stages.base import files
 from stages.show import figures
@@ -81,7 +79,7 @@ def test_a_difference_is_paired_over_images_and_over_seeds():
     assert comparison.difference(variant(*first[:3]), variant(*second)) == fewer
 
 
-def test_the_temperature_undoes_a_known_one_and_is_a_logistic_regressions():
+def test_the_temperature_undoes_a_known_one():
     generator = np.random.default_rng(0)
     logits = generator.normal(size=(20_000, 10)) * 2
     truth = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
@@ -95,14 +93,6 @@ def test_the_temperature_undoes_a_known_one_and_is_a_logistic_regressions():
     assert (calibrated.argmax(1) == sure.argmax(1)).all()
     expected = log_loss(labels, calibrated, labels=range(10))
     assert cell.negative_log_likelihood(calibrated, labels) == pytest.approx(expected)
-    # Two classes: the slope of a logistic regression without intercept is 1 / temperature
-    two, labels = truth[:, :2] / truth[:, :2].sum(1, keepdims=True), (labels % 2).astype(np.uint8)
-    x = np.log(two[:, 1:] / two[:, :1])
-    x = np.where(generator.random((20_000, 1)) < 0.8, (2.0 * labels[:, None] - 1) * abs(x), x)
-    p = 1 / (1 + np.exp(-x))
-    fit = LogisticRegression(C=np.inf, fit_intercept=False, tol=1e-8).fit(x, labels)
-    found = cell.fitted_temperature(np.hstack([1 - p, p]), labels)
-    assert found == pytest.approx(1 / fit.coef_[0, 0], rel=1e-3)
 
 
 def test_an_image_counts_as_missed_if_every_seed_of_both_models_misses_it():
@@ -176,78 +166,3 @@ def test_the_study_has_the_pipelines_own_models():
 def study_of(clone: Clone) -> Clone:
     """The DVC project of the study, in which its `dvc` commands run."""
     return Clone(clone.path / settings.FOLDER)
-
-
-def make_small_study(clone: Clone) -> None:
-    """One seed of two recipes and of an ablation."""
-    for path in (clone.path / settings.CELLS).iterdir():
-        path.unlink()
-    yaml = YAML()
-    content = yaml.load(clone.path / settings.PATH)
-    content |= {
-        "seeds": [0],
-        "recipes": ["published", "documented"],
-        "ablations": ["record_in_20_epochs"],
-        "ablation_seeds": [0],
-        "differences": [["documented", "published"], ["documented", "record_in_20_epochs"]],
-        "validation_size": 100,
-    }
-    yaml.dump(content, clone.path / settings.PATH)
-
-
-def cell_of(clone: Clone, cell: str) -> dict[str, Any]:
-    path = clone.path / settings.CELLS / f"{cell}.json"
-    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return content
-
-
-def cells_of(clone: Clone) -> dict[str, str]:
-    return {path.stem: md5(path) for path in (clone.path / settings.CELLS).iterdir()}
-
-
-@pytest.mark.weekly
-@pytest.mark.slow
-def test_the_study_computes_only_missing_cells_and_comes_out_bit_for_bit_again(copy):
-    shutil.rmtree(copy.path / "study/report", ignore_errors=True)
-    make_small_study(copy)
-    ran = study_of(copy).repro()
-    names = [
-        f"{recipe}-{model}" for recipe in ("published", "documented") for model in ("lenet5", "mlp")
-    ]
-    expected = [f"cell@{name}-0" for name in names]
-    expected += [f"validation@{name}" for name in names]
-    lessened = [f"record_in_20_epochs-{model}" for model in ("lenet5", "mlp")]
-    expected += [f"ablation@{name}-0" for name in lessened]
-    assert sorted(ran) == sorted([*expected, "report"])
-    assert study_of(copy).repro() == []
-    assert len(copy.repro()) == 0
-
-    # The pipeline's own model is the cell of its recipe and seed
-    fingerprints = files.read_fingerprints(cell_of(copy, "documented-mlp-0")["sha256"])
-    assert fingerprints["weights"] == sha256((copy.path / files.model_path("mlp")).read_bytes())
-
-    # A cell that is run again is the same, to the bit
-    before, report_before = cells_of(copy), md5(copy.path / "study/report")
-    (copy.path / settings.CELLS / "documented-lenet5-0.json").unlink()
-    single = ("dvc", "repro", "--single-item")
-    target = "cell@documented-lenet5-0"
-    study_of(copy).run(*single, "--no-run-cache", "--force", target)
-    assert cells_of(copy) == before
-
-    # A cell that was computed once is never computed again
-    (copy.path / settings.CELLS / "documented-lenet5-0.json").unlink()
-    assert f"'{target}' is cached - skipping run" in study_of(copy).run(*single, target).stdout
-    assert cells_of(copy) == before
-
-    # A further seed costs its own cells and the report
-    copy.edit("study/params.yaml", "seeds:\n- 0\n", "seeds:\n- 0\n- 7\n")
-    ran = study_of(copy).repro()
-    expected = [f"cell@{name}-7" for name in names]
-    expected += [f"ablation@{name}-7" for name in lessened]
-    assert sorted(ran) == sorted([*expected, "report"])
-    assert before.items() <= cells_of(copy).items()
-    copy.edit("study/params.yaml", "- 0\n- 7\n", "- 0\n")
-    for name in [*names, *lessened]:
-        (copy.path / settings.CELLS / f"{name}-7.json").unlink()
-    study_of(copy).repro()
-    assert md5(copy.path / "study/report") == report_before

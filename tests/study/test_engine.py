@@ -94,10 +94,10 @@ class Network:
         return study(self.home, f"dask://127.0.0.1:{self.port}", audit)
 
     def came(self) -> int:
-        return len([path for path in self.study.cells if path.exists()])
+        return sum(path.exists() for path in self.study.cells)
 
     def is_locked(self) -> bool:
-        return (self.home.path / "study/dvc.lock").exists()
+        return self.study.lock_here != self.study.empty
 
 
 @pytest.fixture(scope="module")
@@ -155,7 +155,7 @@ def test_what_came_is_kept_through_kills(idle):
     assert idle.study.lock_here == idle.study.lock
     # DVC has taken all over: nothing is left to do, and its run cache restores all cells
     assert ended(idle.command()) == ""
-    (idle.home.path / "study/dvc.lock").unlink()
+    (idle.home.path / "study/dvc.lock").write_bytes(idle.study.empty)
     first, second, *_ = idle.study.cells
     first.unlink()
     second.write_text("another")
@@ -236,16 +236,6 @@ def test_all_cores_of_this_machine_give_the_bytes_of_one(computed):
         print(*mlflow.search_runs(search_all_experiments=True).status)
     """
     assert computed.home.run("python", "-c", show).stdout.split() == ["FINISHED", "FINISHED"]
-
-
-@slow
-def test_a_run_that_could_not_be_written_is_told(computed):
-    computed.forget(keep=CELLS - 1)
-    nowhere = "http://127.0.0.1:9"
-    said = ended(study(computed.home, "local", MIRROR="on", MLFLOW_TRACKING_URI=nowhere))
-    [told] = [line for line in said.splitlines() if line.startswith("warning: ")]
-    assert "is not complete (MLflow: " in told and "`dvc-mlflow sync`" in told
-    assert computed.lock_here == computed.lock
 
 
 @slow

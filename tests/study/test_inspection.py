@@ -16,7 +16,6 @@ from dvc_kit.files import write_bytes
 from stages.base.files import DATA_PREPARED
 from study import missing, places, worker
 from study.engine import Computation
-from study.orders import LARGEST
 from study.team import Team
 
 
@@ -24,7 +23,7 @@ def sent(order, at: str, content: bytes | None = None) -> dict:
     """A file as a worker sends it, or the committed cell."""
     content = (ROOT / order.path).read_bytes() if content is None else content
     sent = {"stage": order.stage, "worker": f"host of {at}", "address": at, "seconds": 1.0}
-    return sent | {"content": content, "md5": md5(content).hexdigest()}
+    return sent | {"content": content}
 
 
 @dataclass
@@ -36,7 +35,7 @@ class Room(places.Place):
     def submit(self, order, key, only=()):
         at = next(at for at in self.machines if at in only or not only)
         answered = Future()
-        answered.set_result((at, json.dumps(self.machines[at](order, at), default=bytes.hex)))
+        answered.set_result((at, self.machines[at](order, at)))
         return answered
 
     def addresses(self):
@@ -84,7 +83,6 @@ def computed(cells, audit=0.0, **machines) -> list[str]:
     return faults
 
 
-NESTED = json.loads("[" * 300 + "]" * 300)
 COLUMNS = ("epoch", "train_accuracy", "train_loss")
 
 
@@ -92,22 +90,13 @@ COLUMNS = ("epoch", "train_accuracy", "train_loss")
     ("reason", "reply", "cell"),
     [
         (" is of cell@b from one", {"stage": "cell@b"}, {}),
-        ("Input should be an object", ["a list"], {}),
-        ("Invalid JSON: recursion limit", NESTED, {}),
         ("content: Input should be a valid bytes", {"content": 1}, {}),
-        ("content: Data should have at most", {"content": bytes(LARGEST + 1)}, {}),
-        ("seconds: Input should be a finite", {"seconds": float("nan")}, {}),
         ("more: Extra inputs are not permitted", {"more": 1}, {}),
-        ("worker: String should match", {"worker": "host\n[4/4] of another"}, {}),
+        ("Input should be a valid dictionary", ["a list"], {}),
         (" from two", {"address": "two"}, {}),
-        ("does not have the md5", {"md5": "0" * 32}, {}),
-        ("Invalid JSON: recursion limit", {}, b"[" * 300),
         ("should be an object", {}, b"[1]"),
-        ("test_loss: Input should be a finite", {}, {"test_loss": float("inf")}),
-        ("test_accuracy: Input should be less", {}, {"test_accuracy": 1.1}),
         ("test_accuracy is not the one of", {}, {"test_accuracy": 0.5}),
         ("scores.test_accuracy is missing", {}, {"scores": {"test_images": [1]}}),
-        ("history: Input should be an object", {}, {"history": [1]}),
         ("epochs in each column", {}, {"history": {key: [1] for key in COLUMNS}}),
         ("errors has 1 images", {}, {"errors": {"index": [1], "label": [2], "predicted": [3]}}),
         ("sha256.1: String should match", {}, {"sha256": ["0" * 64 + "  weights", "abc"]}),

@@ -4,11 +4,10 @@ import shutil
 import sys
 from pathlib import Path
 
-import psutil
 import pytest
 from ruamel.yaml import YAML
 
-from conftest import ROOT, Clone, flip_bit, wait_for
+from conftest import ROOT, flip_bit
 from dvc_guard import alone
 from dvc_kit.errors import StageError
 from dvc_kit.files import md5
@@ -53,36 +52,6 @@ def test_every_configuration_is_a_recipe_and_has_its_values(found):
 
 
 # --- the rule ---
-
-
-def of_trial(number, accuracy, loss):
-    return {"trial": number, "accuracy": accuracy, "loss": loss}
-
-
-def test_the_best_has_the_smallest_sum_of_ranks_and_a_diverged_training_comes_last():
-    rows = [
-        of_trial(0, 0.990, 0.030),  # 2nd, as two others, and 3rd
-        of_trial(1, None, None),
-        of_trial(2, 0.985, 0.025),  # 5th and 2nd
-        of_trial(3, 0.991, 0.020),  # both 1st
-        of_trial(4, 0.980, 0.034),
-        of_trial(5, 0.990, 0.036),
-        of_trial(6, 0.990, 0.045),
-    ]
-    ranked = search.ranked(rows)
-    assert [row["trial"] for row in ranked] == [3, 0, 2, 5, 6, 4, 1]
-    assert [row["rank_sum"] for row in ranked] == [2, 5, 7, 7, 8, 10, 14]
-
-
-def test_equally_many_go_on_from_each_quarter_of_the_distortions(found):
-    rows = design.design(found.space, 40, seed=7)[::-1]  # any order stands for a ranking
-    quarters = sorted(rows, key=lambda row: (row["distortion"], row["trial"]))
-    for count in 8, 40:
-        chosen = search.survivors(rows, count)
-        assert chosen == [row for row in rows if row in chosen] and len(chosen) == count
-        for quarter in (quarters[at : at + 10] for at in range(0, 40, 10)):
-            best = [row for row in rows if row in quarter][: count // 4]
-            assert [row for row in chosen if row in quarter] == best
 
 
 def test_fast_has_no_teachers_and_record_is_the_best_of_the_last_rung(found):
@@ -197,24 +166,6 @@ def test_one_core_and_two_come_to_the_same_tables_and_a_trial_alone_to_its_line(
         trial.compare("mlp", 2, number)
 
 
-@pytest.mark.weekly
-@pytest.mark.slow
-def test_a_killed_search_leaves_no_trial_behind(folder):
-    text = design.PATH.read_text(encoding="utf-8")
-    design.PATH.write_text(text.replace("epochs: 1", "epochs: 300", 1), encoding="utf-8")
-    running = Clone(folder).start(sys.executable, "-m", "study.search", "mlp", "1")
-    here = psutil.Process(running.pid)
-
-    def trials():
-        return [one for one in here.children() if "study.trial" in one.cmdline()]
-
-    wait_for(lambda: trials() and [*alone.FOLDER.glob("search-mlp-*.pt")])
-    found = trials()
-    running.kill()
-    running.communicate()
-    assert psutil.wait_procs(found, timeout=60)[1] == []
-
-
 def test_a_result_that_is_not_the_trials_is_named(found):
     row = design.design(found.space, 9, seed=1)[0]
     recipe = design.recipe(found, row, epochs=2)
@@ -237,17 +188,12 @@ def test_a_result_that_is_not_the_trials_is_named(found):
         assert task.mistake(content).startswith(line)
 
 
-# --- mistakes ---
-
-
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
         ([], "usage: python -m study.search MODEL RUNG"),
         (["resnet", "1"], "model is resnet, expected one of: lenet5, mlp"),
         (["mlp", "9"], "rung is 9, expected a number from 1 to 4"),
-        (["mlp", "x"], "rung is x, expected a number from 1 to 4"),
-        (["mlp", "1", "2"], "usage: "),
     ],
 )
 def test_other_arguments_are_refused_in_one_line(arguments, line, found, monkeypatch, capsys):
@@ -257,11 +203,3 @@ def test_other_arguments_are_refused_in_one_line(arguments, line, found, monkeyp
     assert ended.value.code == 2
     said = capsys.readouterr().err
     assert said.startswith(f"error: {line}") and said.count("\n") == 1
-
-
-def test_a_missing_table_is_named(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(
-        StageError, match=r"study/search/mlp-0.csv is missing: `dvc repro` in study"
-    ):
-        design.read_table("mlp", 0)

@@ -1,7 +1,6 @@
 """The settings of the study name its recipes, and where its cells are."""
 
 import re
-from pathlib import Path
 
 import pytest
 from pydantic import ValidationError
@@ -24,16 +23,6 @@ def test_each_recipe_of_the_study_is_in_recipes_yaml_and_ablations_are_last(monk
     assert study.seeds_of("record_without_decay") == content["ablation_seeds"]
     with pytest.raises(ValidationError, match="frozen"):
         study.seeds = [7]
-
-
-def test_an_ablation_and_a_difference_may_be_left_out(tmp_path, monkeypatch):
-    text = (ROOT / settings.PATH).read_text(encoding="utf-8")
-    none = "ablations: []\nablation_seeds: [0]\ndifferences: []\nvalidation_size: 10\n"
-    monkeypatch.chdir(tmp_path)  # where the settings of the pipeline are not needed either
-    settings.FOLDER.mkdir()
-    settings.PATH.write_text(text[: text.index("ablations:")] + none, encoding="utf-8")
-    Path("recipes.yaml").write_bytes((ROOT / "recipes.yaml").read_bytes())
-    assert settings.load().every_recipe == settings.load().recipes
 
 
 @pytest.mark.parametrize(

@@ -67,7 +67,7 @@ def test_a_clone_that_differs_says_in_what_and_the_cure(clone, changed, line):
     order = replace(order, **changed)
     assert line in worker.unfit(order)
     # No cell is computed then, and the reply names the machine
-    reply = Reply.model_validate_json(worker.answer(vars(order)))
+    reply = Reply.model_validate(worker.answer(vars(order)))
     assert reply.unfit and line in reply.fault and not reply.content
     assert reply.worker.endswith(f":{project.path}")
 
