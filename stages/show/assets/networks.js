@@ -1,5 +1,5 @@
 // The networks, for a single image: the same bits as in stages/networks. Before a product
-// both operands are rounded to a grid, so its sums are exact (see stages/networks/exact.py). A
+// both operands are rounded to a grid, so its sums are exact (see stages/arithmetic/exact.py). A
 // tensor is a flat array.
 const SHIFT = 33, LARGEST = 255 - SHIFT, SCALE = Math.fround(1 / (255 * 0.3081));
 const SIDE = 28, INPUT_SIDE = 32, KERNEL = 5;
