@@ -1,6 +1,8 @@
 """The door of bits: what makes the trainings of the study stale, and what does not."""
 
+import ast
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -115,3 +117,108 @@ def test_changed_arithmetic_makes_exactly_the_trainings_stale_that_use_it(
     searched = {f"rung@{model}-{rung}" for model in params.MODEL_NAMES for rung in (1, 2, 3, 4)}
     assert len(expected) > 5
     assert stale(whole) == expected | searched
+
+
+# --- honest ---
+
+# In which ingredients each mistake shows. A mistake in a layer shows wherever that layer is used
+MISTAKES = [
+    ("stages/arithmetic/functions.py", "x.clamp(-6.0, 6.0)", "x.clamp(-5.9, 6.0)", {"lenet5"}),
+    ("stages/arithmetic/reference.py", "CACHED = 64", "CACHED = 65", set()),  # it changes no bit
+    ("stages/arithmetic/exact.py", "GRADIENT = 512", "GRADIENT = 256", {"lenet5"}),
+    ("stages/arithmetic/grids.py", "STEPS = 2.0**20", "STEPS = 2.0**19", {"mlp"}),
+    ("stages/arithmetic/losses.py", "(1 / len(p)))).float(), None", "1)).float(), None", {"mlp"}),
+    ("stages/learn/optimizers.py", ".add_(1e-8)", ".add_(1e-7)", {"adamw"}),
+    ("stages/learn/optimizers.py", "0.1 * steps - 1", "0.2 * steps - 1", {"one_cycle"}),
+    ("stages/learn/augmentation.py", "d * d * d * 3", "d * d * d * 2", {"distortions"}),
+    ("stages/learn/teachers.py", "weight * temperature * t", "weight * t", {"distillation of mlp"}),
+    ("stages/learn/training.py", "self.optimizer.load_state_dict(", "dict(", {"resume mlp"}),
+    ("stages/scoring.py", "CALIBRATION_BINS = 15", "CALIBRATION_BINS = 16", {"scores"}),
+    ("stages/base/splits.py", "stratify=labels, r", "r", {"validation"}),
+    ("study/cell.py", "bounds=(0.02, 50.0)", "bounds=(0.02, 49.0)", {"validation"}),
+    ("study/ranking.py", "GROUPS = 4", "GROUPS = 5", {"ranking"}),
+]  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("file", "old", "new", "shows"), MISTAKES)
+def test_a_planted_mistake_shows_in_the_ingredients_that_have_it(code, file, old, new, shows):
+    code.edit(file, old, new)
+    found = json.loads(code.run(sys.executable, "-B", "-c", SCRIPT).stdout)
+    changed = {name for name, sha in found.items() if sha != COMMITTED["ingredients"][name]}
+    assert bool(changed) == bool(shows) and changed >= shows
+
+
+# A training reaches these as well, but they compute nothing that is in its result
+NO_ARITHMETIC = {
+    "checkpoint.py": {"Checkpoint.restore"},  # of a damaged file
+    "cell.py": {"_check_outs", "check_inputs", "main", "parse"},
+    "params.py": {"load", "model_name", "of_recipe"},
+    "files.py": {"write_json"},
+    "resume.py": {"Training.finish", "teach", "_teacher", "line"},
+    "splits.py": {"_map", "_map.array", "load_split", "Split.release"},
+    "settings.py": {"load", "cell_path", "Study.every_recipe", "Study.seeds_of"},
+}
+TRAININGS = (
+    *((recipe, model, "0") for recipe in ("published", "record") for model in params.MODEL_NAMES),
+    ("fast", "mlp", "0"),
+    ("documented", "lenet5", "validation"),
+    ("taught", "mlp", "0"),
+)
+TAUGHT = """
+taught:
+  lenet5: *published_lenet5
+  mlp:
+    <<: *published_mlp
+    distillation:
+      {teachers: 1, temperature: 2, weight: 0.5, recipe: {<<: *published_mlp, epochs: 1}}
+"""
+
+
+def lines_of(clone: Clone, *command: str) -> dict[str, set[int]]:
+    """The lines of the pipeline and the study that a module reaches."""
+    data = clone.path / "coverage.json"
+    start = [sys.executable, "-m", "coverage", "run", "--source=stages,study", "-m"]
+    clone.run(*start, *command, env={"MIRROR": "off"})
+    clone.run(sys.executable, "-m", "coverage", "json", "-q", "-o", str(data))
+    content = json.loads(data.read_text(encoding="utf-8"))["files"]
+    return {name: {*entry["executed_lines"]} for name, entry in content.items()}
+
+
+def function_at(path: Path, line: int) -> str:
+    """The dotted name of the innermost function around a line; empty at the level of the module."""
+    name, nodes = "", ast.parse(path.read_text(encoding="utf-8")).body
+    while inside := [
+        node
+        for node in nodes
+        if isinstance(node, ast.FunctionDef | ast.ClassDef)
+        and node.lineno < line <= (node.end_lineno or 0)
+    ]:
+        name, nodes = f"{name}.{inside[0].name}".lstrip("."), inside[0].body
+    return name
+
+
+@pytest.mark.slow
+def test_each_line_that_a_training_computes_with_is_reached_by_bits(clone):
+    clone.make_small()
+    text = (clone.path / "recipes.yaml").read_text(encoding="utf-8")
+    text = re.sub(r"epochs: \d+", "epochs: 3", text)
+    (clone.path / "recipes.yaml").write_text(text + TAUGHT, encoding="utf-8")
+    clone.edit("study/params.yaml", "validation_size: 10000", "validation_size: 100")
+    clone.repro("prepare", env={"MIRROR": "off"})
+    repro_bits(clone)
+    by_bits = lines_of(clone, "study.bits")
+    left = {
+        (Path(name).name, function_at(clone.path / name, line), line)
+        for training in TRAININGS
+        for name, lines in lines_of(clone, "study.cell", *training).items()
+        for line in lines - by_bits.get(name, set())
+    }
+    computing = {(file, name, line) for file, name, line in left if name}
+    unseen = {
+        (file, name, line)
+        for file, name, line in computing
+        if name not in NO_ARITHMETIC.get(file, set())
+    }
+    assert unseen == set()
+    assert {file for file, _, _ in left} >= {"cell.py"}  # both were measured
