@@ -4,6 +4,7 @@ import ast
 import json
 import re
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,26 @@ from study import bits, settings
 
 COMMITTED = json.loads((ROOT / settings.BITS).read_text(encoding="utf-8"))
 # Only what bits.json depends on: a copy is made for each planted mistake
+CODE = ("dvc_guard", "dvc_kit", "dvc_mlflow", "stages", "study", "recipes.yaml", "pyproject.toml")
+SCRIPT = """
+import json
+from study import bits
+print(json.dumps(bits.everything({})["ingredients"]))
+"""
+
+
+@pytest.fixture
+def code(tmp_path) -> Clone:
+    for name in CODE:
+        if (ROOT / name).is_dir():
+            ignored = shutil.ignore_patterns("__pycache__", "cells", "*.egg-info", "report")
+            shutil.copytree(ROOT / name, tmp_path / name, ignore=ignored)
+        else:
+            shutil.copy(ROOT / name, tmp_path / name)
+    (tmp_path / ".dvc").mkdir()
+    return Clone(tmp_path)
+
+
 # --- the file ---
 
 
@@ -176,10 +197,10 @@ taught:
 
 
 def lines_of(clone: Clone, *command: str) -> dict[str, set[int]]:
-    """The lines of the pipeline and the study that a module reaches."""
+    """The lines of the pipeline and the study that a module reaches, with the reference."""
     data = clone.path / "coverage.json"
     start = [sys.executable, "-m", "coverage", "run", "--source=stages,study", "-m"]
-    clone.run(*start, *command, env={"MIRROR": "off"})
+    clone.run(*start, *command, env={"MIRROR": "off", "KERNELS": "off"})
     clone.run(sys.executable, "-m", "coverage", "json", "-q", "-o", str(data))
     content = json.loads(data.read_text(encoding="utf-8"))["files"]
     return {name: {*entry["executed_lines"]} for name, entry in content.items()}
