@@ -24,15 +24,17 @@ def folder(tmp_path, monkeypatch):
     return tmp_path
 
 
-def write_lock(content: dict[str, bytes], text: str = "schema: '2.0'\nstages:\n") -> None:
+def write_lock(content: dict[str, bytes]) -> None:
     """The outs of a stage each, and a dvc.lock that holds them."""
-    files.write_text(Path("dvc.yaml"), "stages: {}")
     files.write_text(Path(".dvc/config"), "")
+    declared, locked = {}, {}
     for path, body in content.items():
         files.write_bytes(Path(path), body)
-        out = f"  make-{Path(path).name}:\n    cmd: make\n    outs:\n    - path: {path}\n"
-        text += f"{out}      md5: {files.md5(Path(path))}\n"
-    Path("dvc.lock").write_text(text, encoding="utf-8")
+        stage = f"make-{Path(path).name}"
+        declared[stage] = {"cmd": "make", "outs": [path]}
+        locked[stage] = {"cmd": "make", "outs": [{"path": path, "md5": files.md5(Path(path))}]}
+    files.write_text(Path("dvc.yaml"), json.dumps({"stages": declared}))
+    files.write_text(Path("dvc.lock"), json.dumps({"schema": "2.0", "stages": locked}))
 
 
 # --- damage ---
@@ -222,7 +224,7 @@ def test_a_lock_is_whole_or_is_named_and_mended(text, capsys):
     path = Path("dvc.lock")
     if text is not None:
         path.write_text(text, encoding="utf-8")
-    if text in UNREADABLE:
+    if text in UNREADABLE and text != "stages: {a: b}":  # in which no stage is the declared one
         with pytest.raises(
             StageError, match=r"^dvc\.lock cannot be read \(.*\): `git checkout dvc"
         ):

@@ -22,7 +22,7 @@ def test_a_house_is_imported_without_the_one_it_does_not_know(house, unknown):
     names = [module.name for module in found if not module.name.endswith("__main__")]
     command = [sys.executable, "-c", IMPORT_ALL, unknown, *names]
     ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert ended.returncode == 0 and len(names) > 5, ended.stderr
+    assert ended.returncode == 0 and len(names) > 4, ended.stderr
 
 
 @pytest.mark.slow
@@ -34,7 +34,7 @@ def test_each_command_of_the_guard_works_without_mlflow(tmp_path):
     made.commit("the result")
     for command, said in {
         "verify --statement": "all 1 outs are the committed ones, to the bit\n",
-        "attest": "there is no reports/rebuilds/allowed_signers\n",
+        "attest": ", Python {}.{}.{}\n".format(*sys.version_info),
         "damage": "",
         "mend": "",
     }.items():
