@@ -3,7 +3,7 @@
 import contextlib
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,6 @@ from dvc_mlflow import (
     ask,
     git,
     history,
-    identity,
     models,
     projects,
     registry,
@@ -26,7 +25,7 @@ from dvc_mlflow import (
 from dvc_mlflow.report import Report
 from dvc_mlflow.results import Project
 from dvc_mlflow.runs import LONGEST_DIGEST
-from dvc_mlflow.state import Known, is_former
+from dvc_mlflow.state import Known, md5s_of
 from dvc_mlflow.store import client
 
 MOST_STAGES = 20  # of which the runs are printed one by one
@@ -69,14 +68,15 @@ def find_run(run: Any) -> None:
     results = frozenset(
         its.data.tags[schema.RESULT] for its in of_stages if schema.RESULT in its.data.tags
     )
-    outs = {path: md5 for its in of_stages for path, md5 in _outs(its).items()}
-    if not outs and not results:
+    if not results:
         raise InputError(f"run {run_id} {_without_results(run)}")
     print(f"run {run_id} {tags[schema.STAGE]} ({run.info.status})")
     print(f"  {addresses.address(run=run)}")
     addresses.print_how_to_open()
-    former = {p: md5 for its in of_stages if is_former(its) for p, md5 in _outs(its).items()}
-    print_commits(former, f"run {run_id}", results, frozenset(outs.values()))
+    md5s = frozenset[str]().union(*map(md5s_of, of_stages))
+    here = frozenset[str]().union(*(lock.results for lock in history.locks_here()))
+    commits = history.commits_with(results, md5s)
+    print_commits(f"run {run_id}", commits, is_here=results <= here)
 
 
 def _without_results(run: Any) -> str:
@@ -101,22 +101,12 @@ def _stages_of(run: Any) -> list[Any]:
     return [*below, *filter(None, named)]
 
 
-def _outs(run: Any) -> dict[str, str]:
-    """The md5s of the outs in the tags of a run, by path."""
-    tags, prefix = run.data.tags, schema.OUT
-    return {tag.removeprefix(prefix): md5 for tag, md5 in tags.items() if tag.startswith(prefix)}
-
-
 def find_content(name: str, md5: str) -> None:
     """Print the logged models, versions, runs and commits that have a file, or have read it."""
     logged = models.find(md5)
     readers = ask.search(f"dataset.digest = '{md5[:LONGEST_DIGEST]}'")
-    holders = history.holders(frozenset({frozenset({md5})}))
-    paths = {
-        path for holder in holders for stage in holder.stages.values()
-        for path, held in stage.items() if held == md5
-    }  # fmt: skip
-    if not logged and not paths and not readers:
+    commits = history.commits_naming(md5)
+    if not logged and not commits and not readers:
         raise InputError(f"{name} (md5 {md5}) is in no commit's {projects.LOCK} and in no run")
     print(f"{name}: md5 {md5}")
     version = registry.version_of(md5)
@@ -132,54 +122,26 @@ def find_content(name: str, md5: str) -> None:
         print(f"  read by run {run.info.run_id} ({stage})")
     if len(readers) > MOST_STAGES:
         print(f"  and by {len(readers) - MOST_STAGES} more")
-    if logged or paths:
-        path = logged[0].tags[schema.FILE] if logged else sorted(paths)[0]
-        print_commits({path: md5}, name)
+    if logged or commits:
+        is_here = any(md5 in lock.text for lock in history.locks_here())
+        print_commits(name, commits, is_here)
 
 
-def print_commits(
-    outs: Mapping[str, str],
-    name: str,
-    results: frozenset[str] = frozenset(),
-    md5s: frozenset[str] = frozenset(),
-) -> None:
-    """Print the commits whose dvc.lock has these outs, and how to get the files back.
+def print_commits(name: str, commits: Sequence[str], is_here: bool) -> None:
+    """Print the commits that hold something, the newest first, and how to get it back.
 
     Args:
-        results: The identities that it has as well, see identity.py.
-        md5s: Further md5s that it names.
+        is_here: Whether a dvc.lock of this folder holds it, too.
     """
-    named = md5s.union(outs.values())
-    holders = history.holders(frozenset({named}))
-    holding = [holder for holder in holders if holder.holds(outs, results)]
-    if not holding:  # the stages of a pipeline may be in several dvc.yaml files
-        parts = history.holders(frozenset(frozenset({md5}) for md5 in named) if outs else None)
-        holding = [holder for holder in history.together(parts) if holder.holds(outs, results)]
-    here, results_here = _locked_here()
-    if outs.items() <= here.items() and results <= results_here:
+    if is_here:
         print(f"  {projects.LOCK} in this folder holds it: `dvc checkout` brings it back")
-    elif not holding:
+    elif not commits:
         raise InputError(f"no commit's {projects.LOCK} holds the results of {name}")
-    for holder in holding:
-        others = f"  (and {len(holder.commits) - 1} more commits)" if holder.commits[1:] else ""
-        print(f"  commit {git.described(holder.first)}{others}")
-    if holding:
-        back = f"`git checkout {holding[0].first[:10]} && dvc checkout`"
+    if commits:
+        others = f"  (and {len(commits) - 1} more commits)" if commits[1:] else ""
+        print(f"  commit {git.described(commits[-1])}{others}")
+        back = f"`git checkout {commits[-1][:10]} && dvc checkout`"
         print(f"  to bring it back: {back} (not cached: `dvc pull`)")
-
-
-def _locked_here() -> tuple[dict[str, str], set[str]]:
-    """The md5s of all outs in the dvc.lock files of this folder, by path, and all identities."""
-    outs: dict[str, str] = {}
-    results: set[str] = set()
-    for files in projects.find().values():
-        for file in files:
-            with contextlib.suppress(OSError, StageError):
-                for its in projects.outs_here(file).values():
-                    outs |= its
-                text = file.with_name(projects.LOCK).read_text("utf-8")
-                results |= identity.of_lock(text, file.parent)
-    return outs, results
 
 
 def find_commit(rev: str) -> None:

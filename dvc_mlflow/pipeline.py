@@ -11,7 +11,7 @@ from dvc_mlflow.hooks import hook
 from dvc_mlflow.naming import cut
 from dvc_mlflow.result import Result, made_by
 from dvc_mlflow.results import Project
-from dvc_mlflow.state import Known, is_former
+from dvc_mlflow.state import Known
 from dvc_mlflow.store import client
 from dvc_mlflow.values import LONGEST_TAG, only_numbers
 from dvc_mlflow.writers import Say, silent
@@ -120,7 +120,7 @@ def is_apart(project: Project, locked: Locked, known: Known) -> bool:
     if not locked:
         return False
     parent = known.finished(_whole(project, locked))
-    if parent is None or is_former(parent):
+    if parent is None:
         return True
     if any(registry.is_behind(evaluation, locked) for evaluation in evaluations(locked)):
         return True

@@ -6,7 +6,6 @@ from typing import Any
 
 from dvc_mlflow import ask, models, reasons, schema, shown
 from dvc_mlflow.ask import search
-from dvc_mlflow.naming import named
 from dvc_mlflow.result import Result
 from dvc_mlflow.store import client
 
@@ -46,7 +45,7 @@ class Known:
 
     def finished(self, result: Result) -> Any:
         """The newest run that shows a result, or None."""
-        return _showing(result, self._having(next(iter(result.links.items()))))
+        return _showing(result, self._having(next(iter(result.tags.items()))))
 
     def deleted(self, result: Result) -> Any:
         """The newest finished run of a result that was deleted, or None."""
@@ -133,37 +132,15 @@ def lost_files(run: Any) -> list[str]:
     ]
 
 
-def is_former(run: Any) -> bool:
-    """Whether a run was written by an earlier version, whose runs did not have their identity."""
-    return schema.RESULT not in run.data.tags
+def md5s_of(run: Any) -> frozenset[str]:
+    """The md5s of the outs that a run shows."""
+    return frozenset(md5 for tag, md5 in run.data.tags.items() if tag.startswith(schema.OUT))
 
 
 def _showing(result: Result, runs: Iterable[Any]) -> Any:
-    """The first of some runs that shows a result.
-
-    A run of an earlier version shows it if outs and settings are the same.
-    """
-    linked = [run for run in runs if result.links.items() <= run.data.tags.items()]
-    for run in linked:
-        if run.data.tags.get(schema.RESULT, "") == result.identity:
-            return run
-    return next((run for run in linked if is_former(run) and _agrees(run, result)), None)
-
-
-def _agrees(run: Any, result: Result) -> bool:
-    """Whether a complete run has the stage and the settings of a result.
-
-    The settings may have had other names. Those that the code of a stage logged may be any.
-    """
-    tags, params = run.data.tags, run.data.params
-    if not is_complete(run):
-        return False
-    settings = {named(key): str(value) for key, value in result.params.items()}
-    if tags.get(schema.READ) == result.read:
-        by_code = schema.PROCESS not in tags
-        return by_code or all(params.get(key, settings[key]) == settings[key] for key in settings)
-    of = (tags.get(schema.STAGE), tags.get(schema.PROJECT))
-    return of == (result.stage, result.project.as_posix()) and params == settings
+    """The first of some runs that shows a result, or None."""
+    tags = result.tags.items()
+    return next((run for run in runs if tags <= run.data.tags.items()), None)
 
 
 def _ended(run: Any) -> int:

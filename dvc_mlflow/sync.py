@@ -7,7 +7,6 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from tqdm import tqdm
 
@@ -27,7 +26,6 @@ from dvc_mlflow import (
     upkeep,
 )
 from dvc_mlflow.content import Content
-from dvc_mlflow.naming import named
 from dvc_mlflow.report import Report, name_in, name_of, some
 from dvc_mlflow.result import Result, made_by
 from dvc_mlflow.results import Project, changing
@@ -152,16 +150,9 @@ class Work:
         ]
         report.written |= len(self.behind) < len(self.locked)
 
-    def former(self) -> list[tuple[Result, Any]]:
-        """The results whose runs are of an earlier version and do not tell which they show."""
-        finished = ((result, self.known.finished(result)) for result in self.locked.values())
-        return [(result, run) for result, run in finished if run and state.is_former(run)]
-
     def is_due(self) -> bool:
         """Whether anything has to be written."""
-        return bool(self.behind or self.former()) or pipeline.is_apart(
-            self.project, self.locked, self.known
-        )
+        return bool(self.behind) or pipeline.is_apart(self.project, self.locked, self.known)
 
     @contextlib.contextmanager
     def _alone(self, name: str) -> Iterator[None]:
@@ -185,7 +176,7 @@ class Work:
         """Print what :meth:`write` would do.
 
         Args:
-            said: The results and runs that were announced for other states.
+            said: The results that were announced for other states.
         """
         with self._refusing():
             for result in self.behind:
@@ -194,9 +185,7 @@ class Work:
                         with self.content.laid(shown.wanted(result)) as missing:
                             shown.of_result(result, missing)  # fails where that cannot be read
                         print(f"would log the run of {name_of(result)}")
-        if marked := {run.info.run_id for _, run in self.former()} - said:
-            print(f"would mark {len(marked)} runs of an earlier version")
-        said |= {*marked, *(result.identity for result in self.behind)}
+        said |= {result.identity for result in self.behind}
 
     def write(self) -> None:
         """Write everything that is lacking."""
@@ -212,7 +201,6 @@ class Work:
                         self.report.written = True
             finally:
                 _print_logged(logged)
-            self._mark()
             self._print_elsewhere(experiment_id)
             with self._alone(name_in(folder, schema.PIPELINE)):
                 # A model that was logged anew has no scores yet
@@ -221,18 +209,6 @@ class Work:
                         pipeline.connect(
                             experiment_id, self.project, self.locked, self.known, missing
                         )
-
-    def _mark(self) -> None:
-        """Give the runs of an earlier version the tag and the settings of their results."""
-        former = self.former()
-        for result, run in former:
-            params = {k: v for k, v in result.params.items() if named(k) not in run.data.params}
-            runs.log(run.info.run_id, params=params, tags=result.tags)
-            self.known.add(run.info.run_id)
-        if former:
-            print(
-                f"marked {len(former)} runs of an earlier version with the results that they show"
-            )
 
     def _complete(self, experiment_id: str, result: Result) -> bool:
         """Give a result its finished run, with all files that can be had; whether it had none."""

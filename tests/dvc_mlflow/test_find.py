@@ -89,7 +89,7 @@ def test_the_number_of_further_commits_with_the_same_results_is_told(world):
         ),
         (
             {"stage": "plot", "out:figures": "md5 of nothing"},
-            "no commit's dvc.lock holds the results of {}",
+            "{} is RUNNING and has no results",
         ),
     ],
 )
