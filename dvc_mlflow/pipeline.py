@@ -14,7 +14,6 @@ from dvc_mlflow.results import Project
 from dvc_mlflow.state import Known
 from dvc_mlflow.store import client
 from dvc_mlflow.values import LONGEST_TAG, only_numbers
-from dvc_mlflow.writers import Say, silent
 
 MOST_COLUMNS = 5  # of metrics on the page of runs
 
@@ -65,7 +64,6 @@ def connect(
     locked: Locked,
     known: Known,
     missing: Sequence[str] = (),
-    say: Say = silent,
 ) -> None:
     """Attach everything that belongs to several runs.
 
@@ -78,10 +76,8 @@ def connect(
         if run is None or {*evaluation.metrics} & {*missing}:
             continue
         score_models(evaluation, locked)
-        say("ready")
         if not {*evaluation.outs} & {path.removesuffix(shown.SOME) for path in missing}:
             registry.register(evaluation, locked, run.info.run_id)
-        say("ready")
     group(experiment_id, project, locked, known, missing)
 
 

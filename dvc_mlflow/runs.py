@@ -17,7 +17,6 @@ from dvc_mlflow.naming import cut
 from dvc_mlflow.result import Result
 from dvc_mlflow.shown import Shown
 from dvc_mlflow.store import client
-from dvc_mlflow.writers import Say, silent
 
 LARGEST_BATCH = 1_000  # metrics that MLflow takes in one call
 LARGEST_TEXT = 60_000  # characters of settings in one call, which may have 10^6 bytes in all
@@ -83,7 +82,7 @@ def write(
     all_tags = {**tags, **_links(result, content, missing)}
     run_id = start(experiment_id, result, all_tags, name)
     try:
-        _log_contents(run_id, result, content, missing, silent)
+        _log_contents(run_id, result, content, missing)
         client().update_run(run_id, status="FINISHED")
     except BaseException:
         with contextlib.suppress(Exception):  # the first failure is reported
@@ -93,17 +92,14 @@ def write(
     return run_id
 
 
-def complete(run_id: str, result: Result, missing: Sequence[str] = (), say: Say = silent) -> None:
+def complete(run_id: str, result: Result, missing: Sequence[str] = ()) -> None:
     """Give a run that exists everything of a result that it lacks. See :func:`write`.
 
     The settings and metrics that it has stay as they are.
     """
-    say("local")
     content = shown.of_result(result, missing)
-    say("ready")
-    _log_contents(run_id, result, content, missing, say, client().get_run(run_id).data)
+    _log_contents(run_id, result, content, missing, client().get_run(run_id).data)
     log(run_id, tags=_links(result, content, missing))
-    say("ready")
 
 
 def log(
@@ -166,25 +162,21 @@ def _log_contents(
     result: Result,
     content: Shown,
     missing: Sequence[str],
-    say: Say,
     present: Any = None,
 ) -> None:
     """Log everything but the tags, and neither settings nor metrics that are ``present``."""
     _log_inputs(run_id, result)
-    say("ready")
     if content.files:
         _log_files(run_id, content.files)
-    say("ready")
     params, points = result.params, content.points
     if present:
         names, keys = values.told_apart(key for key, _, _ in points), values.told_apart(params)
         points = [point for point in points if names[point[0]] not in present.metrics]
         params = {key: params[key] for key in params if keys[key] not in present.params}
     log(run_id, params=params, metrics=points)
-    say("ready")
     for path in shown.models_of(result):
         if path not in missing:
-            models.complete(run_id, result, path, say)
+            models.complete(run_id, result, path)
 
 
 def _log_files(run_id: str, placed: Mapping[Path, Path]) -> None:

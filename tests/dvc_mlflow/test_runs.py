@@ -262,17 +262,13 @@ def test_links_are_logged_as_the_files_behind_them(experiment, tmp_path):
     outs = dict.fromkeys(["linked.csv", "cached"], "any")
     made = result("plot", outs, sizes=sizes_of(*outs))
     run_id = runs.start(experiment, made, {})
-    said: list[str] = []
-    runs.complete(run_id, made, say=said.append)
+    runs.complete(run_id, made)
     folder = folder_of(MlflowClient().get_run(run_id).info.artifact_uri)
     assert {path.name: path.read_text() for path in folder.iterdir()} == {
         "linked.csv": "content",
         "cached": "content",
     }
     assert not (folder / "linked.csv").is_symlink()
-    assert (
-        set(said) == {"local", "ready"} and len(said) > 2
-    )  # who waits for it sees that it goes on
 
 
 def test_a_run_has_lost_a_file_that_is_gone_from_the_store_or_has_another_size_there(experiment):
@@ -345,15 +341,13 @@ def test_without_a_hook_a_logged_model_is_a_copy_of_its_file_that_names_its_run(
     run_id = runs.start(experiment, of, {})
     for step in (1, 2, 7):
         runs.log_epoch(run_id, {"epoch": step, "loss": 1.0})
-    said: list[str] = []
-    runs.complete(run_id, of, say=said.append)
+    runs.complete(run_id, of)
     (model,) = models.find(md5)
     assert (model.name, model.source_run_id) == ("tree", run_id)
     assert (model.tags["file"], model.params) == (path, {"rate": "20"})
     (output,) = client.get_run(run_id).outputs.model_outputs
     assert (output.model_id, output.step) == (model.model_id, 7)
     assert kept_in(run_id) == set()  # it is in the model
-    assert said.count("local") == 2 and said[-1] == "ready"
     folder = folder_of(model.artifact_location)
     assert (folder / "tree.bin").read_text() == "weights"
     described = (folder / "MLmodel").read_text()
@@ -361,10 +355,10 @@ def test_without_a_hook_a_logged_model_is_a_copy_of_its_file_that_names_its_run(
     assert models.lost_files(model) == []
     for lose in (lambda path: path.write_bytes(b""), Path.unlink):
         for name in ("MLmodel", "tree.bin"):
-            models.log_files(model, of, writers.silent)
+            models.log_files(model, of)
             lose(folder / name)
             assert models.lost_files(model) == [name]
-    models.log_files(model, of, writers.silent)
+    models.log_files(model, of)
     assert models.lost_files(model) == []
     shutil.rmtree(folder)
     assert models.lost_files(model)
@@ -403,7 +397,7 @@ def test_a_model_that_cannot_be_written_is_not_left_behind(experiment):
     run_id = runs.start(experiment, of, {})
     Path(path).unlink()
     with pytest.raises(OSError, match=r"gone\.bin"):
-        models.log(run_id, of, path, writers.silent)
+        models.log(run_id, of, path)
     assert MlflowClient().search_logged_models([experiment], f"tags.md5 = '{md5}'") == []
 
 

@@ -161,18 +161,16 @@ def test_a_logged_model_names_its_weights_run_and_settings_and_is_whole(
 ):
     monkeypatch.chdir(made.path)
     client = MlflowClient()
-    said: list[str] = []
     of, path = results.all_projects()[projects.MAIN].here(f"train_{name}"), files.model_path(name)
     run_id = runs.start(experiment, of, {})
     runs.log_epoch(run_id, {"epoch": 20, "test_loss": 0.5})
-    models.log(run_id, of, path.as_posix(), said.append)
+    models.log(run_id, of, path.as_posix())
     (model,) = models.find(made.md5(path.as_posix()))
     assert (model.name, model.source_run_id) == (name, run_id)
     assert model.tags["file"] == path.as_posix()
     assert model.params == {key: str(value) for key, value in of.params.items()}
     (output,) = client.get_run(run_id).outputs.model_outputs
     assert (output.model_id, output.step) == (model.model_id, 20)
-    assert said == ["local", "ready"]
     assert models.lost_files(model) == []
     folder = folder_of(model.artifact_location)
     weights = folder / "extra_files" / path.name
@@ -207,7 +205,7 @@ def test_the_scores_of_a_logged_model_name_the_test_images(experiment, made, mon
     locked = results.all_projects()[projects.MAIN].locked()
     of = locked["train_mlp"]
     run_id = runs.start(experiment, of, {})
-    models.log(run_id, of, "models/mlp.safetensors", runs.silent)
+    models.log(run_id, of, "models/mlp.safetensors")
     pipeline.score_models(locked["evaluate"], locked)
     model = models.find(made.md5("models/mlp.safetensors"))[0]
     found = {(metric.dataset_name, metric.dataset_digest) for metric in model.metrics}
