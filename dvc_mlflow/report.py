@@ -44,12 +44,6 @@ class Report:
         """Note a problem, once for all commits that have it."""
         self.problems.setdefault(problem, []).extend([commit] if commit else [])
 
-    @property
-    def is_silent(self) -> bool:
-        return bool(self.results) and not (
-            self.problems or self.missing or self.undeclared - self.results
-        )
-
     def end(self, last: str) -> None:
         """Print it.
 

@@ -71,7 +71,7 @@ def sync(
     dry: bool = False,
     pull: bool = False,
     project: Path | None = None,
-) -> bool:
+) -> None:
     """Give every result in dvc.lock a finished run with its files and models, and connect the runs.
 
     Args:
@@ -82,15 +82,12 @@ def sync(
         pull: Fetch files that are not in the cache from the remote.
         project: The folder of the only project whose runs are written.
 
-    Returns:
-        Whether another sync of the same state would write and say nothing, whatever files come.
-
     Raises:
         StageError: Something could not be read.
     """
     many = all or since is not None
     commits = history.commits(since) if many else [git.commit_of(rev) if rev else None]
-    report, claimed, lasting, said = Report(), False, True, set[str]()
+    report, claimed, said = Report(), False, set[str]()
     if not dry:
         upkeep.settle()
     store.find_experiment()
@@ -105,7 +102,6 @@ def sync(
                 report.add(chosen, commit if many else None)
                 for read in chosen:
                     work = Work(read, current, known, report, many, pull and not dry)
-                    lasting = lasting and not work.content.was_missing
                     if dry:
                         work.announce(said)
                     elif work.is_due():
@@ -119,7 +115,6 @@ def sync(
     report.end(
         "" if dry else f"; {'all other runs are' if report.written else 'no run is'} written"
     )
-    return lasting and report.is_silent
 
 
 class Work:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from test_store import assert_whole
-from tiny import PIPELINE, make_project
+from tiny import CELLS, PIPELINE, make_project
 
 import dvc_mlflow
 from conftest import ROOT, forget_the_history, wait_for
@@ -30,6 +30,10 @@ def fresh(standing_in, tmp_path):
 
 def follow(stage: str, *messages: dict) -> None:
     process.follow(stage, messages)
+
+
+def runs_of(client) -> list:
+    return client.search_runs([one.experiment_id for one in client.search_experiments()])
 
 
 def newest(client, experiment: str = "mnist"):
@@ -330,6 +334,18 @@ def test_each_command_does_what_its_name_says(fresh, call):
     assert done("links").count("viewStateShareKey=stages") == 2
     assert done("find", "HEAD").startswith("commit ")
     assert done("find", "models/mlp.safetensors").startswith("file models/mlp.safetensors: md5")
+
+
+def test_one_project_is_synced_alone(fresh, call):
+    _, client = fresh
+    cells = [f"cell@{cell}" for cell in CELLS]
+    for folder, expected in ((".", [*PIPELINE]), ("study", [*cells, "report"])):
+        before = {run.info.run_id for run in runs_of(client)}
+        assert call("sync", "--project", folder)[0] == 0
+        new = [run for run in runs_of(client) if run.info.run_id not in before]
+        assert {run.data.tags["stage"] for run in new} == {*expected, "pipeline"}
+    said = call("sync", "--project", "studi")
+    assert said == (2, "", "error: studi is not the folder of a DVC project; here are ., study\n")
 
 
 @pytest.mark.parametrize("below", ["reports/figures", "study/cells"])
