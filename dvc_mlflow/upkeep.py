@@ -2,12 +2,14 @@
 its folder."""
 
 import contextlib
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from dvc_kit.commands import output_of
 from dvc_kit.errors import StageError
-from dvc_mlflow import database, pages, projects, schema, store
+from dvc_mlflow import ask, database, pages, projects, schema, store
 from dvc_mlflow.git import git
 from dvc_mlflow.store import uri
 
@@ -52,28 +54,37 @@ def settle() -> None:
                 f"{mlflow.__version__}, and an older one cannot read them any more",
                 flush=True,
             )
-            database.upgrade(uri())
+            output_of([sys.executable, "-m", "mlflow", "db", "upgrade", uri()])
+    store.find_experiment()
     for folder in follow():
         print(f"this folder was moved from {folder}: its artifacts are kept here now")
 
 
 def follow(project: Path = projects.MAIN) -> list[Path]:
     """Keep the artifacts of a folder that was moved where it is now; the folders where it was."""
-    folders = _moved(project)
+    folders, file = _moved(project), database.path_of(uri())
     with store.creating():
         for folder in folders:
-            database.follow(uri(), folder, store.root())
+            assert file
+            database.follow(file, folder, store.root())
     return folders
 
 
 def _moved(project: Path = projects.MAIN) -> list[Path]:
-    if uri().startswith(f"{database.PREFIX}file:"):  # can only be read
-        return []
-    return database.moved(
-        uri(),
-        store.root(),
-        lambda: {store.experiment(folder).name for folder in (project, *projects.find())},
-    )
+    """The folders where a store in a file looks for artifacts of this checkout, which was moved or
+    copied from there. Another checkout may share a store that lies elsewhere."""
+    file, found = database.path_of(uri()), dict[Path, None]()
+    if not uri().startswith(database.PREFIX) or uri().startswith(f"{database.PREFIX}file:"):
+        return []  # the latter can only be read
+    own = file and file.resolve().is_relative_to(store.root())
+    for folder in (project, *projects.find()):
+        present = ask.get(store.client().get_experiment_by_name, store.experiment(folder).name)
+        kept = str(present and database.path_of(present.artifact_location))
+        if place := re.fullmatch(r"(/.+)/(mlartifacts|mlruns/\d+)", kept):
+            before = Path(place[1])
+            if before.resolve() != store.root() and (own or not before.exists()):
+                found[before] = None
+    return [*found]
 
 
 def note_move() -> None:
