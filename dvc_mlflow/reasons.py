@@ -175,12 +175,12 @@ def artifacts(place: Callable[[], str]) -> Iterator[None]:
             module = str(error.name).partition(".")[0]
             reason = f"the package {module} is missing: `pip install {NEEDED.get(module, module)}`"
         elif library in NEEDED or code not in (None, errno.ENAMETOOLONG):
-            reason = shortened(one_line(error), LONGEST)
+            reason = getattr(error, "strerror", "") or shortened(one_line(error), LONGEST)
         else:
             raise
         uri = "an unknown place"
         with contextlib.suppress(Exception):
-            uri = re.sub(r"/\d+/(models/m-)?[0-9a-f]{32}/artifacts/?$", "", place())
+            uri = place()
         cure = (
             "; or let the server keep them, with `mlflow server --serve-artifacts "
             "--artifacts-destination PLACE` and a new experiment (MLFLOW_EXPERIMENT_NAME)"

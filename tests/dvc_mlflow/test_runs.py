@@ -76,7 +76,9 @@ def test_a_run_is_written_whole_or_not_at_all(experiment):
     assert search(link) == search(link, deleted=True) == []
     write("m.toml", "a = 1\n")
     elsewhere = MlflowClient().create_experiment("blocked", Path("m.toml").absolute().as_uri())
-    with pytest.raises(StageError, match="the artifacts cannot be written"):
+    with pytest.raises(
+        StageError, match=r"^the artifacts cannot be kept in .*m\.toml.* .Not a directory"
+    ):
         runs.write(elsewhere, made, {})
     assert search(link) == []
     [gone] = search(link, deleted=True)
