@@ -22,7 +22,6 @@ def program() -> Program:
     view.add_argument("port", nargs="?", default="")
     install = command("install", "let git start sync after a commit or a merge", "install.install")
     install.add_argument("--remove", action="store_true", help="take that back")
-    command("links", "the addresses of the runs", "view.print_links")
     return made
 
 

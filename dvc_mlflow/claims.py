@@ -38,7 +38,7 @@ def held(experiment: str | None = None, *, patience: float = PATIENCE) -> Iterat
     Raises:
         StageError: Another process held the claim all that time. Names it.
     """
-    name = f"{experiment or store.experiment().name}{schema.CLAIM}"
+    name = f"{experiment or store.experiment()}{schema.CLAIM}"
     experiment_id = _take(name, patience)
     done = threading.Event()
     beats = threading.Thread(target=_beat, args=(experiment_id, done), daemon=True)

@@ -139,7 +139,7 @@ def _over(columns: Columns, x: str, file: Path | None = None) -> dict[str, Curve
             cells = [_number(cell) for cell in columns[name]]
             texts = [cell for cell in cells if isinstance(cell, str)]
             rows = [
-                (int(at), _float(n))
+                (int(at), values.as_float(n))
                 for at, n in zip(steps, cells, strict=True)
                 if not isinstance(at, str) and not isinstance(n, str | None) and at is not None
             ]
@@ -164,13 +164,6 @@ def _number(cell: Any) -> int | float | str | None:
         with contextlib.suppress(ValueError):
             return kind(text)
     return text or None
-
-
-def _float(number: int | float) -> float:
-    try:
-        return float(number)
-    except OverflowError:
-        return math.inf if number > 0 else -math.inf
 
 
 def _texts(tree: Any) -> Iterator[str]:

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from dvc_kit.errors import StageError
-from dvc_kit.files import LARGEST, checked
 from dvc_mlflow import declaration, identity, projects
 from dvc_mlflow.naming import NONE, Item, flat
 
@@ -112,19 +111,10 @@ class Declared:
             return
         declared = ProjectFile(self.repo, path)
         with self._noting(file):
-            self._check(file)
             groups, left_out = declaration.read(declared)
             self.problems += [f"{file}: {part}; the rest of it is read" for part in left_out]
             self._load_stages(file, declared, groups)
             self._load_sections(file, declared)
-
-    def _check(self, file: Path) -> None:
-        """Check that DVC can parse a dvc.yaml and its dvc.lock: its parser recurses."""
-        for path in (file, file.with_name(projects.LOCK)):
-            full = posixpath.join(self.repo.root_dir, path.relative_to(self.folder).as_posix())
-            if self.repo.fs.exists(full):
-                with self.repo.fs.open(full, encoding="utf-8") as opened:
-                    checked(opened.read(LARGEST + 1), path)
 
     def _load_stages(self, file: Path, declared: Any, groups: set[str]) -> None:
         below = file.relative_to(self.folder)

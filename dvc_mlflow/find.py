@@ -1,6 +1,5 @@
 """``find``: from a run, a model or a file to its commits, and from a commit to its runs."""
 
-import contextlib
 import os
 import re
 from collections.abc import Sequence
@@ -47,9 +46,6 @@ def find(what: str) -> None:
     if not what:
         raise InputError("nothing to find: name a run, a model version, a file or a commit")
     if file.is_file():
-        with contextlib.suppress(StageError):
-            commit = git.commit_of(what)[:10]
-            print(f"{what} names a file and a commit; this is the file, `find {commit}` the other")
         find_content(f"file {what}", md5_of(file))
     elif what.startswith("models:/") or re.fullmatch(r"m-[0-9a-f]{32}", what):
         md5 = logged_model(what).tags.get(schema.MD5)
@@ -81,14 +77,11 @@ def find_run(run: Any) -> None:
 
 def _without_results(run: Any) -> str:
     """Why a run leads to no commit."""
-    tags, status = run.data.tags, run.info.status
+    tags = run.data.tags
     if schema.STAGE not in tags:
         return "was not made from a stage of DVC"
-    commit = tags.get(schema.COMMIT, "")[:10]
-    ran = f"; it ran on commit {commit}" if commit else ""
-    if status == "FINISHED" and schema.READ in tags:
-        return f"has no results yet{ran}: `dvc-mlflow sync` adds them"
-    return f"is {status} and has no results{ran}"
+    ran = f"; it ran on commit {tags[schema.COMMIT][:10]}" if schema.COMMIT in tags else ""
+    return f"is {run.info.status} and has no results{ran}: `dvc-mlflow sync` adds those of dvc.lock"
 
 
 def _stages_of(run: Any) -> list[Any]:

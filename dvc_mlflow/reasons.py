@@ -4,7 +4,6 @@ import contextlib
 import errno
 import os
 import re
-import sys
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -120,13 +119,8 @@ def _blamed(error: BaseException) -> str:
     frames = traceback.walk_tb(error.__traceback__)
     modules = [frame.f_globals.get("__name__", "") for frame, _ in frames]
     modules = [module for module in modules if module != __name__]
-    for module in (type(error).__module__, *reversed(modules)):
-        root = module.partition(".")[0]
-        if root in blamed:
-            return blamed[root]
-        if root not in sys.stdlib_module_names and module == type(error).__module__:
-            return ""  # a library whose name says who it is
-    return ""
+    roots = (name.partition(".")[0] for name in (type(error).__module__, *reversed(modules)))
+    return next((blamed[root] for root in roots if root in blamed), "")
 
 
 def _short(reason: str) -> str:

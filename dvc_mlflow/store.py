@@ -6,33 +6,22 @@ import os
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, unquote
 
 from dvc_kit.commands import quoted
 from dvc_kit.errors import StageError
-from dvc_mlflow import database, pages, projects
+from dvc_mlflow import database, projects
 from dvc_mlflow.hooks import settings
 
 
-@dataclass(frozen=True)
-class Experiment:
-    """The experiment for one DVC project."""
-
-    name: str
-    description: str
-
-
-def experiment(project: Path = projects.MAIN) -> Experiment:
-    """The experiment of a project. Each has its own, because MLflow first shows only 100 runs."""
+def experiment(project: Path = projects.MAIN) -> str:
+    """The name of the experiment of a project. Each has its own, because MLflow first shows only
+    100 runs."""
     chosen = os.environ.get("MLFLOW_EXPERIMENT_NAME") or settings().get("experiment")
-    name, text = chosen or root().name, f"The runs of the stages in {project / 'dvc.yaml'}"
-    return Experiment(
-        name if project == projects.MAIN else f"{name}-{project.as_posix()}",
-        pages.settings_of(project).get("description", text),
-    )
+    own = "" if project == projects.MAIN else f"-{project.as_posix()}"
+    return f"{chosen or root().name}{own}"
 
 
 # MLflow's codes for something that the store does not have
@@ -104,10 +93,6 @@ def apply_settings() -> None:
     """Set MLflow's settings, before it is imported. Those of the environment win."""
     for variable, value in SETTINGS.items():
         os.environ.setdefault(variable, value)
-    # A proxy of the environment is for other machines
-    direct = os.environ.get("no_proxy") or os.environ.get("NO_PROXY") or ""
-    if "127.0.0.1" not in direct and direct != "*":
-        os.environ["no_proxy"] = ",".join(filter(None, [direct, "localhost,127.0.0.1,::1"]))
     if registry_uri := os.environ.get("MLFLOW_REGISTRY_URI"):
         os.environ["MLFLOW_REGISTRY_URI"] = _well_formed(registry_uri)
 
@@ -166,7 +151,7 @@ def find_experiment(project: Path = projects.MAIN, make: bool = False) -> str | 
         if state == NONE and not make:
             _lacking.add(uri())
             return None
-        present = MlflowClient().get_experiment_by_name(experiment(project).name)
+        present = MlflowClient().get_experiment_by_name(experiment(project))
     if present is None:
         return None
     experiment_id: str = present.experiment_id

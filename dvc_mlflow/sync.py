@@ -2,10 +2,9 @@
 
 import contextlib
 import re
-import shlex
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from tqdm import tqdm
@@ -40,11 +39,11 @@ class State:
     commit: str | None
     projects: list[Project]
     tags: Mapping[str, str]  # for runs that are written from it
-    made: dict[str, str] = field(init=False)  # the md5 of each out
 
-    def __post_init__(self) -> None:
-        results = (result for read in self.projects for result in read.locked().values())
-        self.made = made_by(results)
+    @property
+    def made(self) -> dict[str, str]:
+        """The md5 of each out."""
+        return made_by(result for read in self.projects for result in read.locked().values())
 
 
 @contextlib.contextmanager
@@ -196,7 +195,6 @@ class Work:
                         self.report.written = True
             finally:
                 _print_logged(logged)
-            self._print_elsewhere(experiment_id)
             with self._alone(name_in(folder, schema.PIPELINE)):
                 # A model that was logged anew has no scores yet
                 if self.behind or pipeline.is_apart(self.project, self.locked, self.known):
@@ -228,20 +226,6 @@ class Work:
             tags = {**self.state.tags, schema.BACKFILLED: "true"}
             self.known.add(runs.write(experiment_id, result, tags, missing))
             return True
-
-    def _print_elsewhere(self, experiment_id: str) -> None:
-        """Print which runs of the stages' own code are in another experiment, and what to do."""
-        apart: dict[str, list[str]] = {}
-        for run in map(self.known.finished, self.behind):
-            if run is not None and run.info.experiment_id != experiment_id:
-                apart.setdefault(run.info.experiment_id, []).append(run.data.tags[schema.STAGE])
-        ours = store.experiment(self.project.folder).name
-        for other, stages in apart.items():
-            theirs = client().get_experiment(other).name
-            print(
-                f"the code of {some(stages)} logs to the experiment {theirs}, and sync to {ours}: "
-                f"`MLFLOW_EXPERIMENT_NAME={shlex.quote(ours)} dvc repro` lets it log there as well"
-            )
 
 
 def _print_logged(names: list[str]) -> None:

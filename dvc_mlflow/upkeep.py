@@ -23,14 +23,16 @@ def open_store(project: Path = projects.MAIN) -> str:
     from mlflow.exceptions import MlflowException
 
     ignore()
-    wanted = store.experiment(project)
+    text = f"The runs of the stages in {project / projects.DECLARATION}"
     tags = {
-        schema.NOTE: wanted.description,
+        schema.NOTE: pages.settings_of(project).get("description", text),
         schema.KIND: "custom_model_development",  # opened for model training
         **pages.views(project),
     }
     try:
-        made: str = store.client().create_experiment(wanted.name, store.location(), tags)
+        made: str = store.client().create_experiment(
+            store.experiment(project), store.location(), tags
+        )
     except MlflowException:  # another machine was first
         if experiment_id := store.find_experiment(project, make=True):
             return experiment_id
@@ -78,7 +80,7 @@ def _moved(project: Path = projects.MAIN) -> list[Path]:
         return []  # the latter can only be read
     own = file and file.resolve().is_relative_to(store.root())
     for folder in (project, *projects.find()):
-        present = ask.get(store.client().get_experiment_by_name, store.experiment(folder).name)
+        present = ask.get(store.client().get_experiment_by_name, store.experiment(folder))
         kept = str(present and database.path_of(present.artifact_location))
         if place := re.fullmatch(r"(/.+)/(mlartifacts|mlruns/\d+)", kept):
             before = Path(place[1])

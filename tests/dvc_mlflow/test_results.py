@@ -92,18 +92,7 @@ def test_what_dvc_yaml_declares_since_the_last_run_is_not_in_the_result(fresh):
     assert locked_of() == {}
 
 
-DEEP = "- " * 101 + "a"  # one level more than is read
-
-
-@pytest.mark.parametrize("name", ["dvc.yaml", "dvc.lock"])
-def test_a_file_that_is_nested_too_deeply_is_named_before_dvc_parses_it(fresh, name):
-    fresh.write(name, DEEP)
-    assert [line.partition(" (")[0] for line in project_in().problems] == [
-        f"dvc.yaml: {name} cannot be read"
-    ]
-
-
-@pytest.mark.parametrize("text", ["- a", "a: [", "schema: '2.0'", "stages: [prepare]", "", DEEP])
+@pytest.mark.parametrize("text", ["- a", "a: [", "schema: '2.0'", "stages: [prepare]", ""])
 def test_a_lock_that_names_no_stages_is_told(text):
     with pytest.raises(StageError, match=r"names no stages|cannot be read"):
         projects.stages_in(text)

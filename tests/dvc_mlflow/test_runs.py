@@ -19,7 +19,7 @@ from test_shown import result, write
 
 from dvc_kit import files
 from dvc_kit.errors import StageError
-from dvc_mlflow import ask, models, pipeline, runs, shown, state, values, writers
+from dvc_mlflow import models, pipeline, runs, shown, state, values, writers
 from dvc_mlflow.ask import search
 from dvc_mlflow.result import Result
 from dvc_mlflow.state import Known
@@ -180,33 +180,6 @@ def test_the_tags_of_a_result_find_its_finished_run_also_if_it_is_deleted_and_no
     assert read.finished(made).info.run_id == newer  # it has read the store once
     read.add(latest)
     assert read.finished(made).info.run_id == latest
-
-
-def test_no_run_of_many_pages_is_missed_while_others_are_deleted(experiment, monkeypatch):
-    """Some of the first page go before the second is asked for, and MLflow counts the rest anew."""
-    client, asked = MlflowClient(), list[str]()
-    made = [
-        client.create_run(experiment, start_time=1_000 + at // 3, tags={"many": "yes"}).info.run_id
-        for at in range(60)
-    ]
-    monkeypatch.setattr(ask, "PAGE", 7)
-
-    def another(connection, cursor, statement, *more):
-        asked.extend([statement] if "OFFSET" in statement and "FROM runs" in statement else [])
-        if len(asked) == 2:
-            asked.append("and its answer comes after this")
-            for run_id in made[:3]:
-                client.delete_run(run_id)
-
-    event.listen(Engine, "before_cursor_execute", another)
-    try:
-        found = [run.info.run_id for run in search("tags.many = 'yes'")]
-    finally:
-        event.remove(Engine, "before_cursor_execute", another)
-    assert len(asked) > 60 / 7 and len(found) == len({*found})
-    assert {*found} >= {*made[3:]}
-    gone = [run.info.run_id for run in search("tags.many = 'yes'", deleted=True)]
-    assert {*gone} == {*made[:3]}
 
 
 def test_a_run_has_the_color_that_the_project_gives_to_one_of_its_settings(experiment, monkeypatch):

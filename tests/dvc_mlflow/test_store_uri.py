@@ -96,13 +96,11 @@ def test_a_registry_of_its_own_is_quoted_too_and_what_the_environment_sets_wins(
         ("file:///a", "local", "http://127.0.0.1:5000"),
     ],
 )
-def test_a_server_keeps_the_artifacts_and_has_the_ui(uri, monkeypatch, given, kind, ui):
-    monkeypatch.setenv("MLFLOW_WORKSPACE", "team a")
+def test_a_server_keeps_the_artifacts_and_has_the_ui(uri, given, kind, ui):
     is_remote = store.is_remote(uri(given))
     assert (is_remote, store.is_local(store.uri())) == (kind == "remote", kind == "local")
     assert (store.location() is None) == is_remote
     asked = "viewStateShareKey=stages&workflowType=machine_learning"
-    asked = f"workspace=team%20a&{asked}" if is_remote else asked
     assert addresses.overview("3") == f"{ui}/#/experiments/3/runs?{asked}"
     shown = ui if is_remote else "http://ours"
     assert addresses.overview("3", "http://ours") == f"{shown}/#/experiments/3/runs?{asked}"

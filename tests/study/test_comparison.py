@@ -229,7 +229,7 @@ def test_the_study_computes_only_missing_cells_and_comes_out_bit_for_bit_again(c
     # pipeline's experiment has none of them
     client = MlflowClient(f"sqlite:///{copy.path / 'mlflow.db'}")
     with chdir(copy.path):
-        names_of = [store.experiment(project).name for project in (settings.FOLDER, Path())]
+        names_of = [store.experiment(project) for project in (settings.FOLDER, Path())]
     experiment, pipeline = map(client.get_experiment_by_name, names_of)
     assert pipeline is None
     copy.run("python", "-m", "dvc_mlflow", "sync")  # the run of the whole, and those of the designs
