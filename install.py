@@ -26,7 +26,6 @@ PROJECTS = ("dvc_mlflow/pyproject.toml", "pyproject.toml")
 EXTRA = "dev"
 PIP = ("-m", "pip", "install", "--quiet", "--disable-pip-version-check", "-c", "constraints.txt")
 PACKAGES = ("-e", "./dvc_mlflow", "-e", f".[{EXTRA}]")
-ELSEWHERE = re.compile(r"^\S+\.(target|prefix|root)=.*", re.M)  # pip's: where it puts packages
 
 
 def wanted() -> str:
@@ -145,11 +144,6 @@ def make(environment: Environment) -> None:
 
 def pip(environment: Environment, lock: int) -> None:
     """Install what is missing, and our own packages."""
-    if setting := ELSEWHERE.search(environment.runs("-m", "pip", "config", "list") or ""):
-        sys.exit(
-            f"pip's setting {setting[0]} puts packages elsewhere: take it back with `pip config "
-            "unset`, or leave all of them out with PIP_CONFIG_FILE=/dev/null"
-        )
     packages = wanted()
     # Nothing is downloaded if only our own packages have changed, or the note on all is missing
     offline = (*PIP, "--no-index", "--no-build-isolation", *PACKAGES)

@@ -15,7 +15,6 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 from dvc_kit.errors import StageError
 from dvc_mlflow import schema, store, writers
@@ -28,17 +27,16 @@ INTERVAL = 0.5  # seconds between two tries
 
 
 @contextmanager
-def held(experiment: str | None = None, *, patience: float = PATIENCE) -> Iterator[None]:
+def held(patience: float = PATIENCE) -> Iterator[None]:
     """Run the body while no other process with this store is in such a body.
 
     Args:
-        experiment: The experiment that is written; by default that of the main project.
         patience: Seconds to wait for another holder.
 
     Raises:
         StageError: Another process held the claim all that time. Names it.
     """
-    name = f"{experiment or store.experiment()}{schema.CLAIM}"
+    name = f"{store.experiment()}{schema.CLAIM}"
     experiment_id = _take(name, patience)
     done = threading.Event()
     beats = threading.Thread(target=_beat, args=(experiment_id, done), daemon=True)
@@ -72,7 +70,8 @@ def _take(name: str, patience: float) -> str:
             state = (claim.experiment_id, claim.tags.get(schema.BEAT, ""))
             if state != seen:
                 seen, since = state, now
-            if _is_over(claim) or now > since + SILENCE:
+            is_over = claim.lifecycle_stage == "deleted" or writers.is_over(holder)
+            if is_over or now > since + SILENCE:
                 _drop(claim.experiment_id, name)
         if now > started + patience:
             raise StageError(
@@ -80,10 +79,6 @@ def _take(name: str, patience: float) -> str:
                 f"(host, process, start: {holder}): wait for it or end it"
             )
         time.sleep(INTERVAL)
-
-
-def _is_over(claim: Any) -> bool:
-    return claim.lifecycle_stage == "deleted" or writers.is_over(claim.tags.get(schema.PROCESS, ""))
 
 
 def _drop(experiment_id: str, name: str) -> None:

@@ -18,15 +18,14 @@ def is_ignored(repo: Any, path: str) -> bool:
     return rules.is_ignored_file(path) or any(map(rules.is_ignored_dir, folders))
 
 
-def read(declared: Any) -> tuple[set[str], list[str]]:
+def read(declared: Any) -> list[str]:
     """Read a dvc.yaml, and leave out every part that does not have the form that DVC wants.
 
     Args:
         declared: DVC's `ProjectFile` for it. Its `contents` are what is left.
 
     Returns:
-        The names of its stages as they stand there, also of those that are left out, and for each
-        part that is left out its keys and DVC's reason.
+        For each part that is left out its keys and DVC's reason.
 
     Raises:
         DvcException: Nothing of it can be read.
@@ -36,12 +35,10 @@ def read(declared: Any) -> tuple[set[str], list[str]]:
     check, left_out = declared.SCHEMA, list[str]()
     declared.SCHEMA = lambda contents: contents
     contents = declared.contents
-    stages = contents.get("stages") if isinstance(contents, dict) else None
-    names = {str(name) for name in stages} if isinstance(stages, dict) else set()
     while True:
         try:
             check(contents)
-            return names, left_out
+            return left_out
         except MultipleInvalid as invalid:
             error = invalid.errors[0]
             keys = [getattr(key, "schema", key) for key in error.path]  # some have a wrapper

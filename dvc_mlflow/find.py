@@ -10,7 +10,6 @@ from dvc_kit.errors import InputError, StageError
 from dvc_kit.files import md5 as md5_of
 from dvc_mlflow import (
     addresses,
-    ask,
     git,
     history,
     models,
@@ -19,7 +18,6 @@ from dvc_mlflow import (
     schema,
     store,
     sync,
-    upkeep,
 )
 from dvc_mlflow.report import Report
 from dvc_mlflow.results import Project
@@ -27,7 +25,7 @@ from dvc_mlflow.runs import LONGEST_DIGEST
 from dvc_mlflow.state import Known, md5s_of
 from dvc_mlflow.store import client
 
-MOST_STAGES = 20  # of which the runs are printed one by one
+MOST_READERS = 20  # runs that read a file, and are printed
 
 
 def find(what: str) -> None:
@@ -41,7 +39,6 @@ def find(what: str) -> None:
         InputError: There is no such thing, or nothing belongs to it.
     """
     store.find_experiment()
-    upkeep.note_move()
     file = Path(os.environ.get("PWD", ""), what)  # where the command was typed
     if not what:
         raise InputError("nothing to find: name a run, a model version, a file or a commit")
@@ -86,7 +83,7 @@ def _without_results(run: Any) -> str:
 
 def _stages_of(run: Any) -> list[Any]:
     """The runs of the stages of one state: those below its run, and others that its text names."""
-    below = ask.search(f"tags.{schema.PARENT} = '{run.info.run_id}'")
+    below = store.search(f"tags.{schema.PARENT} = '{run.info.run_id}'")
     known = {its.info.run_id for its in below}
     text = run.data.tags.get(schema.NOTE, "")
     named = (_run(run_id) for run_id in re.findall("/runs/([0-9a-f]{32})", text)
@@ -97,7 +94,7 @@ def _stages_of(run: Any) -> list[Any]:
 def find_content(name: str, md5: str) -> None:
     """Print the logged models, versions, runs and commits that have a file, or have read it."""
     logged = models.find(md5)
-    readers = ask.search(f"dataset.digest = '{md5[:LONGEST_DIGEST]}'")
+    readers = store.search(f"dataset.digest = '{md5[:LONGEST_DIGEST]}'")
     commits = history.commits_naming(md5)
     if not logged and not commits and not readers:
         raise InputError(f"{name} (md5 {md5}) is in no commit's {projects.LOCK} and in no run")
@@ -110,11 +107,11 @@ def find_content(name: str, md5: str) -> None:
         print(f"    made by run {model.source_run_id}")
     if logged:
         addresses.print_how_to_open()
-    for run in readers[:MOST_STAGES]:
+    for run in readers[:MOST_READERS]:
         stage = run.data.tags.get(schema.STAGE, run.info.run_name)
         print(f"  read by run {run.info.run_id} ({stage})")
-    if len(readers) > MOST_STAGES:
-        print(f"  and by {len(readers) - MOST_STAGES} more")
+    if len(readers) > MOST_READERS:
+        print(f"  and by {len(readers) - MOST_READERS} more")
     if logged or commits:
         is_here = any(md5 in lock.text for lock in history.locks_here())
         print_commits(name, commits, is_here)
@@ -159,18 +156,14 @@ def find_commit(rev: str) -> None:
 
 
 def _print_project(commit: str, project: Project, known: Known) -> int:
-    """Print the run of each stage of a project, or of the last one of many; their number."""
+    """Print the run of each stage of a project; the number of runs."""
     place = "" if project.folder == projects.MAIN else f"{project.folder} "
     of_stage = {stage: known.of(result) for stage, result in project.locked().items()}
     have = [stage for stage, run in of_stage.items() if run]
-    many = len(of_stage) > MOST_STAGES
     for stage, run in of_stage.items():
-        if not many or stage == (have or [""])[-1]:
-            print(f"  {place + stage:14} {addresses.address(run=run) if run else 'no run'}")
+        print(f"  {place + stage:14} {addresses.address(run=run) if run else 'no run'}")
     if together := addresses.comparison([of_stage[stage] for stage in have]):
         print(f"  {'compared':14} {together}")
-    if many:
-        print(f"  {'':14} {len(have)} of its {len(of_stage)} stages have runs")
     if len(have) < len(of_stage):
         print(f"  {'':14} `dvc-mlflow sync --rev {commit[:10]}` writes the missing runs")
     return len(have)
@@ -179,7 +172,7 @@ def _print_project(commit: str, project: Project, known: Known) -> int:
 def _run(run_id: str) -> Any:
     """The run with this id, or None."""
     known = re.fullmatch(r"[0-9a-f]{32}", run_id)
-    return ask.get(client().get_run, run_id) if known else None
+    return store.get(client().get_run, run_id) if known else None
 
 
 def logged_model(what: str) -> Any:
@@ -191,12 +184,12 @@ def logged_model(what: str) -> Any:
     """
     name, model = what.removeprefix("models:/"), None
     if re.fullmatch(r"m-[0-9a-f]{32}", name):
-        model = ask.get(client().get_logged_model, name)
+        model = store.get(client().get_logged_model, name)
     elif match := re.fullmatch("(.*?)([@/])(.*)", name):
         by = "get_model_version_by_alias" if match[2] == "@" else "get_model_version"
         # In a database, only the source of the version names the model
-        if version := ask.get(getattr(client(), by), match[1], match[3]):
-            model = ask.get(
+        if version := store.get(getattr(client(), by), match[1], match[3]):
+            model = store.get(
                 client().get_logged_model,
                 version.model_id or version.source.removeprefix("models:/"),
             )

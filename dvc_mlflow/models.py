@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from dvc_mlflow import ask, reasons, schema, store, values
+from dvc_mlflow import reasons, schema, store, values
 from dvc_mlflow.hooks import hook
 from dvc_mlflow.result import Result
 from dvc_mlflow.store import client
@@ -104,7 +104,7 @@ def drop_unfinished(md5: str) -> None:
     """Delete the logged models of a file that were not written completely."""
     for model in _of(md5):
         if str(model.status) != "READY":
-            run = ask.get(client().get_run, model.source_run_id) if model.source_run_id else None
+            run = store.get(client().get_run, model.source_run_id) if model.source_run_id else None
             if run is None or run.info.status != "RUNNING":
                 client().delete_logged_model(model.model_id)
 

@@ -124,10 +124,8 @@ def _blamed(error: BaseException) -> str:
 
 
 def _short(reason: str) -> str:
-    """Not too long, and without the statement that a database refused, and its values."""
-    reason = re.sub(r"\s*\[SQL: .*?\](?= \[parameters| \(Background|$)", "", reason)
-    reason = re.sub(r"\s*(\[parameters: .*\]|\(Background on this error at: \S+\))", "", reason)
-    return shortened(reason, LONGEST)
+    """Not too long, and without the statement that a database refused."""
+    return shortened(reason.partition("[SQL: ")[0].strip(), LONGEST)
 
 
 def _meaning(reason: str) -> str:

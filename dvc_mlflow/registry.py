@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from dvc_mlflow import ask, models, schema, store
+from dvc_mlflow import models, schema, store
 from dvc_mlflow.hooks import hook, settings
 from dvc_mlflow.result import Result
 from dvc_mlflow.schema import CHAMPION
@@ -121,12 +121,12 @@ def is_behind(evaluation: Result, locked: Locked) -> bool:
 
 def _registered() -> Any:
     """The registered model, or None."""
-    return ask.get(client().get_registered_model, name())
+    return store.get(client().get_registered_model, name())
 
 
 def champion() -> Any:
     """The version that is champion, or None."""
-    return ask.get(client().get_model_version_by_alias, name(), CHAMPION)
+    return store.get(client().get_model_version_by_alias, name(), CHAMPION)
 
 
 def version_of(md5: str) -> Any:

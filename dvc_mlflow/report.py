@@ -17,8 +17,7 @@ class Report:
 
     problems: dict[str, list[str]] = field(default_factory=dict)  # with the commits that have it
     missing: dict[str, None] = field(default_factory=dict)  # the paths of files
-    results: set[str] = field(default_factory=set)
-    undeclared: set[str] = field(default_factory=set)
+    has_results: bool = False
     written: bool = False  # any run at all
 
     def add(self, read: Sequence[Project], commit: str | None = None) -> None:
@@ -30,11 +29,7 @@ class Report:
         for project in read:
             for problem in project.problems:
                 self.fail(problem, commit)
-            for own, names in (
-                (self.results, project.locked()),
-                (self.undeclared, project.undeclared),
-            ):
-                own.update(name_in(project.folder, name) for name in names)
+            self.has_results |= bool(project.locked())
 
     def fail(self, problem: str, commit: str | None = None) -> None:
         """Note a problem, once for all commits that have it."""
@@ -49,12 +44,6 @@ class Report:
         Raises:
             StageError: Something could not be read, or a run lacks metrics or plots.
         """
-        if undeclared := sorted(self.undeclared - self.results):
-            print(
-                f"entries of dvc.lock that have no run, because dvc.yaml does not declare these "
-                f"stages with these outs any more: {len(undeclared)} ({some(undeclared)})",
-                file=sys.stderr,
-            )
         if self.missing:
             print(
                 f"{len(self.missing)} files are not here, and are only linked "
@@ -62,7 +51,7 @@ class Report:
                 "`dvc-mlflow sync --pull`",
                 file=sys.stderr,
             )
-        if not self.results and not self.problems:
+        if not self.has_results and not self.problems:
             print(
                 "note: nothing to show: no stage of a dvc.yaml has results in dvc.lock; `dvc stage "
                 "add` declares a stage, and `dvc repro` makes its results",

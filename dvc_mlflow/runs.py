@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from dvc_kit import files
-from dvc_mlflow import ask, curves, models, reasons, schema, shown, values, writers
-from dvc_mlflow.hooks import hook, settings
+from dvc_mlflow import curves, models, reasons, schema, shown, store, values, writers
+from dvc_mlflow.hooks import hook
 from dvc_mlflow.naming import cut
 from dvc_mlflow.result import Result
 from dvc_mlflow.shown import Shown
@@ -39,7 +39,7 @@ def start(
         schema.SOURCE_TYPE: "PROJECT",
         schema.PROCESS: writers.this_process(),
     }
-    for key, colors in (settings().get("colors", {}) | hook("colors", dict)()).items():
+    for key, colors in hook("colors", dict)().items():
         if color := colors.get(str(result.params.get(key))):
             described[schema.COLOR] = color
     if schema.COMMIT in tags:
@@ -196,7 +196,6 @@ def _log_files(run_id: str, placed: Mapping[Path, Path]) -> None:
 def _log_inputs(run_id: str, result: Result) -> None:
     """Note the data that a stage reads. The digest of each file is its md5, as in dvc.lock."""
     from mlflow.entities import Dataset, DatasetInput, InputTag
-    from mlflow.exceptions import MlflowException
 
     def noted(path: str, md5: str, name: str, context: str, **more: str) -> DatasetInput:
         described = Dataset(
@@ -216,13 +215,7 @@ def _log_inputs(run_id: str, result: Result) -> None:
         for data in hook("datasets", lambda _: ())(result)
     ]  # fmt: skip
     inputs += [noted(path, result.deps[path], name, "dep") for path, name in result.data.items()]
-    if not inputs:
-        return
-    try:
-        client().log_inputs(run_id, datasets=inputs)
-    except MlflowException:
-        # MLflow looks for data and then adds it. If another run adds the same in between, that
-        # fails. Asked again, MLflow finds it.
+    if inputs:
         client().log_inputs(run_id, datasets=inputs)
 
 
@@ -232,7 +225,7 @@ def end_dead() -> None:
     Only runs of this machine are ended. Runs that `sync` began are deleted, because it writes them
     again.
     """
-    for run in ask.search("attributes.status = 'RUNNING'"):
+    for run in store.search("attributes.status = 'RUNNING'"):
         tags, run_id = run.data.tags, run.info.run_id
         if not writers.is_over(tags.get(schema.PROCESS, "")):
             continue

@@ -4,8 +4,7 @@ import json
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from dvc_mlflow import ask, models, reasons, schema, shown
-from dvc_mlflow.ask import search
+from dvc_mlflow import models, reasons, schema, shown, store
 from dvc_mlflow.result import Result
 from dvc_mlflow.store import client
 
@@ -13,19 +12,23 @@ FINISHED = f"attributes.status = 'FINISHED' and tags.{schema.STAGE} LIKE '%'"
 
 
 class Known:
-    """The finished runs of all stages and pipelines, read from the store at once."""
+    """The finished runs of all stages and pipelines, read from the store at once.
+
+    Attributes:
+        runs: By id.
+    """
 
     def __init__(self) -> None:
-        self._runs: dict[str, Any] = {}  # by id
+        self.runs: dict[str, Any] = {}
         self._by_tag: dict[tuple[str, str], dict[str, None]] = {}  # ids, the newest last
         self._above: dict[str, Any] = {}  # further runs that others lie below
         self._lost: dict[str, list[str]] = {}
         self._deleted: list[Any] | None = None
-        for run in reversed(search(FINISHED)):
+        for run in reversed(store.search(FINISHED)):
             self._insert(run)
 
     def _insert(self, run: Any) -> None:
-        self._runs[run.info.run_id] = run
+        self.runs[run.info.run_id] = run
         for link in run.data.tags.items():
             self._by_tag.setdefault(link, {})[run.info.run_id] = None
 
@@ -34,13 +37,9 @@ class Known:
         self._lost.pop(run_id, None)
         self._insert(client().get_run(run_id))
 
-    def all(self) -> list[Any]:
-        """Each run once."""
-        return list(self._runs.values())
-
     def _having(self, link: tuple[str, str]) -> list[Any]:
         """The runs with a tag, the newest first."""
-        runs = [self._runs[run_id] for run_id in reversed(self._by_tag.get(link, {}))]
+        runs = [self.runs[run_id] for run_id in reversed(self._by_tag.get(link, {}))]
         return [run for run in runs if link in run.data.tags.items()]
 
     def finished(self, result: Result) -> Any:
@@ -50,7 +49,7 @@ class Known:
     def deleted(self, result: Result) -> Any:
         """The newest finished run of a result that was deleted, or None."""
         if self._deleted is None:
-            self._deleted = search(FINISHED, deleted=True)
+            self._deleted = store.search(FINISHED, deleted=True)
         return _showing(result, self._deleted)
 
     def of(self, result: Result) -> Any:
@@ -76,10 +75,10 @@ class Known:
     def above(self, run: Any) -> Any:
         """The run that another one lies below, whatever its state, or None."""
         run_id = run.data.tags.get(schema.PARENT)
-        if not run_id or run_id in self._runs:
-            return self._runs.get(run_id)
+        if not run_id or run_id in self.runs:
+            return self.runs.get(run_id)
         if run_id not in self._above:
-            self._above[run_id] = ask.get(client().get_run, run_id)
+            self._above[run_id] = store.get(client().get_run, run_id)
         return self._above[run_id]
 
     def lost_files(self, run: Any) -> list[str]:

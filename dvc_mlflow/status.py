@@ -3,14 +3,12 @@
 import contextlib
 
 from dvc_kit.errors import StageError
-from dvc_mlflow import history, projects, schema, store, upkeep
+from dvc_mlflow import history, projects, schema, store
 from dvc_mlflow.git import GitError
-from dvc_mlflow.report import Report, name_of
+from dvc_mlflow.report import Report, name_of, some
 from dvc_mlflow.result import Result
 from dvc_mlflow.state import Known, md5s_of
 from dvc_mlflow.sync import State, Work, state_of
-
-MOST_NAMED = 5  # results
 
 
 def status() -> None:
@@ -20,7 +18,6 @@ def status() -> None:
         StageError: At least one result has no run, or something could not be read.
     """
     store.find_experiment()
-    upkeep.note_move()
     behind, known, report = list[Result](), Known(), Report()
     with state_of(None) as current:
         report.add(current.projects)
@@ -33,10 +30,9 @@ def status() -> None:
         _print_uncommitted(known, current)
     unwritten = ""
     if behind:
-        names = ", ".join(name_of(result) for result in behind[:MOST_NAMED])
-        more = f" and {len(behind) - MOST_NAMED} more" if behind[MOST_NAMED:] else ""
+        names = some([name_of(result) for result in behind], f" and {len(behind) - 3} more")
         unwritten = (
-            f"no complete run for {names}{more} in {store.name()}: `dvc-mlflow sync` writes them, "
+            f"no complete run for {names} in {store.name()}: `dvc-mlflow sync` writes them, "
             "or says why it cannot"
         )
     report.end(f"; {unwritten}" if unwritten else "")
@@ -49,7 +45,7 @@ def _print_uncommitted(known: Known, current: State) -> None:
     held = {its.identity for read in current.projects for its in read.locked().values()}
     apart = {
         run: md5s
-        for run in known.all()
+        for run in known.runs.values()
         if run.data.tags.get(schema.RESULT, "") not in {*held, ""} and (md5s := md5s_of(run))
     }
     with contextlib.suppress(GitError):  # there is no history

@@ -27,6 +27,8 @@ def experiment(project: Path = projects.MAIN) -> str:
 # MLflow's codes for something that the store does not have
 NOT_THERE = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
 
+PAGE = 1_000  # runs that are asked for at a time
+
 NONE, OLDER, RIGHT = "none", "older", "right"  # tables in a store
 
 TIMEOUT = "MLFLOW_HTTP_REQUEST_TIMEOUT"
@@ -163,16 +165,11 @@ def find_experiment(project: Path = projects.MAIN, make: bool = False) -> str | 
     return experiment_id
 
 
-def is_there() -> bool:
-    """Whether there is a store, as :func:`find_experiment` found it."""
-    return uri() not in _lacking
-
-
 def client() -> Any:
     """MLflow's client. For a store that is not there, it is one that finds nothing."""
     from mlflow import MlflowClient
 
-    return MlflowClient() if is_there() else _Nothing()
+    return _Nothing() if uri() in _lacking else MlflowClient()
 
 
 class _Nothing:
@@ -204,6 +201,27 @@ def every(search: Callable[..., Any], *of: Any, **more: Any) -> Iterator[Any]:
         yield from page
         if not (token := page.token):
             return
+
+
+def get(request: Callable[..., Any], *of: Any) -> Any:
+    """What a request for one thing answers, or None if the store does not have it."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return request(*of)
+    except MlflowException as error:
+        if error.error_code in NOT_THERE:
+            return None
+        raise
+
+
+def search(condition: str, deleted: bool = False) -> list[Any]:
+    """The runs of all experiments that meet a condition, the newest first; or the deleted ones."""
+    from mlflow.entities import ViewType
+
+    view = ViewType.DELETED_ONLY if deleted else ViewType.ACTIVE_ONLY
+    ids = [experiment.experiment_id for experiment in every(client().search_experiments)]
+    return [*every(client().search_runs, ids, condition, view, PAGE)] if ids else []
 
 
 @contextmanager

@@ -90,7 +90,6 @@ def sync(
     if not dry:
         upkeep.settle()
     store.find_experiment()
-    upkeep.note_move()
     if not dry:
         runs.end_dead()
     with contextlib.ExitStack() as stack:
@@ -102,7 +101,10 @@ def sync(
                 for read in chosen:
                     work = Work(read, current, known, report, many, pull and not dry)
                     if dry:
-                        work.announce(said)
+                        for result in work.behind:
+                            if result.identity not in said:
+                                print(f"would log the run of {name_of(result)}")
+                            said.add(result.identity)
                     elif work.is_due():
                         if not claimed:
                             upkeep.open_store(read.folder)
@@ -165,21 +167,6 @@ class Work:
         yield
         for reason, names in self.refused.items():
             self.report.fail(f"{some(names, f' and {len(names) - 3} more')}: {reason}", self.commit)
-
-    def announce(self, said: set[str]) -> None:
-        """Print what :meth:`write` would do.
-
-        Args:
-            said: The results that were announced for other states.
-        """
-        with self._refusing():
-            for result in self.behind:
-                if result.identity not in said:
-                    with self._alone(name_of(result)):
-                        with self.content.laid(shown.wanted(result)) as missing:
-                            shown.of_result(result, missing)  # fails where that cannot be read
-                        print(f"would log the run of {name_of(result)}")
-        said |= {result.identity for result in self.behind}
 
     def write(self) -> None:
         """Write everything that is lacking."""

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from dvc_kit.commands import output_of
 from dvc_kit.errors import StageError
-from dvc_mlflow import ask, database, pages, projects, schema, store
+from dvc_mlflow import database, pages, projects, schema, store
 from dvc_mlflow.git import git
 from dvc_mlflow.store import uri
 
@@ -63,40 +63,23 @@ def settle() -> None:
 
 
 def follow(project: Path = projects.MAIN) -> list[Path]:
-    """Keep the artifacts of a folder that was moved where it is now; the folders where it was."""
-    folders, file = _moved(project), database.path_of(uri())
-    with store.creating():
-        for folder in folders:
-            assert file
-            database.follow(file, folder, store.root())
-    return folders
-
-
-def _moved(project: Path = projects.MAIN) -> list[Path]:
-    """The folders where a store in a file looks for artifacts of this checkout, which was moved or
-    copied from there. Another checkout may share a store that lies elsewhere."""
+    """Keep the artifacts of a folder that was moved or copied where it is now; the folders where a
+    store in a file has looked for them. Another checkout may share a store that lies elsewhere."""
     file, found = database.path_of(uri()), dict[Path, None]()
-    if not uri().startswith(database.PREFIX) or uri().startswith(f"{database.PREFIX}file:"):
+    if not file or not uri().startswith(database.PREFIX) or "file:" in uri():
         return []  # the latter can only be read
-    own = file and file.resolve().is_relative_to(store.root())
+    own = file.resolve().is_relative_to(store.root())
     for folder in (project, *projects.find()):
-        present = ask.get(store.client().get_experiment_by_name, store.experiment(folder))
+        present = store.get(store.client().get_experiment_by_name, store.experiment(folder))
         kept = str(present and database.path_of(present.artifact_location))
         if place := re.fullmatch(r"(/.+)/(mlartifacts|mlruns/\d+)", kept):
             before = Path(place[1])
             if before.resolve() != store.root() and (own or not before.exists()):
                 found[before] = None
+    with store.creating():
+        for folder in found:
+            database.follow(file, folder, store.root())
     return [*found]
-
-
-def note_move() -> None:
-    """For a command that only reads: that the store does not know where its folder is now."""
-    for folder in _moved() if store.is_there() else ():
-        print(
-            f"note: this folder was moved from {folder}, where {store.name()} looks for its "
-            "artifacts: `dvc-mlflow sync` lets it look here",
-            file=sys.stderr,
-        )
 
 
 def ignore() -> None:

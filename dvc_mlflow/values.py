@@ -15,7 +15,7 @@ LONGEST_PARAM, LONGEST_TAG = 6_000, 8_000  # characters that MLflow keeps; it cu
 LONGEST_NAME = 250  # characters of the name of a run that every database takes
 TREES = (".json", ".yaml", ".yml", ".toml")
 NOT_FINITE = ("nan", "inf", "infinity")  # DVCLive writes such texts for numbers
-MOST_NAMED = 10  # keys in one line
+LONGEST_LIST = 200  # characters
 
 
 @functools.cache  # the run over all stages has the same files as theirs
@@ -88,7 +88,7 @@ def of_file(path: Path) -> dict[str, float]:
         if changed := stored(value):
             note(f"{path}: {key} is {value}, and {changed} in MLflow")
     if others:
-        keys = ", ".join(others[:MOST_NAMED]) + (" and others" if others[MOST_NAMED:] else "")
+        keys = shortened(", ".join(others), LONGEST_LIST)
         note(f"{path}: {keys} {'are no numbers' if others[1:] else 'is no number'} for MLflow")
     return found
 

@@ -256,11 +256,6 @@ def test_make_install_takes_back_pip_s_settings_of_another_place(clone, tmp_path
     assert is_installed(clone)
     assert not [place for place in ("TARGET", "PREFIX", "ROOT") if (tmp_path / place).exists()]
 
-    (tmp_path / "pip.conf").write_text("[install]\nprefix = elsewhere\n", encoding="utf-8")
-    (clone.path / ".venv/.installed").unlink()
-    refused = make_install(clone, check=False, PIP_CONFIG_FILE=str(tmp_path / "pip.conf"))
-    assert "error: pip's setting install.prefix='elsewhere' puts packages" in refused.stderr
-
 
 @pytest.mark.weekly
 @pytest.mark.slow

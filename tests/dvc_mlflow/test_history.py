@@ -20,24 +20,6 @@ def fresh(tmp_path, monkeypatch) -> Project:
     return made
 
 
-def test_what_git_refuses_is_one_line_and_a_quiet_refusal_has_no_reason(
-    fresh, tmp_path, monkeypatch
-):
-    empty = "e69de29bb2d1d6434b8b29ae775ad8c2e48c5391"  # git's name for a file without content
-    assert git.git("hash-object", "--stdin", given="") == f"{empty}\n"
-    with pytest.raises(GitError, match=r"^`git log no-such`: fatal: [^\n]*no-such[^\n]*$"):
-        git.git("log", "no-such")
-    with pytest.raises(GitError) as told:
-        git.git("rev-parse", "--verify", "--quiet", "no-such")
-    assert told.value.reason == "" and git.content("cat-file", "blob", "no-such") is None
-    monkeypatch.setenv("PATH", str(tmp_path))
-    for reason in ("No such file or directory", "Permission denied"):
-        with pytest.raises(GitError, match=rf"git cannot be started \({reason}\)"):
-            git.git("status")
-        assert git.content("ls-files") is None
-        (tmp_path / "git").write_text("not a program")
-
-
 # --- commits ---
 
 
@@ -56,18 +38,6 @@ def test_only_code_and_settings_make_a_tree_dirty_not_results(fresh):
     assert provenance() == {"commit": commit, "dirty": "false"}
     fresh.write("code.py", "changed")
     assert provenance() == {"commit": commit, "dirty": "true"}
-
-
-def test_a_new_file_makes_a_tree_dirty_and_dvcs_experiment_is_named(fresh, monkeypatch):
-    commit = fresh.commit("code")
-    fresh.write("new.py", "")
-    monkeypatch.setenv("DVC_EXP_NAME", "warm")
-    monkeypatch.setenv("DVC_EXP_BASELINE_REV", "c0ffee")
-    named = {"dvc_experiment": "warm", "dvc_experiment_baseline": "c0ffee"}
-    assert provenance() == {"commit": commit, "dirty": "true", **named}
-    monkeypatch.setenv("DVC_EXP_BASELINE_REV", "")
-    monkeypatch.setenv("GIT_DIR", str(fresh.path / "none"))  # copied without its history
-    assert provenance() == {"dvc_experiment": "warm"}
 
 
 def test_a_commit_has_many_names_and_whatever_is_none_is_told(fresh, monkeypatch):

@@ -112,23 +112,6 @@ def test_a_stage_that_does_not_finish_has_a_run_that_says_why_and_no_outs(
     assert run.data.params["recipe"] == "documented"
 
 
-def test_a_cell_is_a_run_of_the_study_and_connects_nothing(fresh):
-    _, client = fresh
-    follow("cell@fast-mlp-1", FINISHED)
-    run = newest(client, "mnist-study")
-    assert run.info.status == "FINISHED"
-    assert run.data.tags["stage"] == "cell@fast-mlp-1"
-    assert run.data.metrics["test_accuracy"] == 0.7
-    assert client.get_experiment_by_name("mnist") is None
-
-
-def test_a_run_beside_files_that_differ_from_the_commit_is_dirty(fresh):
-    project, client = fresh
-    project.edit("params.yaml", "device: cpu", "device: cuda")
-    follow("prepare")
-    assert newest(client).data.tags["dirty"] == "true"
-
-
 # --- the stage's side ---
 
 

@@ -92,8 +92,6 @@ def test_a_password_in_the_address_is_shown_and_stored_nowhere(copy, server):
         (f"{ours} sync", uris, 0),
         (f"{ours} view", uris, 0),
         (f"{ours} find HEAD", uris, 0),
-        (f"{ours} find {'0' * 32}", uris, 2),
-        (f"{ours} find models:/mnist/99", uris, 2),
         (f"{ours} find models:/mnist@champion", uris, 1),
         (f"{ours} status", uris, 0),
         ("python -m stages.serve", uris, 1),
@@ -110,7 +108,7 @@ def test_a_password_in_the_address_is_shown_and_stored_nowhere(copy, server):
         if code:
             one_line(result)
     assert server in said[1] and server in said[2]
-    assert "warning: " in said[11]
+    assert "warning: " in said[9]
     client = MlflowClient(server)
     said += [repr(it.to_dictionary()) for it in (*runs_of(client), *models_of(client))]
     said += [repr(dict(v)) for v in client.search_model_versions("name = 'mnist'")]
@@ -182,29 +180,6 @@ def test_two_clones_that_sync_together_write_everything_once(copy, other, server
     assert [process.returncode for process in both] == [0, 0], said
     assert sum(output.count("logged the run of ") for output, _ in said) == 5
     assert_whole(MlflowClient(server))
-
-
-@pytest.mark.weekly
-@pytest.mark.slow
-def test_a_sync_beside_a_stage_that_connects_the_pipeline_connects_it_once(copy, other, server):
-    env = {"MLFLOW_TRACKING_URI": server, **BUSY}
-    client = MlflowClient(server)
-    sync(copy, env=env)
-    (parent,) = [run for run in runs_of(client) if run.data.tags["stage"] == "pipeline"]
-    client.set_tag(parent.info.run_id, "pipeline", "another")
-    client.set_tag(parent.info.run_id, "stage", "another")
-    client.delete_run(parent.info.run_id)
-    client.delete_registered_model("mnist")
-    stage = copy.start("python", "-m", "stages.plot", env=env)
-    wait_for(lambda: len([run for run in runs_of(client) if run.data.tags["stage"] == "plot"]) == 2)
-    sync(other, env=env)
-    assert "warning" not in stage.communicate()[1]
-    (live, *_) = [run for run in runs_of(client) if run.data.tags["stage"] == "plot"]
-    assert live.info.status == "FINISHED" and live.info.end_time
-    (written,) = [run for run in runs_of(client) if run.data.tags.get("stage") == "plot"][1:]
-    client.delete_run(written.info.run_id)
-    sync(other, env=env)
-    assert_whole(client)
 
 
 @pytest.mark.slow
