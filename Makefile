@@ -5,7 +5,7 @@ VENV := .venv
 MODEL ?= models:/mnist@champion
 # Values that a user gives are data: no $ in them is expanded, and a recipe reads them from its
 # environment ("$$WHAT"), so no quote in them ends a string of the shell.
-GIVEN := PYTHON VENV MODEL WHAT REV KEY ATTEST SCHEDULER WORKERS PORT ENGINE AUDIT MIRROR
+GIVEN := PYTHON VENV MODEL WHAT REV ATTEST SCHEDULER WORKERS PORT ENGINE AUDIT MIRROR
 $(foreach name,$(GIVEN),$(if $(filter undefined,$(origin $(name))),,\
     $(eval override $(name) := $$(value $(name)))$(eval export $(name))))
 # By its path, because make 3.81 (macOS) does not look for programs in the PATH that is set here
@@ -138,7 +138,7 @@ ui: $(INSTALLED)
 
 # Clones the last commit, computes everything anew and compares with dvc.lock (two to seven minutes)
 verify: $(INSTALLED)
-	@$(PY) -m dvc_guard verify $${ATTEST:+--statement} $${ATTEST:+$${KEY:+"--key=$$KEY"}}
+	@$(PY) -m dvc_guard verify $${ATTEST:+--statement}
 
 # Checks the statements in reports/rebuilds
 attest: $(INSTALLED)

@@ -8,6 +8,7 @@ done.
 """
 
 import fcntl
+import hashlib
 import json
 import os
 import re
@@ -15,7 +16,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -23,32 +23,17 @@ from typing import Any
 
 HERE = Path(__file__).resolve().parent
 PROJECTS = ("dvc_mlflow/pyproject.toml", "pyproject.toml")
-KEYS = ("name", "version", "requires-python", "dependencies", "scripts", "entry-points")
 EXTRA = "dev"
 PIP = ("-m", "pip", "install", "--quiet", "--disable-pip-version-check", "-c", "constraints.txt")
 PACKAGES = ("-e", "./dvc_mlflow", "-e", f".[{EXTRA}]")
-ELSEWHERE = re.compile(r"^\S+\.(target|prefix|root)=.*", re.M)  # pip's: where it puts packages
 
 
-def wanted() -> Any:
-    """Everything in this commit that decides what is installed."""
-    files: dict[str, Any] = {}
-    for name in PROJECTS:
-        try:
-            content = tomllib.loads((HERE / name).read_text(encoding="utf-8"))
-        except ValueError as error:
-            sys.exit(f"{name} cannot be read ({error})")
-        project = content.get("project", {})
-        files[name] = [
-            {key: project[key] for key in KEYS if key in project},
-            project.get("optional-dependencies", {}).get(EXTRA),
-            content.get("build-system"),
-            content.get("tool", {}).get("setuptools"),
-        ]
-    for path in [HERE / "constraints.txt", *sorted((HERE / "requirements").glob("*.txt"))]:
-        lines = (line.partition("#")[0].strip() for line in path.read_text("utf-8").splitlines())
-        files[path.name] = [line for line in lines if line]
-    return files
+def wanted() -> str:
+    """A hash of everything in this commit that decides what is installed."""
+    names = [*PROJECTS, "constraints.txt"]
+    paths = [*(HERE / name for name in names), *sorted(HERE.glob("requirements/*.txt"))]
+    content = b"".join(path.read_bytes() for path in paths)
+    return hashlib.sha256(content).hexdigest()
 
 
 class Environment:
@@ -157,20 +142,15 @@ def make(environment: Environment) -> None:
         sys.exit(f"{environment.folder} cannot be made, see above")
 
 
-def pip(environment: Environment, lock: int, *options: str) -> None:
+def pip(environment: Environment, lock: int) -> None:
     """Install what is missing, and our own packages."""
-    if setting := ELSEWHERE.search(environment.runs("-m", "pip", "config", "list") or ""):
-        sys.exit(
-            f"pip's setting {setting[0]} puts packages elsewhere: take it back with `pip config "
-            "unset`, or leave all of them out with PIP_CONFIG_FILE=/dev/null"
-        )
     packages = wanted()
     # Nothing is downloaded if only our own packages have changed, or the note on all is missing
     offline = (*PIP, "--no-index", "--no-build-isolation", *PACKAGES)
-    is_offline = not options and environment.runs("-c", "import setuptools") is not None
-    if not is_offline or environment.runs(*offline) is None:
+    can_build = environment.runs("-c", "import setuptools") is not None
+    if not can_build or environment.runs(*offline) is None:
         print(f"installing the versions of constraints.txt into {environment.folder}", flush=True)
-        command = [str(environment.python), *PIP, *options, *PACKAGES]
+        command = [str(environment.python), *PIP, *PACKAGES]
         ended = subprocess.run(
             command, cwd=HERE, pass_fds=[lock], stderr=subprocess.PIPE, text=True
         )
@@ -197,8 +177,9 @@ def install(environment: Environment) -> None:
         environment.tidy()
         if environment.asks("--check"):
             return
-        is_half = environment.begun.exists() and not environment.done.exists()
-        worked = environment.folder.exists() and not is_half
+        if environment.begun.exists() and not environment.done.exists():
+            shutil.rmtree(environment.folder)  # pip takes half a package for a whole one
+        worked = environment.folder.exists()
         try:
             if worked:
                 environment.keep()
@@ -206,8 +187,7 @@ def install(environment: Environment) -> None:
             make(environment)
             if not worked:
                 environment.begun.touch()
-            # pip takes half a package for a whole one
-            pip(environment, lock, *(["--force-reinstall"] if is_half else []))
+            pip(environment, lock)
         except BaseException as error:
             for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
                 signal.signal(number, signal.SIG_IGN)  # the next lines take a moment

@@ -10,9 +10,7 @@ def program() -> Program:
     command = made.command
     verify = command("verify", "compute the last commit anew, compare every out", "verify.verify")
     verify.add_argument("--statement", action="store_true", help="write down that it agrees")
-    verify.add_argument("--key", help="a private key of OpenSSH that signs the statement")
-    attest = command("attest", "on how many machines each out was rebuilt", "attest.report")
-    attest.add_argument("--signers", metavar="FILE", help="whose keys count, as for ssh-keygen")
+    command("attest", "on how many machines each out was rebuilt", "attest.report")
     text = "files and objects whose bytes are not those of dvc.lock"
     damage = command("damage", text, "damage.damage")
     damage.add_argument("--remove", action="store_true", help="remove the damaged objects")

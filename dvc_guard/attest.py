@@ -1,17 +1,16 @@
 """``attest``: on how many kinds of machines was each out rebuilt?
 
-    dvc-guard verify --statement [--key PRIVATE_KEY]   writes a statement about this machine
-    dvc-guard attest [--signers FILE]                  checks all statements, and counts them
+    dvc-guard verify --statement     writes a statement about this machine
+    dvc-guard attest                 compares all statements with their commits, and counts them
 
 A statement says that one machine computed every out of a commit anew, without any cache, and came
-to the bytes in its dvc.lock. An out that a later commit changed is no longer counted. The format is
+to the md5s in its dvc.lock. An out that a later commit changed is no longer counted. The format is
 that of in-toto (Statement v1 with the predicate Link v0.3,
 https://github.com/in-toto/attestation). It names the processor, the libraries and the commit, but
-no host, path or user. If a key is given, `ssh-keygen` signs it. Whose key that is says a file of
-allowed signers, `reports/rebuilds/allowed_signers` or FILE. Without such a file, everybody who
-makes a key is a signer.
+no host, path or user. Nobody signs it: who may commit a statement is trusted.
 """
 
+import functools
 import importlib.metadata
 import json
 import platform
@@ -19,29 +18,26 @@ import re
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tabulate import tabulate
 
 from dvc_guard import damage
-from dvc_guard.statements import (
-    COMMAND,
-    CONSTRAINTS,
-    NAMESPACE,
-    PREDICATE_TYPE,
-    STATEMENT_TYPE,
-    Rebuild,
-    digest,
-    read,
-    signature_path,
-)
 from dvc_kit import files
-from dvc_kit.commands import at, output_of, visible
-from dvc_kit.errors import InputError, StageError
+from dvc_kit.commands import shown, visible
+from dvc_kit.errors import StageError, one_line
+from dvc_mlflow import git, history, projects
+from dvc_mlflow.result import made_by
+from dvc_mlflow.results import Project
 
 STATEMENTS = Path("reports", "rebuilds")
-ALLOWED = "allowed_signers"  # the file beside the statements
+STATEMENT_TYPE = "https://in-toto.io/Statement/v1"
+PREDICATE_TYPE = "https://in-toto.io/attestation/link/v0.3"
+COMMAND = ["dvc", "repro", "--force", "--no-run-cache"]
+# The vector extensions by which kinds are told apart, and NumPy's groups that have them
+SHOWN = {"AVX": "X86_V3", "AVX2": "X86_V3", "AVX512F": "X86_V4", "SVE": "SVE"}
 
 
 # --- this machine ---
@@ -109,105 +105,133 @@ def environment() -> dict[str, Any]:
 # --- statements ---
 
 
-def statement(rebuilt: Path, commit: str, outs: Sequence[str]) -> dict[str, Any]:
-    """A statement about ``outs`` in the folder ``rebuilt``, where they were computed anew."""
-    constraints = rebuilt.glob(CONSTRAINTS)  # if the project has that file
-    sums = [{"sha256": files.sha256(path.read_bytes())} for path in constraints]
-    return {
+def write(commit: str, outs: Mapping[str, str]) -> Path:
+    """Write a statement that this machine computed these outs, by path with their md5s."""
+    about = environment()
+    content = {
         "_type": STATEMENT_TYPE,
-        "subject": [{"name": out, "digest": digest(rebuilt / out)} for out in sorted(outs)],
+        "subject": [{"name": out, "digest": {"md5": md5}} for out, md5 in sorted(outs.items())],
         "predicateType": PREDICATE_TYPE,
         "predicate": {
             "name": "rebuild",
             "command": COMMAND,
-            "materials": [
-                {"name": "commit", "digest": {"gitCommit": commit}},
-                *({"name": CONSTRAINTS, "digest": sha256} for sha256 in sums),
-            ],
-            "environment": environment(),
+            "materials": [{"name": "commit", "digest": {"gitCommit": commit}}],
+            "environment": about,
         },
     }
-
-
-def write(content: Mapping[str, Any], key: str | None = None) -> Path:
-    """Write a statement, and its signature with the private ``key`` beside it.
-
-    Raises:
-        StageError: `ssh-keygen` does not sign it. Nothing is written.
-    """
     text = json.dumps(content, indent=1, sort_keys=True) + "\n"
-    about = content["predicate"]["environment"]
     kind = about["processor"] or f"emulated {about['architecture']}"
     slug = re.sub(r"[^a-z0-9]+", "-", f"{kind} python{about['python']}".lower()).strip("-")
     path = STATEMENTS / f"{slug}-{files.sha256(text.encode())[:8]}.json"
-    signature = sign(text, key) if key else None
     files.write_text(path, text)
-    if signature:
-        files.write_text(signature_path(path), signature)
     return path
 
 
-def sign(text: str, key: str) -> str:
-    return output_of(["ssh-keygen", "-Y", "sign", "-q", "-n", NAMESPACE, "-f", key], given=text)
+@dataclass(frozen=True)
+class Rebuild:
+    """A statement that agrees with its commit."""
+
+    outs: frozenset[tuple[str, str]]  # the path and the md5 of each
+    kind: str  # of machine
+    is_emulated: bool
+
+
+def read(path: Path) -> Rebuild:
+    """Read a statement, and compare it with the commit that it names.
+
+    Raises:
+        StageError: It is no statement, or says of an out what the commit does not.
+    """
+    cure = f"`{shown(['rm', '--', str(path)])}`"
+    try:
+        content = files.parse_json(files.read_text(path), path)
+        if (content["_type"], content["predicateType"]) != (STATEMENT_TYPE, PREDICATE_TYPE):
+            raise ValueError("is of another type")
+        stated = {str(one["name"]): str(one["digest"]["md5"]) for one in content["subject"]}
+        predicate = content["predicate"]
+        materials = {one["name"]: one["digest"] for one in predicate["materials"]}
+        commit, about = str(materials["commit"]["gitCommit"]), predicate["environment"]
+        kind = _kind(about)
+    except (StageError, ValueError, LookupError, TypeError, AttributeError) as error:
+        reason = one_line(str(error) or repr(error))
+        raise StageError(f"{visible(str(path))} is no statement ({reason}): {cure}") from None
+    try:
+        locked = committed(commit)
+    except StageError as error:
+        raise StageError(
+            f"{visible(str(path))} cannot be checked ({error}): `git fetch --unshallow`, or {cure}"
+        ) from None
+    for out, md5 in stated.items():
+        if locked.get(out) != md5:
+            raise StageError(
+                f"{visible(str(path))} does not hold: {visible(out)} is {visible(md5)} there and "
+                f"{locked.get(out, 'missing')} in commit {commit[:10]}: {cure}"
+            )
+    return Rebuild(frozenset(stated.items()), visible(kind), about["emulator"] is not None)
+
+
+def _kind(about: Mapping[str, Any]) -> str:
+    told = {*about["vector_extensions"]}
+    extensions = [name for name, group in SHOWN.items() if name in told or group in told]
+    machine = about["emulator"] or about["processor"]
+    kind = f"{machine} ({', '.join([about['architecture'], *extensions])})"
+    torch = about["libraries"].get("torch")
+    return f"{kind}, Python {about['python']}" + (f", torch {torch}" if torch else "")
+
+
+@functools.cache
+def committed(commit: str) -> dict[str, str]:
+    """The md5 of each out of the main project in a commit.
+
+    Raises:
+        StageError: The commit is not here, or has no project.
+    """
+    if git.commit_of(commit) != commit:
+        raise StageError(f"{visible(commit)} is not the full hash of a commit")
+    declared = projects.find(commit=commit).get(projects.MAIN, [])
+    with history.repo_of(projects.MAIN, commit) as repo:
+        return made_by(Project(projects.MAIN, declared, repo).locked().values())
 
 
 # --- all statements ---
 
 
 def count(rebuilds: Sequence[Rebuild], locked: Mapping[str, str]) -> str:
-    """A table with the number of kinds of machines per out. Each counts once per signer.
+    """A table with the number of kinds of machines per out.
 
     Args:
         locked: The md5 of each out in dvc.lock.
     """
-    groups = ("signed", "unsigned", "emulated")
+    groups = {"machines": False, "emulated": True}
 
-    def machines(out: tuple[str, str], group: str) -> str:
-        of_group = [rebuild for rebuild in rebuilds if rebuild.group == group]
-        return str(len({(each.kind, each.signer) for each in of_group if out in each.outs}))
+    def machines(out: tuple[str, str], emulated: bool) -> int:
+        of_group = [each for each in rebuilds if each.is_emulated == emulated]
+        return len({each.kind for each in of_group if out in each.outs})
 
     rows = [
-        [visible(out[0]), *(machines(out, group) for group in groups)] for out in locked.items()
+        [visible(out[0]), *(machines(out, group) for group in groups.values())]
+        for out in locked.items()
     ]
-    lines = [tabulate([["out", *groups], *rows], "firstrow", "plain", disable_numparse=True), ""]
-    for each in sorted(set(rebuilds), key=lambda each: (groups.index(each.group), each.kind)):
-        by = f", by {each.signer}" if each.signer else ""
-        lines.append(f"{each.group}: {each.kind}{by}{each.note}")
-    return "\n".join(lines)
+    kinds = {(each.is_emulated, each.kind) for each in rebuilds}
+    lines = [f"{'emulated: ' if emulated else ''}{kind}" for emulated, kind in sorted(kinds)]
+    table = tabulate([["out", *groups], *rows], "firstrow", "plain", disable_numparse=True)
+    return "\n".join([table, "", *lines])
 
 
-def report(signers: str | None = None) -> None:
+def report() -> None:
     """Check all statements, and print on how many kinds of machines each out was rebuilt.
 
-    Args:
-        signers: A file of allowed signers; by default the one beside the statements.
-
     Raises:
-        InputError: There is no such file.
         StageError: A statement is wrong, or there is none.
     """
-    allowed = at(signers) if signers else STATEMENTS / ALLOWED
-    if signers and not allowed.is_file():
-        raise InputError(f"the signers are {visible(signers)}, expected a file of allowed signers")
-    locked = {path: md5 for (_, path), md5 in damage.locked(Path()).items()}
+    locked = {path: md5 for (_, path), md5 in damage.locked().items()}
     rebuilds, wrong = [], []
     for path in sorted(STATEMENTS.glob("*.json")):
         try:
-            rebuilds.append(read(path, allowed if allowed.is_file() else None))
+            rebuilds.append(read(path))
         except StageError as error:
             wrong.append(str(error))
     print(count(rebuilds, locked))
-    if allowed.is_file():
-        print(f"the keys were checked against {visible(str(allowed))}")
-    else:
-        print(f"no key was checked against anybody: there is no {STATEMENTS / ALLOWED}")
-    every = {out for rebuild in rebuilds for out in rebuild.unseen}
-    unseen = every & locked.items()
-    if unseen:
-        print(
-            "not counted where only the md5 could be checked, because the bytes are not here: "
-            f"{', '.join(sorted(visible(path) for path, _ in unseen))} (`dvc pull` brings them)"
-        )
     if wrong:
         raise StageError("\nerror: ".join(wrong))
     if not rebuilds:

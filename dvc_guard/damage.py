@@ -10,6 +10,7 @@ import os
 import re
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import chdir
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from dvc_kit.commands import as_path, shown, visible
 from dvc_kit.errors import StageError, one_line
 from dvc_kit.files import md5
 from dvc_mlflow import git, projects
+from dvc_mlflow.results import Project
 
 REMOVE = ["dvc-guard", "damage", "--remove"]
 
@@ -54,25 +56,23 @@ def locked(folder: Path = projects.MAIN, project: Path = projects.MAIN) -> Outs:
         folder: The main folder of the checkout.
 
     Raises:
-        StageError: There is no dvc.lock, or it cannot be read.
+        StageError: There is no dvc.lock, or it or a dvc.yaml cannot be read.
     """
     lock = project / projects.LOCK
-    outs_of_stage: Outs = {}
-    try:
-        for file in projects.find(folder)[project]:
-            if (folder / file.with_name(projects.LOCK)).is_file() or file.parent == project:
-                for stage, outs in projects.outs_here(file, folder).items():
-                    name = address(file, stage, project)
-                    outs_of_stage |= {(name, path): md5 for path, md5 in outs.items()}
-    except Exception as error:
+    with chdir(folder), repo_of(project) as repo:
+        declared = projects.find()[project]
+        read = Project(project, declared, repo)
+        results = read.locked().values()
+        is_lost = lock.with_name(projects.DECLARATION) in declared and not lock.is_file()
+    for problem in read.problems or ["it is lost"] * is_lost:
         cure = shown(["git", "checkout", as_path(str(lock))])
-        raise StageError(f"{lock} cannot be read ({one_line(error)}): `{cure}`") from None
-    return outs_of_stage
-
-
-def address(file: Path, stage: str, project: Path = projects.MAIN) -> str:
-    """How `dvc repro` in the folder of a project calls a stage of one of its dvc.yaml files."""
-    return stage if file.parent == project else f"{file.relative_to(project)}:{stage}"
+        raise StageError(f"{lock} cannot be read ({problem}): `{cure}`")
+    return {
+        (result.stage, path): md5
+        for result in results
+        for path, md5 in result.outs.items()
+        if "://" not in path
+    }
 
 
 def projects_that_ran() -> list[Path]:

@@ -10,6 +10,7 @@ DVC does not compute data that somebody added or imported, nor a frozen stage. T
 its cache.
 """
 
+import contextlib
 import os
 import shutil
 import signal
@@ -22,9 +23,9 @@ from pathlib import Path
 
 from tabulate import tabulate
 
-from dvc_guard import attest, damage, mend, statements
-from dvc_kit.commands import as_path, at, output_of, visible
-from dvc_kit.errors import InputError, StageError
+from dvc_guard import attest, damage, mend
+from dvc_kit.commands import as_path, output_of, visible
+from dvc_kit.errors import StageError
 from dvc_kit.files import md5
 from dvc_mlflow import projects
 from dvc_mlflow.hooks import hook
@@ -50,16 +51,15 @@ class Out:
         return "same"
 
 
-def clone(scratch: Path) -> None:
-    """Clone the last commit, with the data that no stage computes."""
-    output_of(["git", "clone", "--quiet", "--no-hardlinks", ".", str(scratch)])
+def fetch(scratch: Path, frozen: Sequence[str]) -> None:
+    """Bring the data that no stage computes into a clone."""
     for folder in hook("downloads", tuple)():  # the stages check them again
         if folder.is_dir():
             shutil.copytree(folder, scratch / folder)
     others = {folder for folder in projects.find(scratch) if folder != projects.MAIN}
     tracked = output_of(["git", "ls-files", "-z", "--", ":(glob)**/?*.dvc"], scratch).split("\0")
     added = [name for name in tracked if name and not others.intersection(Path(name).parents)]
-    if given := [as_path(name) for name in (*frozen(scratch), *added)]:
+    if given := [as_path(name) for name in (*frozen, *added)]:
         with damage.repo_of(projects.MAIN) as repo:
             settings = f"[cache]\n    dir = {repo.cache.local_cache_dir}\n    type = copy\n"
         local = scratch / ".dvc" / "config.local"
@@ -69,14 +69,13 @@ def clone(scratch: Path) -> None:
         local.unlink()
 
 
-def frozen(scratch: Path) -> list[str]:
-    """The frozen stages, or groups of stages, of the main project."""
-    return [
-        damage.address(file, name)
-        for file in projects.find(scratch)[projects.MAIN]
-        for name, stage in projects.stages_in((scratch / file).read_text("utf-8")).items()
-        if stage.get("do", stage).get("frozen")
-    ]
+def declared(scratch: Path) -> tuple[list[str], list[str]]:
+    """The frozen stages of the main project, and its outs on servers, of which DVC has no md5."""
+    with contextlib.chdir(scratch), damage.repo_of(projects.MAIN) as repo:
+        stages = [stage for stage in repo.index.stages if stage.cmd]
+        paths = [out.def_path for stage in stages for out in stage.outs]
+        frozen = [stage.addressing for stage in stages if stage.frozen]
+    return frozen, [path for path in paths if "://" in path]
 
 
 def reproduce(scratch: Path) -> None:
@@ -89,7 +88,7 @@ def reproduce(scratch: Path) -> None:
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     # --force: no stage is skipped because its outs are there. --no-run-cache: none is restored
     process = subprocess.Popen(
-        [sys.executable, "-m", *statements.COMMAND, *named],
+        [sys.executable, "-m", *attest.COMMAND, *named],
         cwd=scratch,
         env=os.environ | {"PATH": path, "MIRROR": "off"},
         stdout=subprocess.PIPE,
@@ -110,56 +109,18 @@ def reproduce(scratch: Path) -> None:
         raise StageError("`dvc repro` failed in the scratch clone, see above")
 
 
-def without_md5(scratch: Path) -> list[str]:
-    """The outs that were computed, and of which DVC has no md5: they are on a server."""
-    locks = [file.with_name(projects.LOCK) for file in projects.find(scratch)[projects.MAIN]]
-    return [
-        str(out["path"])
-        for lock in locks
-        if (scratch / lock).is_file()
-        for stage in projects.stages_in((scratch / lock).read_text("utf-8")).values()
-        for out in stage.get("outs", [])
-        if "md5" not in out
-    ]
-
-
 def listed(names: Sequence[str]) -> str:
     more = f" and {len(names) - 3} more" if names[3:] else ""
     return ", ".join(map(visible, names[:3])) + more
-
-
-def not_computed(
-    committed: damage.Outs, computed: damage.Outs, still: Sequence[str]
-) -> damage.Outs:
-    """Print which outs of dvc.lock were not computed; the outs that were.
-
-    Args:
-        still: The frozen stages.
-    """
-    items = tuple(f"{name}@" for name in still)
-    taken = {key for key in computed if key[0] in still or key[0].startswith(items)}
-    left = [f"{path} of {stage}" for stage, path in committed if (stage, path) not in computed]
-    if taken:
-        print(f"frozen, so not computed: {listed([path for _, path in taken])}")
-    if left:
-        print(
-            f"{projects.LOCK} has {len(left)} outs of stages that no longer declare them, so these "
-            f"entries are not compared: {listed(left)}"
-        )
-    return {key: md5 for key, md5 in computed.items() if key not in taken}
 
 
 def here(path: str) -> str | None:
     return md5(Path(path)) if Path(path).exists() else None
 
 
-def origin(scratch: Path, outs: Sequence[Out]) -> str:
-    """Where the computation in ``scratch`` first differs from the committed one.
-
-    Args:
-        outs: All outs, in the order of the stages.
-    """
-    wrong = [out for out in outs if out.verdict == "DIFFERS"]
+def origin(scratch: Path, wrong: Sequence[Out]) -> str:
+    """Where the computation in ``scratch`` first differs from the committed one, which has other
+    outs, in the order of the stages."""
     first = [out for out in wrong if out.stage == wrong[0].stage]
     for out in first:
         explain, path = hook("explain"), scratch / out.path
@@ -196,20 +157,16 @@ def other_projects() -> list[damage.Damage]:
     ]
 
 
-def verify(statement: bool = False, key: str | None = None) -> None:
+def verify(statement: bool = False) -> None:
     """Verify the last commit, and print a table of its outs.
 
     Args:
         statement: Write down that they agree.
-        key: The file of a private key of OpenSSH, which signs the statement.
 
     Raises:
-        InputError: There is no such key.
         StageError: An out differs, nothing was computed, or a file or object is damaged. Or a
             statement is wanted, and it could not name every out.
     """
-    if key and not at(key).is_file():
-        raise InputError(f"the key is {key}, expected the file of a private key of OpenSSH")
     dirty = dirty_files()
     stored = damage.in_stores(damage.locked()) + other_projects()
     for found in stored:
@@ -218,27 +175,28 @@ def verify(statement: bool = False, key: str | None = None) -> None:
         print("note: the last commit is verified, not these changes\n" + dirty)
     with tempfile.TemporaryDirectory(prefix="verify-") as folder:
         scratch = Path(folder) / "clone"
-        clone(scratch)
-        committed, still = damage.locked(scratch), frozen(scratch)
-        if still and (statement or key):
+        output_of(["git", "clone", "--quiet", "--no-hardlinks", ".", str(scratch)])
+        still, elsewhere = declared(scratch)
+        if statement and (still or elsewhere):
             raise StageError(
-                f"a statement names every out, and frozen stages are not computed: {listed(still)}"
+                "a statement names every out, and these frozen stages and outs on servers are not "
+                f"computed or compared: {listed(still + elsewhere)}"
             )
+        fetch(scratch, still)
+        committed = damage.locked(scratch)
         reproduce(scratch)
-        computed = not_computed(committed, damage.locked(scratch), still)
-        order = {key: at for at, key in enumerate(committed)}
+        computed = damage.locked(scratch)
+        if taken := [path for stage, path in computed if stage in still]:
+            print(f"frozen, so not computed: {listed(taken)}")
+        if elsewhere:
+            print(f"not compared, because DVC has no md5 of it: {listed(elsewhere)}")
         outs = [
             Out(stage, path, committed.get((stage, path), "missing"), md5, here(path))
-            for (stage, path), md5 in sorted(
-                computed.items(), key=lambda item: order.get(item[0], len(order))
-            )
+            for (stage, path), md5 in computed.items()
+            if stage not in still
         ]
         if not outs:
             raise StageError("no stage has an out that could be compared")
-        if elsewhere := without_md5(scratch):
-            print(f"not compared, because DVC has no md5 of it: {listed(elsewhere)}")
-            if statement or key:
-                raise StageError("a statement names every out, and this one cannot be compared")
         rows = [(visible(out.path), out.committed, out.computed, out.verdict) for out in outs]
         titles = ("out", "dvc.lock", "computed", "")
         print(tabulate(rows, titles, "plain", disable_numparse=True))
@@ -250,11 +208,10 @@ def verify(statement: bool = False, key: str | None = None) -> None:
                 f"`{damage.cure(out.stage, out.path, out.committed)}`"
             )
         if wrong:
-            print(origin(scratch, outs))
-        elif statement or key:
+            print(origin(scratch, wrong))
+        elif statement:
             commit = output_of(["git", "rev-parse", "HEAD"], scratch).strip()
-            content = attest.statement(scratch, commit, [out.path for out in outs])
-            print(f"wrote {attest.write(content, key and str(at(key)))}")
+            print(f"wrote {attest.write(commit, {out.path: out.computed for out in outs})}")
     if wrong or damaged:
         raise StageError(f"{len(wrong) + len(damaged)} of {len(outs)} outs differ")
     if stored:

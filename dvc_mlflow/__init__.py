@@ -2,9 +2,9 @@
 
 The results are the files that DVC keeps. MLflow only shows them: no result is computed from
 something that was read from MLflow. A process beside the stage (process.py) writes the run, and the
-stage does not wait for it while it computes. If the tracking server is down, slow or broken, the
-stage prints a warning, and loses at most PATIENCE seconds, or what MLFLOW_HTTP_REQUEST_TIMEOUT
-allows a request. With ``MIRROR=off`` in the environment there is no run at all.
+stage does not wait for it while it computes. If the tracking server is down, slow or broken, a
+request to it fails after store.SETTINGS' seconds, and the stage prints a warning. With
+``MIRROR=off`` in the environment there is no run at all.
 
 ``python -m dvc_mlflow`` has the commands for everything else: see __main__.py.
 """
@@ -23,9 +23,8 @@ from typing import Any
 from dvc_kit.errors import one_line, shortened
 from dvc_mlflow import projects, store
 
-PATIENCE = 5.0  # seconds without progress that a stage waits for at its end
-LOCAL_PATIENCE = 60.0  # the same, while the process does not wait for a server
-LONGEST_PATIENCE = 86_400  # the most, because a socket takes no timeout of centuries
+PATIENCE = 60.0  # seconds that a stage waits at its end for its run
+REQUESTS = 10  # requests to the store that it waits for, if the environment gives them longer
 
 
 class Run:
@@ -37,14 +36,13 @@ class Run:
 
     def __init__(self, stage: str, address: str = "") -> None:
         self.stage = stage
-        self._ours: socket.socket | None = None
+        self._process: subprocess.Popen[str] | None = None
         if os.environ.get("MIRROR") == "off":
             return
-        ours, theirs = socket.socketpair()
+        self._ours, theirs = socket.socketpair()
         try:
             with theirs:
-                self._writer = _start_process(address or stage, theirs)
-            self._ours = ours
+                self._process = _start_process(address or stage, theirs)
         except OSError as error:
             self._warn(f"{error.filename or 'its process'}: {error.strerror}")
 
@@ -53,19 +51,30 @@ class Run:
         self._send({"epoch": dict(row)})
 
     def _send(self, message: dict[str, Any]) -> None:
-        if self._ours:
+        if self._process:
             with contextlib.suppress(OSError):  # the mirror has given up; close() tells why
                 # Shorter than a socket's buffer: goes in whole, or not at all where that is full
                 self._ours.send(f"{json.dumps(message)}\n".encode(), socket.MSG_DONTWAIT)
 
     def close(self, status: str, reason: str = "") -> None:
-        """End the run and wait until it is written, as long as that makes progress."""
-        if not self._ours:
+        """End the run and wait until it is written."""
+        if not self._process:
             return
         self._send({"end": status, "reason": reason})
-        failure = self._wait(self._ours)
         self._ours.close()
-        if failure:
+        patience = _patience()
+        try:
+            lines = self._process.communicate(timeout=patience)[0].splitlines()
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._warn(f"no answer for {patience:.0f} s")
+            return
+        code, failure = self._process.returncode, "its process ended"
+        if code == 1 and lines:
+            failure = lines.pop()
+        for line in lines:
+            print(line)
+        if code:
             self._warn(failure)
 
     def _warn(self, failure: str) -> None:
@@ -75,44 +84,22 @@ class Run:
             file=sys.stderr,
         )
 
-    def _wait(self, ours: socket.socket) -> str:
-        """Read the answers to the last one; why the mirror failed, or nothing."""
-        answers, patience = ours.makefile(encoding="utf-8", errors="replace"), LOCAL_PATIENCE
-        while True:
-            ours.settimeout(patience)
-            try:
-                answer = answers.readline()
-            except TimeoutError:
-                self._writer.kill()
-                return f"no answer for {patience:.0f} s"
-            except OSError:
-                answer = ""
-            kind, _, text = answer.rstrip("\n").partition(": ")
-            if kind == "note":
-                print(text)
-            elif kind == "failed":
-                return text
-            elif not answer:
-                return "its process ended"
-            elif kind == "done":
-                return ""
-            patience = LOCAL_PATIENCE if kind == "local" else _patience()
-
 
 def _patience() -> float:
     """PATIENCE, or longer where the environment gives a request to the server longer."""
     given = os.environ.get(store.TIMEOUT, "")
-    allowed = int(given) + 1 if given.isascii() and given.isdecimal() else 0
-    return max(PATIENCE, min(allowed, LONGEST_PATIENCE))
+    allowed = int(given[:6]) if given.isascii() and given.isdecimal() else 0
+    return max(PATIENCE, REQUESTS * allowed)
 
 
-def _start_process(stage: str, theirs: socket.socket) -> subprocess.Popen[bytes]:
+def _start_process(stage: str, theirs: socket.socket) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-m", "dvc_mlflow.process", str(theirs.fileno()), stage],
-        pass_fds=[theirs.fileno()],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
+        [sys.executable, "-m", "dvc_mlflow.process", stage],
+        stdin=theirs.fileno(),
+        stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
+        encoding="utf-8",
+        errors="replace",
         start_new_session=True,  # if the stage is killed, the process ends the run as KILLED
     )
 

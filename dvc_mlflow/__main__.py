@@ -8,7 +8,7 @@ from dvc_mlflow import projects, reasons
 def program() -> Program:
     made = Program("dvc-mlflow", "dvc_mlflow", __doc__)
     command = made.command
-    sync = command("sync", "write the runs that MLflow lacks, from dvc.lock", "fresh.sync")
+    sync = command("sync", "write the runs that MLflow lacks, from dvc.lock", "sync.sync")
     sync.add_argument("--rev", nargs="?", const="HEAD", help="of a commit or a DVC experiment")
     sync.add_argument("--all", action="store_true", help="of every commit and every DVC experiment")
     sync.add_argument("--since", metavar="DATE", help="with --all: of commits since a date")
@@ -22,7 +22,6 @@ def program() -> Program:
     view.add_argument("port", nargs="?", default="")
     install = command("install", "let git start sync after a commit or a merge", "install.install")
     install.add_argument("--remove", action="store_true", help="take that back")
-    command("links", "the addresses of the runs", "view.print_links")
     return made
 
 

@@ -1,7 +1,6 @@
 """The addresses of the pages in the UI of MLflow."""
 
 import json
-import os
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -22,7 +21,7 @@ def overview(experiment_id: str, ui: str = UI, view: str = pages.TABLE) -> str:
         ui: The address of the UI, for a store that no server keeps.
     """
     mode = "&compareRunsMode=CHART" if view == pages.CHARTS else ""
-    asked = _query(f"viewStateShareKey={view.removeprefix(schema.VIEW)}{mode}")
+    asked = f"viewStateShareKey={view.removeprefix(schema.VIEW)}{mode}&{TRAINING}"
     return f"{_ui(ui)}/#/experiments/{experiment_id}/runs?{asked}"
 
 
@@ -37,13 +36,13 @@ def address(*, run: Any = None, model: Any = None) -> str:
     """Where the UI shows a run or a logged model."""
     if run is not None:
         return f"{_ui()}/{page_of(run)}"
-    return f"{_ui()}/#/experiments/{model.experiment_id}/models/{model.model_id}?{_query()}"
+    return f"{_ui()}/#/experiments/{model.experiment_id}/models/{model.model_id}?{TRAINING}"
 
 
 def page_of(run: Any) -> str:
     """The page of a run, below the address of the UI: its curves, if it has any."""
     tab = "/model-metrics" if curves_of(run) else ""
-    return f"#/experiments/{run.info.experiment_id}/runs/{run.info.run_id}{tab}?{_query()}"
+    return f"#/experiments/{run.info.experiment_id}/runs/{run.info.run_id}{tab}?{TRAINING}"
 
 
 def curves_of(run: Any) -> list[str]:
@@ -59,19 +58,7 @@ def comparison(runs: Sequence[Any], ui: str = UI) -> str:
         return ""
     ids = quote(json.dumps([run.info.run_id for run in compared]))
     of = quote(json.dumps([compared[0].info.experiment_id]))
-    return f"{_ui(ui)}/#/compare-runs?{_query(f'runs={ids}&experiments={of}')}"
-
-
-def workspace() -> str:
-    """What an address says of the workspace; empty for a store that has none."""
-    chosen = os.environ.get("MLFLOW_WORKSPACE", "").strip()
-    is_remote = store.is_remote(store.uri())
-    return f"workspace={quote(chosen, safe='')}" if chosen and is_remote else ""
-
-
-def _query(asked: str = "") -> str:
-    """The end of an address: the workspace of a server that has several, and the side of the UI."""
-    return "&".join(filter(None, (workspace(), asked, TRAINING)))
+    return f"{_ui(ui)}/#/compare-runs?runs={ids}&experiments={of}&{TRAINING}"
 
 
 def _ui(ui: str = UI) -> str:

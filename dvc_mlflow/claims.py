@@ -15,12 +15,10 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 from dvc_kit.errors import StageError
 from dvc_mlflow import schema, store, writers
 from dvc_mlflow.store import client
-from dvc_mlflow.writers import Say, silent
 
 BEAT = 5.0  # seconds between two changes of the tag
 SILENCE = 30.0  # seconds without a change after which a waiting process ends the claim
@@ -29,21 +27,17 @@ INTERVAL = 0.5  # seconds between two tries
 
 
 @contextmanager
-def held(
-    experiment: str | None = None, *, patience: float = PATIENCE, say: Say = silent
-) -> Iterator[None]:
+def held(patience: float = PATIENCE) -> Iterator[None]:
     """Run the body while no other process with this store is in such a body.
 
     Args:
-        experiment: The experiment that is written; by default that of the main project.
         patience: Seconds to wait for another holder.
-        say: Is told `ready` at each try.
 
     Raises:
         StageError: Another process held the claim all that time. Names it.
     """
-    name = f"{experiment or store.experiment().name}{schema.CLAIM}"
-    experiment_id = _take(name, patience, say)
+    name = f"{store.experiment()}{schema.CLAIM}"
+    experiment_id = _take(name, patience)
     done = threading.Event()
     beats = threading.Thread(target=_beat, args=(experiment_id, done), daemon=True)
     beats.start()
@@ -55,14 +49,13 @@ def held(
         _drop(experiment_id, name)
 
 
-def _take(name: str, patience: float, say: Say) -> str:
+def _take(name: str, patience: float) -> str:
     from mlflow.exceptions import MlflowException
 
     started = since = time.monotonic()
     seen: tuple[str, str] | None = None
     holder = "another process"
     while True:
-        say("ready")
         try:
             tags = {schema.PROCESS: writers.this_process(), schema.BEAT: "0"}
             created: str = client().create_experiment(name, store.location(), tags)
@@ -77,7 +70,8 @@ def _take(name: str, patience: float, say: Say) -> str:
             state = (claim.experiment_id, claim.tags.get(schema.BEAT, ""))
             if state != seen:
                 seen, since = state, now
-            if _is_over(claim) or now > since + SILENCE:
+            is_over = claim.lifecycle_stage == "deleted" or writers.is_over(holder)
+            if is_over or now > since + SILENCE:
                 _drop(claim.experiment_id, name)
         if now > started + patience:
             raise StageError(
@@ -85,10 +79,6 @@ def _take(name: str, patience: float, say: Say) -> str:
                 f"(host, process, start: {holder}): wait for it or end it"
             )
         time.sleep(INTERVAL)
-
-
-def _is_over(claim: Any) -> bool:
-    return claim.lifecycle_stage == "deleted" or writers.is_over(claim.tags.get(schema.PROCESS, ""))
 
 
 def _drop(experiment_id: str, name: str) -> None:

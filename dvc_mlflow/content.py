@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import chdir, contextmanager
@@ -9,7 +10,6 @@ from pathlib import Path
 
 from dvc_kit import files
 from dvc_kit.files import md5
-from dvc_mlflow import committed
 from dvc_mlflow.declared import is_in
 from dvc_mlflow.results import Project
 from dvc_mlflow.shown import MOST_FILES, SHOWN, SOME
@@ -17,9 +17,6 @@ from dvc_mlflow.shown import MOST_FILES, SHOWN, SOME
 
 class Content:
     """Finds contents by path.
-
-    Attributes:
-        was_missing: Whether it was asked for a file that a run lacks.
 
     Args:
         project: The project that they belong to.
@@ -37,7 +34,6 @@ class Content:
     ) -> None:
         self._root, self._project, self._made = Path.cwd(), project, made
         self._commit, self._pull = commit, pull
-        self.was_missing = False
         caches = (project.repo.cache.local, project.repo.cache.legacy)
         self._caches = [cache for cache in caches if cache is not None]
 
@@ -61,7 +57,6 @@ class Content:
 
     def may_have(self, path: str) -> bool:
         """Whether an out, or a part of one, is here or in the cache, or may be in the remote."""
-        self.was_missing = True
         is_out = self._out_of(path.removesuffix(SOME))[0] in self._made
         return is_out and (self._pull or self._files(path) is not None)
 
@@ -73,7 +68,7 @@ class Content:
         files = self._files(path)
         if files is None and self._commit:
             out, md5_of_out = self._out_of(plain)
-            if committed.write(self._root, self._commit, out, md5_of_out, plain):
+            if self._lay_committed(self._commit, out, md5_of_out, plain):
                 return True
         if files is None and self._pull and self._fetch(self._out_of(plain)[0]):
             files = self._files(path)
@@ -84,6 +79,23 @@ class Content:
         for name, file in files.items():
             Path(name).parent.mkdir(parents=True, exist_ok=True)
             Path(name).symlink_to(file)
+        return True
+
+    def _lay_committed(self, commit: str, out: str, wanted: str | None, path: str) -> bool:
+        """Write a path of an out as git keeps it, if these are the bytes that its stage wrote."""
+        from dvc.fs import GitFileSystem
+        from dvc.scm import SCM
+
+        kept = GitFileSystem(scm=SCM(str(self._root)), rev=commit)
+        with tempfile.TemporaryDirectory() as scratch:
+            copy, wanted_path = Path(scratch, out), Path(scratch, path)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            with contextlib.suppress(FileNotFoundError):
+                kept.get(f"/{out}", str(copy))
+            if not wanted_path.exists() or (wanted and md5(copy) != wanted):
+                return False
+            Path(path).parent.mkdir(parents=True, exist_ok=True)
+            shutil.move(wanted_path, path)
         return True
 
     def _out_of(self, path: str) -> tuple[str, str | None]:

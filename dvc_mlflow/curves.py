@@ -32,9 +32,10 @@ def of_result(result: Result, there: Iterable[str]) -> Points:
     """The points of all curves of a result, whose plots lie in this folder.
 
     A plot is a curve if its x counts steps: whole numbers that grow. A plot without an x has the
-    column `step` or `epoch`, or else counts rows, unless its rows are the labels of samples. A
-    curve has the name of its column, and the path of its file before it where two files have the
-    same column or the plot is a folder. What is no curve for another reason than its kind is named.
+    column `step` or `epoch`. Without these it is what DVC draws: the last column over the rows,
+    if no y is named. A curve has the name of its column, and the path of its file before it where
+    two files have the same column or the plot is a folder. If an x is named and its column counts
+    no steps, this is said.
     """
     by_file: dict[Path, dict[str, Curve]] = {}
     named: dict[str, Curve] = {}
@@ -107,137 +108,62 @@ def _curves(
     Args:
         file: To be named with each column that might be a curve and is none.
     """
-
-    def noted(curves: dict[str, Curve], wrong: Mapping[str, str]) -> dict[str, Curve]:
-        """The curves, after saying why other columns are none."""
-        for why in dict.fromkeys(wrong.values()) if file else ():
-            names = ", ".join(name for name in columns if wrong.get(name) == why)
-            values.note(f"{file}: no curve of {names} in MLflow, because {why}")
-        return curves
-
-    x, chosen = options.get("x"), [*_texts(options.get("y"))]
+    x = options.get("x")
     if x is not None:
-        return noted(*_over(columns, x))
+        return _over(columns, x, file)
     for name in COUNTERS:
-        curves, wrong = _over(columns, name) if name in columns else ({}, {})
-        if curves:
-            return noted(curves, wrong)
+        if name in columns and (curves := _over(columns, name)):
+            return curves
+    # As DVC draws it
+    chosen = [*_texts(options.get("y"))] or [*columns][-1:]
     rows = [*range(len(next(iter(columns.values()), ())))]
-    curves, wrong = _over({**columns, ROW: rows}, ROW)
-    others = curves.keys() & {*COUNTERS} - {*chosen}
-    wrong |= dict.fromkeys(others, "it counts no steps, and the others are over the rows")
-    if chosen:
-        others = {*columns} - {*chosen}
-    elif not options.get("template"):
-        others |= {*_labels(columns)}
-        why = "its rows are labels; `x` or `template: linear` in dvc.yaml makes it one"
-        wrong |= dict.fromkeys(curves.keys() & {*_labels(columns)}, why)
-    return noted({name: curves[name] for name in curves if name not in others}, wrong)
+    return _over({ROW: rows} | {name: columns[name] for name in chosen if name in columns}, ROW)
 
 
-def _over(columns: Columns, x: str) -> tuple[dict[str, Curve], dict[str, str]]:
-    """The curves over a column that counts steps, and why other columns are none."""
+def _over(columns: Columns, x: str, file: Path | None = None) -> dict[str, Curve]:
+    """The curves over a column that counts steps."""
     curves: dict[str, Curve] = {}
-    wrong: dict[str, str] = {}
+    wrong: dict[str, list[str]] = {}
+    names = [name for name in columns if name != x]
+    steps = [_number(cell) for cell in columns.get(x, ())]
+    given = [n for n in steps if n is not None]
+    bad = [n for n in given if isinstance(n, str) or not 0 <= n <= LAST_STEP]
     if x not in columns:
-        return {}, dict.fromkeys(columns, f"it has no column {x}")
-    steps, why = _steps(columns[x])
-    if why or len(steps) < 2:
-        return {}, dict.fromkeys(columns.keys() - {x}, why) if why else {}
-    for name in columns.keys() - {x}:
-        try:
+        wrong[f"it has no column {x}"] = names
+    elif len(given) < 2 or any(isinstance(n, str) or n % 1 > 0 for n in given):
+        return {}  # it is of another kind, such as the rates of a ROC curve
+    elif bad:
+        wrong[f"its x has {shortened(str(bad[0]), 40)}, which is no step"] = names
+    else:
+        for name in names:
             cells = [_number(cell) for cell in columns[name]]
-        except ValueError as error:
-            if any(_numbers([cell])[:1] not in ([], [None]) for cell in columns[name]):
-                wrong[name] = str(error)  # otherwise it is of another kind
-            continue
-        rows = [
-            (at, _float(n))
-            for at, n in zip(steps, cells, strict=True)
-            if at is not None and n is not None
-        ]
-        if any(b <= a for (a, _), (b, _) in pairwise(rows)):
-            wrong[name] = f"its steps, the column {x}, do not grow"
-        elif rows:
-            curves[name] = [at for at, _ in rows], [n for _, n in rows]
-    return {name: curves[name] for name in columns if name in curves}, wrong
+            texts = [cell for cell in cells if isinstance(cell, str)]
+            rows = [
+                (int(at), values.as_float(n))
+                for at, n in zip(steps, cells, strict=True)
+                if not isinstance(at, str) and not isinstance(n, str | None) and at is not None
+            ]
+            if texts and rows:
+                reason = f"it has {shortened(one_line(texts[0]), 40)}, which is no number"
+                wrong.setdefault(reason, []).append(name)
+            elif any(b <= a for (a, _), (b, _) in pairwise(rows)):
+                wrong.setdefault(f"its steps, the column {x}, do not grow", []).append(name)
+            elif rows:
+                curves[name] = [at for at, _ in rows], [n for _, n in rows]
+    for why, of in wrong.items() if file else ():
+        values.note(f"{file}: no curve of {', '.join(of)} in MLflow, because {why}")
+    return curves
 
 
-def _steps(cells: list[Any]) -> tuple[list[int | None], str]:
-    """The cells as steps, where they are not empty; or why they are none, if they might be."""
-    try:
-        numbers = [_number(cell) for cell in cells]
-    except ValueError:
-        return [], ""
-    given = [number for number in numbers if number is not None]
-    fractions = [n for n in given if isinstance(n, float) and math.isfinite(n) and n % 1]
-    if fractions:  # of another kind, such as the rates of a ROC curve
-        return [], ""
-    if wrong := [n for n in given if not 0 <= n <= LAST_STEP]:
-        return [], f"its x has {shortened(str(wrong[0]), 40)}, which is no step"
-    return [None if number is None else int(number) for number in numbers], ""
-
-
-def _number(cell: Any) -> int | float | None:
-    """A cell as a number; None if it is empty.
-
-    Raises:
-        ValueError: It is something else.
-    """
+def _number(cell: Any) -> int | float | str | None:
+    """A cell as a number; None if it is empty, and otherwise its text."""
     if cell is None or isinstance(cell, int | float):
         return cell
-    if isinstance(cell, str) and not cell.strip():
-        return None
-    for kind in (int, float) if isinstance(cell, str) and "_" not in cell else ():
+    text = str(cell).strip()
+    for kind in (int, float):
         with contextlib.suppress(ValueError):
-            return kind(cell)
-    raise ValueError(f"it has {shortened(one_line(str(cell)), 40)}, which is no number")
-
-
-def _numbers(cells: list[Any]) -> list[float | None]:
-    """The cells as numbers where they are not empty, or nothing if one is something else."""
-    try:
-        return [None if (n := _number(cell)) is None else _float(n) for cell in cells]
-    except ValueError:
-        return []
-
-
-def _float(number: int | float) -> float:
-    try:
-        return float(number)
-    except OverflowError:
-        return math.inf if number > 0 else -math.inf
-
-
-def _labels(columns: Columns) -> list[str]:
-    """The columns that say of which class something is: texts or whole numbers of a small set.
-
-    If two of them have the same classes, such as `actual` and `predicted`, the rows are samples in
-    no order, and all columns are returned.
-    """
-    classes: dict[str, tuple[set[Any], bool]] = {}  # and whether they are in order
-    for name, cells in columns.items():
-        numbers = [n for n in _numbers(cells) if n is not None and n % 1 == 0]
-        texts = [] if _numbers(cells) else [str(cell) for cell in cells]
-        its = {*numbers, *texts}
-        pairs = [*pairwise(numbers)]
-        counts = numbers and all(a < b for a, b in pairs)
-        if len(numbers or texts) < len(cells) or len(its) < 2 or counts:
-            continue
-        ordered = all(a <= b for a, b in pairs) or all(a >= b for a, b in pairs)
-        classes[name] = its, bool(numbers) and ordered
-    for column, (its, ordered) in classes.items():
-        if any(
-            its <= others and not (ordered and also)
-            for other, (others, also) in classes.items()
-            if other != column
-        ):
-            return [*columns]
-    return [
-        name
-        for name, (its, ordered) in classes.items()
-        if not ordered and _numbers(columns[name]) and len(its) * 2 <= len(columns[name])
-    ]
+            return kind(text)
+    return text or None
 
 
 def _texts(tree: Any) -> Iterator[str]:

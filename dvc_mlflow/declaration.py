@@ -4,8 +4,6 @@ from typing import Any
 
 from dvc_kit.errors import one_line
 
-OUTS = ("outs", "metrics", "plots")  # sections of a stage whose entries are files with options
-
 
 def is_ignored(repo: Any, path: str) -> bool:
     """Whether a file or one of its folders is named by .dvcignore.
@@ -14,25 +12,20 @@ def is_ignored(repo: Any, path: str) -> bool:
         repo: DVC's object for the project.
         path: A path that begins with the folder of the project.
     """
-    rules, folder = repo.dvcignore, repo.fs.parent(path)
-    if rules.is_ignored_file(path):
-        return True
-    while len(folder) > len(repo.root_dir):
-        if rules.is_ignored_dir(folder):
-            return True
-        folder = repo.fs.parent(folder)
-    return False
+    below = repo.fs.relpath(path, repo.root_dir).split("/")
+    folders = (repo.fs.join(repo.root_dir, *below[:at]) for at in range(1, len(below)))
+    rules = repo.dvcignore
+    return rules.is_ignored_file(path) or any(map(rules.is_ignored_dir, folders))
 
 
-def read(declared: Any) -> tuple[set[str], list[str]]:
+def read(declared: Any) -> list[str]:
     """Read a dvc.yaml, and leave out every part that does not have the form that DVC wants.
 
     Args:
         declared: DVC's `ProjectFile` for it. Its `contents` are what is left.
 
     Returns:
-        The names of its stages as they stand there, also of those that are left out, and for each
-        part that is left out its keys and DVC's reason.
+        For each part that is left out its keys and DVC's reason.
 
     Raises:
         DvcException: Nothing of it can be read.
@@ -42,12 +35,10 @@ def read(declared: Any) -> tuple[set[str], list[str]]:
     check, left_out = declared.SCHEMA, list[str]()
     declared.SCHEMA = lambda contents: contents
     contents = declared.contents
-    stages = contents.get("stages") if isinstance(contents, dict) else None
-    names = {str(name) for name in stages} if isinstance(stages, dict) else set()
     while True:
         try:
             check(contents)
-            return names, left_out
+            return left_out
         except MultipleInvalid as invalid:
             error = invalid.errors[0]
             keys = [getattr(key, "schema", key) for key in error.path]  # some have a wrapper
@@ -59,26 +50,12 @@ def read(declared: Any) -> tuple[set[str], list[str]]:
 
 
 def _leave_out(contents: Any, keys: list[Any], is_extra: bool) -> None:
-    """Take away the part with a mistake: an entry of a section, or else a whole stage.
-
-    An out whose options are wrong stays without options, because the stage has made it.
-    """
-    at = 3 if keys[2:3] == ["do"] else 2  # the keys of a stage begin here
-    if keys[0] != "stages":
-        lost = keys[:2]
-    elif is_extra and len(keys) == at + 1:
-        lost = keys
-    elif keys[at : at + 1] and keys[at] in OUTS and len(keys) > at + 1:
-        lost = keys[: at + 2]
-    else:
-        lost = keys[:2]
+    """Take away the part with a mistake: a key that DVC does not know, or else a whole stage or an
+    entry of a section."""
+    lost = keys if is_extra else keys[:2]
     for key in lost[:-1]:
         contents = contents[key]
-    entry, name = contents[lost[-1]], keys[len(lost) : len(lost) + 1]
-    if len(lost) == at + 2 and name and isinstance(name[0], str) and entry[name[0]] != {}:
-        entry[name[0]] = {}
-    else:
-        del contents[lost[-1]]
+    del contents[lost[-1]]
 
 
 def items(group: str, definition: Any) -> list[str]:

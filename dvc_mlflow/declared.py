@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from dvc_kit.errors import StageError
-from dvc_kit.files import LARGEST, checked
 from dvc_mlflow import declaration, identity, projects
 from dvc_mlflow.naming import NONE, Item, flat
 
@@ -62,8 +61,6 @@ class Declared:
         models: The name of each model that is declared under `artifacts`, by path.
         names: The same of other data.
         problems: One line for each stage or file that cannot be read.
-        undeclared: The stages in dvc.lock that dvc.yaml does not declare any more, or with other
-            outs.
 
     Args:
         folder: The folder of the project.
@@ -79,7 +76,6 @@ class Declared:
         self.models: dict[str, str] = {}
         self.names: dict[str, str] = {}
         self.problems: list[str] = []
-        self.undeclared: set[str] = set()
         for file in files:
             self._load(file)
 
@@ -112,21 +108,12 @@ class Declared:
             return
         declared = ProjectFile(self.repo, path)
         with self._noting(file):
-            self._check(file)
-            groups, left_out = declaration.read(declared)
+            left_out = declaration.read(declared)
             self.problems += [f"{file}: {part}; the rest of it is read" for part in left_out]
-            self._load_stages(file, declared, groups)
+            self._load_stages(file, declared)
             self._load_sections(file, declared)
 
-    def _check(self, file: Path) -> None:
-        """Check that DVC can parse a dvc.yaml and its dvc.lock: its parser recurses."""
-        for path in (file, file.with_name(projects.LOCK)):
-            full = posixpath.join(self.repo.root_dir, path.relative_to(self.folder).as_posix())
-            if self.repo.fs.exists(full):
-                with self.repo.fs.open(full, encoding="utf-8") as opened:
-                    checked(opened.read(LARGEST + 1), path)
-
-    def _load_stages(self, file: Path, declared: Any, groups: set[str]) -> None:
+    def _load_stages(self, file: Path, declared: Any) -> None:
         below = file.relative_to(self.folder)
         at = "" if below.parent == Path() else f"{below.as_posix()}:"
         self._load_lock(declared)
@@ -135,18 +122,12 @@ class Declared:
         for group, definition in definitions.items():
             with self._noting(f"{file}: {group}"):
                 names |= dict.fromkeys(declaration.items(group, definition))
-                groups = groups - {group}
         for name in names:
             with self._noting(f"{file}: {name}"):
                 stage, of_lock = declared.stages[name], ""
                 if name in locked and all(out.hash_info for out in stage.outs):
                     of_lock = identity.of_entry(file.parent, name, locked[name])
-                elif name in locked:
-                    self.undeclared.add(at + name)
                 self.stages[at + name] = Stage(stage, name, file.parent, definitions, of_lock)
-        # The stages of the groups that are left cannot be read, which was said
-        rest = (name for name in locked if name not in names)
-        self.undeclared |= {at + name for name in rest if name.partition("@")[0] not in groups}
 
     def _load_lock(self, declared: Any) -> None:
         """Read dvc.lock. DVC 3 refuses a lock of DVC 1, which only has the stages."""

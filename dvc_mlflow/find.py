@@ -1,9 +1,8 @@
 """``find``: from a run, a model or a file to its commits, and from a commit to its runs."""
 
-import contextlib
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,25 +10,22 @@ from dvc_kit.errors import InputError, StageError
 from dvc_kit.files import md5 as md5_of
 from dvc_mlflow import (
     addresses,
-    ask,
     git,
     history,
-    identity,
     models,
     projects,
     registry,
     schema,
     store,
     sync,
-    upkeep,
 )
 from dvc_mlflow.report import Report
 from dvc_mlflow.results import Project
 from dvc_mlflow.runs import LONGEST_DIGEST
-from dvc_mlflow.state import Known, is_former
+from dvc_mlflow.state import Known, md5s_of
 from dvc_mlflow.store import client
 
-MOST_STAGES = 20  # of which the runs are printed one by one
+MOST_READERS = 20  # runs that read a file, and are printed
 
 
 def find(what: str) -> None:
@@ -43,14 +39,10 @@ def find(what: str) -> None:
         InputError: There is no such thing, or nothing belongs to it.
     """
     store.find_experiment()
-    upkeep.note_move()
     file = Path(os.environ.get("PWD", ""), what)  # where the command was typed
     if not what:
         raise InputError("nothing to find: name a run, a model version, a file or a commit")
     if file.is_file():
-        with contextlib.suppress(StageError):
-            commit = git.commit_of(what)[:10]
-            print(f"{what} names a file and a commit; this is the file, `find {commit}` the other")
         find_content(f"file {what}", md5_of(file))
     elif what.startswith("models:/") or re.fullmatch(r"m-[0-9a-f]{32}", what):
         md5 = logged_model(what).tags.get(schema.MD5)
@@ -69,31 +61,29 @@ def find_run(run: Any) -> None:
     results = frozenset(
         its.data.tags[schema.RESULT] for its in of_stages if schema.RESULT in its.data.tags
     )
-    outs = {path: md5 for its in of_stages for path, md5 in _outs(its).items()}
-    if not outs and not results:
+    if not results:
         raise InputError(f"run {run_id} {_without_results(run)}")
     print(f"run {run_id} {tags[schema.STAGE]} ({run.info.status})")
     print(f"  {addresses.address(run=run)}")
     addresses.print_how_to_open()
-    former = {p: md5 for its in of_stages if is_former(its) for p, md5 in _outs(its).items()}
-    print_commits(former, f"run {run_id}", results, frozenset(outs.values()))
+    md5s = frozenset[str]().union(*map(md5s_of, of_stages))
+    here = frozenset[str]().union(*(lock.results for lock in history.locks_here()))
+    commits = history.commits_with(results, md5s)
+    print_commits(f"run {run_id}", commits, is_here=results <= here)
 
 
 def _without_results(run: Any) -> str:
     """Why a run leads to no commit."""
-    tags, status = run.data.tags, run.info.status
+    tags = run.data.tags
     if schema.STAGE not in tags:
         return "was not made from a stage of DVC"
-    commit = tags.get(schema.COMMIT, "")[:10]
-    ran = f"; it ran on commit {commit}" if commit else ""
-    if status == "FINISHED" and schema.READ in tags:
-        return f"has no results yet{ran}: `dvc-mlflow sync` adds them"
-    return f"is {status} and has no results{ran}"
+    ran = f"; it ran on commit {tags[schema.COMMIT][:10]}" if schema.COMMIT in tags else ""
+    return f"is {run.info.status} and has no results{ran}: `dvc-mlflow sync` adds those of dvc.lock"
 
 
 def _stages_of(run: Any) -> list[Any]:
     """The runs of the stages of one state: those below its run, and others that its text names."""
-    below = ask.search(f"tags.{schema.PARENT} = '{run.info.run_id}'")
+    below = store.search(f"tags.{schema.PARENT} = '{run.info.run_id}'")
     known = {its.info.run_id for its in below}
     text = run.data.tags.get(schema.NOTE, "")
     named = (_run(run_id) for run_id in re.findall("/runs/([0-9a-f]{32})", text)
@@ -101,22 +91,12 @@ def _stages_of(run: Any) -> list[Any]:
     return [*below, *filter(None, named)]
 
 
-def _outs(run: Any) -> dict[str, str]:
-    """The md5s of the outs in the tags of a run, by path."""
-    tags, prefix = run.data.tags, schema.OUT
-    return {tag.removeprefix(prefix): md5 for tag, md5 in tags.items() if tag.startswith(prefix)}
-
-
 def find_content(name: str, md5: str) -> None:
     """Print the logged models, versions, runs and commits that have a file, or have read it."""
     logged = models.find(md5)
-    readers = ask.search(f"dataset.digest = '{md5[:LONGEST_DIGEST]}'")
-    holders = history.holders(frozenset({frozenset({md5})}))
-    paths = {
-        path for holder in holders for stage in holder.stages.values()
-        for path, held in stage.items() if held == md5
-    }  # fmt: skip
-    if not logged and not paths and not readers:
+    readers = store.search(f"dataset.digest = '{md5[:LONGEST_DIGEST]}'")
+    commits = history.commits_naming(md5)
+    if not logged and not commits and not readers:
         raise InputError(f"{name} (md5 {md5}) is in no commit's {projects.LOCK} and in no run")
     print(f"{name}: md5 {md5}")
     version = registry.version_of(md5)
@@ -127,59 +107,31 @@ def find_content(name: str, md5: str) -> None:
         print(f"    made by run {model.source_run_id}")
     if logged:
         addresses.print_how_to_open()
-    for run in readers[:MOST_STAGES]:
+    for run in readers[:MOST_READERS]:
         stage = run.data.tags.get(schema.STAGE, run.info.run_name)
         print(f"  read by run {run.info.run_id} ({stage})")
-    if len(readers) > MOST_STAGES:
-        print(f"  and by {len(readers) - MOST_STAGES} more")
-    if logged or paths:
-        path = logged[0].tags[schema.FILE] if logged else sorted(paths)[0]
-        print_commits({path: md5}, name)
+    if len(readers) > MOST_READERS:
+        print(f"  and by {len(readers) - MOST_READERS} more")
+    if logged or commits:
+        is_here = any(md5 in lock.text for lock in history.locks_here())
+        print_commits(name, commits, is_here)
 
 
-def print_commits(
-    outs: Mapping[str, str],
-    name: str,
-    results: frozenset[str] = frozenset(),
-    md5s: frozenset[str] = frozenset(),
-) -> None:
-    """Print the commits whose dvc.lock has these outs, and how to get the files back.
+def print_commits(name: str, commits: Sequence[str], is_here: bool) -> None:
+    """Print the commits that hold something, the newest first, and how to get it back.
 
     Args:
-        results: The identities that it has as well, see identity.py.
-        md5s: Further md5s that it names.
+        is_here: Whether a dvc.lock of this folder holds it, too.
     """
-    named = md5s.union(outs.values())
-    holders = history.holders(frozenset({named}))
-    holding = [holder for holder in holders if holder.holds(outs, results)]
-    if not holding:  # the stages of a pipeline may be in several dvc.yaml files
-        parts = history.holders(frozenset(frozenset({md5}) for md5 in named) if outs else None)
-        holding = [holder for holder in history.together(parts) if holder.holds(outs, results)]
-    here, results_here = _locked_here()
-    if outs.items() <= here.items() and results <= results_here:
+    if is_here:
         print(f"  {projects.LOCK} in this folder holds it: `dvc checkout` brings it back")
-    elif not holding:
+    elif not commits:
         raise InputError(f"no commit's {projects.LOCK} holds the results of {name}")
-    for holder in holding:
-        others = f"  (and {len(holder.commits) - 1} more commits)" if holder.commits[1:] else ""
-        print(f"  commit {git.described(holder.first)}{others}")
-    if holding:
-        back = f"`git checkout {holding[0].first[:10]} && dvc checkout`"
+    if commits:
+        others = f"  (and {len(commits) - 1} more commits)" if commits[1:] else ""
+        print(f"  commit {git.described(commits[-1])}{others}")
+        back = f"`git checkout {commits[-1][:10]} && dvc checkout`"
         print(f"  to bring it back: {back} (not cached: `dvc pull`)")
-
-
-def _locked_here() -> tuple[dict[str, str], set[str]]:
-    """The md5s of all outs in the dvc.lock files of this folder, by path, and all identities."""
-    outs: dict[str, str] = {}
-    results: set[str] = set()
-    for files in projects.find().values():
-        for file in files:
-            with contextlib.suppress(OSError, StageError):
-                for its in projects.outs_here(file).values():
-                    outs |= its
-                text = file.with_name(projects.LOCK).read_text("utf-8")
-                results |= identity.of_lock(text, file.parent)
-    return outs, results
 
 
 def find_commit(rev: str) -> None:
@@ -204,18 +156,14 @@ def find_commit(rev: str) -> None:
 
 
 def _print_project(commit: str, project: Project, known: Known) -> int:
-    """Print the run of each stage of a project, or of the last one of many; their number."""
+    """Print the run of each stage of a project; the number of runs."""
     place = "" if project.folder == projects.MAIN else f"{project.folder} "
     of_stage = {stage: known.of(result) for stage, result in project.locked().items()}
     have = [stage for stage, run in of_stage.items() if run]
-    many = len(of_stage) > MOST_STAGES
     for stage, run in of_stage.items():
-        if not many or stage == (have or [""])[-1]:
-            print(f"  {place + stage:14} {addresses.address(run=run) if run else 'no run'}")
+        print(f"  {place + stage:14} {addresses.address(run=run) if run else 'no run'}")
     if together := addresses.comparison([of_stage[stage] for stage in have]):
         print(f"  {'compared':14} {together}")
-    if many:
-        print(f"  {'':14} {len(have)} of its {len(of_stage)} stages have runs")
     if len(have) < len(of_stage):
         print(f"  {'':14} `dvc-mlflow sync --rev {commit[:10]}` writes the missing runs")
     return len(have)
@@ -224,7 +172,7 @@ def _print_project(commit: str, project: Project, known: Known) -> int:
 def _run(run_id: str) -> Any:
     """The run with this id, or None."""
     known = re.fullmatch(r"[0-9a-f]{32}", run_id)
-    return ask.get(client().get_run, run_id) if known else None
+    return store.get(client().get_run, run_id) if known else None
 
 
 def logged_model(what: str) -> Any:
@@ -236,12 +184,12 @@ def logged_model(what: str) -> Any:
     """
     name, model = what.removeprefix("models:/"), None
     if re.fullmatch(r"m-[0-9a-f]{32}", name):
-        model = ask.get(client().get_logged_model, name)
+        model = store.get(client().get_logged_model, name)
     elif match := re.fullmatch("(.*?)([@/])(.*)", name):
         by = "get_model_version_by_alias" if match[2] == "@" else "get_model_version"
         # In a database, only the source of the version names the model
-        if version := ask.get(getattr(client(), by), match[1], match[3]):
-            model = ask.get(
+        if version := store.get(getattr(client(), by), match[1], match[3]):
+            model = store.get(
                 client().get_logged_model,
                 version.model_id or version.source.removeprefix("models:/"),
             )

@@ -3,52 +3,15 @@
 import contextlib
 import functools
 import posixpath
-import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from dvc_kit import files
-from dvc_kit.errors import InputError, StageError
+from dvc_kit.errors import StageError
 from dvc_mlflow import identity, projects, schema
 from dvc_mlflow.git import git
-
-
-def lock_of(commit: str, lock: Path) -> str:
-    """The text of a dvc.lock in a commit.
-
-    Raises:
-        InputError: The commit does not have it.
-        StageError: It is too large to be parsed.
-    """
-    name = f"{commit}:./{lock.as_posix()}"
-    try:
-        size = int(git("cat-file", "-s", name))
-        text = git("cat-file", "blob", name) if size <= files.LARGEST else ""
-    except StageError:
-        raise InputError(f"commit {commit[:10]} has no {lock}") from None
-    if size > files.LARGEST:
-        raise StageError(f"{lock} of commit {commit[:10]} has {size:,} bytes: too large to be read")
-    return text
-
-
-def outs_of(commit: str, lock: Path) -> dict[str, dict[str, str]]:
-    """The md5 of each out in a dvc.lock of a commit, by stage and path."""
-    return _outs(commit, lock, lock_of(commit, lock))
-
-
-def _outs(commit: str, lock: Path, text: str) -> dict[str, dict[str, str]]:
-    """Those of the text of a dvc.lock. See :func:`outs_of`."""
-    file = lock.with_name(projects.DECLARATION)
-
-    def folders() -> dict[str, str]:
-        project = projects.folder_of(file, commit=commit)
-        with repo_of(project, commit) as repo:
-            below = file.relative_to(project).as_posix()
-            return projects.folders_in(repo, posixpath.join(repo.root_dir, below))
-
-    return projects.outs(text, lock_of(commit, file), lock.parent, folders)
 
 
 @contextlib.contextmanager
@@ -82,25 +45,26 @@ def experiment_of(commit: str) -> dict[str, str]:
 
 
 @dataclass(frozen=True)
-class Holder:
-    """The commits that have the same dvc.lock, or the same ones."""
+class Lock:
+    """One content of a dvc.lock, and the commits that have it."""
 
     commits: tuple[str, ...]  # the newest first
-    stages: dict[str, dict[str, str]]  # the md5 of each out, by stage and path
-    results: frozenset[str] = frozenset()  # the identities, see identity.py
+    text: str
+    results: frozenset[str]  # the identities, see identity.py
 
-    @property
-    def first(self) -> str:
-        """The oldest commit, which introduced it."""
-        return self.commits[-1]
 
-    def holds(self, outs: Mapping[str, str], results: frozenset[str] = frozenset()) -> bool:
-        """Whether each of these outs is in dvc.lock, and each result with one of these identities.
+def _lock(text: str, folder: Path, commits: Iterable[str] = ()) -> Lock:
+    """What the text of a dvc.lock in a folder holds."""
+    return Lock(tuple(commits), text, identity.of_lock(text, folder))
 
-        The paths of outs may be unknown, so identities alone say enough.
-        """
-        held = {path: md5 for stage in self.stages.values() for path, md5 in stage.items()}
-        return results <= self.results and outs.items() <= held.items()
+
+def locks_here() -> list[Lock]:
+    """Every dvc.lock of this checkout that can be read."""
+    found = []
+    for path in filter(Path.is_file, projects.locks(projects.find())):
+        with contextlib.suppress(OSError, StageError):
+            found.append(_lock(files.read_text(path), path.parent))
+    return found
 
 
 @functools.cache
@@ -138,12 +102,11 @@ def commits(since: str | None = None) -> list[str]:
 
 
 @functools.cache
-def holders(wanted: frozenset[frozenset[str]] | None = None) -> tuple[Holder, ...]:
+def locks(md5s: frozenset[str] = frozenset()) -> tuple[Lock, ...]:
     """Every dvc.lock of the history, the newest first.
 
     Args:
-        wanted: Only those that name all md5s of one of these sets. The others are not parsed, which
-            would take long.
+        md5s: Only those that name one of these. The others are not parsed, which would take long.
     """
     by_lock: dict[tuple[Path, tuple[str, int]], list[str]] = {}
     for commit, blobs in _blobs().items():
@@ -153,37 +116,27 @@ def holders(wanted: frozenset[frozenset[str]] | None = None) -> tuple[Holder, ..
     for (lock, (blob, size)), holding in by_lock.items():
         if size > files.LARGEST:
             continue
-        try:
+        with contextlib.suppress(Exception):  # a damaged dvc.lock in the history holds nothing
             text = git("cat-file", "blob", blob)
-            named = {*re.findall(r"[\w.-]+", text)}
-            if wanted is not None and not any(md5s <= named for md5s in wanted):
-                continue
-            outs = _outs(holding[-1], lock, text)
-        except Exception:  # a damaged dvc.lock in the history holds nothing
-            continue
-        results = identity.of_lock(text, lock.parent)
-        found.append(Holder(tuple(holding), outs, results))
+            if not md5s or any(md5 in text for md5 in md5s):
+                found.append(_lock(text, lock.parent, holding))
     return tuple(found)
 
 
-def together(parts: Iterable[Holder]) -> list[Holder]:
-    """The same commits, the newest first, each with what all of its dvc.lock files hold."""
-    of_commit: dict[str, list[Holder]] = {}
-    for part in parts:
-        for commit in part.commits:
-            of_commit.setdefault(commit, []).append(part)
-    same: dict[tuple[int, ...], list[str]] = {}
-    for commit in filter(of_commit.__contains__, _blobs()):
-        same.setdefault(tuple(map(id, of_commit[commit])), []).append(commit)
-    found = []
-    for commits in same.values():
-        held = of_commit[commits[0]]
-        stages = {
-            f"{at} {name}": outs
-            for at, part in enumerate(held)
-            for name, outs in part.stages.items()
-        }
-        found.append(
-            Holder(tuple(commits), stages, frozenset[str]().union(*(part.results for part in held)))
-        )
-    return found
+def commits_with(results: frozenset[str], md5s: frozenset[str]) -> list[str]:
+    """The commits that hold all results with these identities, the newest first.
+
+    Args:
+        md5s: Of outs of these results, to find them sooner.
+    """
+    held: dict[str, set[str]] = {}
+    for lock in locks(md5s):
+        for commit in lock.commits:
+            held.setdefault(commit, set()).update(lock.results)
+    return [commit for commit in _blobs() if results <= held.get(commit, set())]
+
+
+def commits_naming(md5: str) -> list[str]:
+    """The commits with a file of this content among deps or outs, the newest first."""
+    holding = {commit for lock in locks(frozenset({md5})) for commit in lock.commits}
+    return [commit for commit in _blobs() if commit in holding]

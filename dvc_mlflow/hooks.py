@@ -16,9 +16,6 @@ columns = ["tags.`stage`"]
 [tool.dvc-mlflow.pages.main.charts]  # optional: see pages._charts; by default the curves
 draw = [["params.`rate`", "metrics.`accuracy`"]]
 filter = "metrics.`accuracy` > 0"
-
-[tool.dvc-mlflow.colors.model]   # optional: of the runs in charts, by a setting
-forest = "#0072B2"
 """
 
 import functools
@@ -78,7 +75,7 @@ class Hooks(Protocol):
         """Where two versions of an out first differ, in words; empty if that says nothing."""
 
     def colors(self) -> Mapping[str, Mapping[str, str]]:
-        """As `colors` in pyproject.toml: the colours of runs in charts, by setting and value."""
+        """The colours of runs in charts, by setting and value."""
 
     def history(self, path: Path) -> Mapping[str, Sequence[float]]:
         """The columns of the curves in an out, `epoch` among them; empty if there are none."""

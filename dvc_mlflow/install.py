@@ -4,17 +4,17 @@ import os
 import re
 import shlex
 import stat
-import subprocess
 import sys
 from pathlib import Path
 
 from dvc_kit import files
 from dvc_kit.commands import visible
-from dvc_kit.errors import InputError, one_line
-from dvc_mlflow.git import GitError, git
+from dvc_kit.errors import InputError
+from dvc_mlflow import git
 
 HOOKS = ("post-commit", "post-merge")
-SHELLS = ("sh", "ash", "dash", "bash", "ksh", "zsh")
+SCRIPT = rb"#!(.*[/ ])?(sh|ash|dash|bash|ksh|zsh)( -\w+)*"  # the first line of a hook
+MAKERS = rb"lefthook|husky"  # write hooks anew
 # Git tells a hook where the repository is, which would mislead commands for other folders
 COMMAND = "env -u GIT_DIR -u GIT_INDEX_FILE -u GIT_WORK_TREE nohup {} -m dvc_mlflow sync"
 IN_BACKGROUND = "</dev/null >/dev/null 2>&1 &"
@@ -27,89 +27,45 @@ def install(remove: bool = False) -> None:
     """Add two lines to two hooks of git, or remove them. The rest of a hook stays as it is.
 
     Raises:
-        InputError: Git takes its hooks from outside of this repository, a hook is no shell script,
-            it is not executable, another program writes it, or git tracks it. Nothing is changed
-            then.
+        InputError: A hook is not of this repository alone, git tracks it, another program writes
+            it, or it is no script of a shell that git runs. Nothing is changed then.
     """
-    folder = Path(git("rev-parse", "--git-path", "hooks").removesuffix("\n"))
-    hooks = {}
+    folder = Path(git.git("rev-parse", "--git-path", "hooks").removesuffix("\n"))
+    line = f"{COMMAND.format(shlex.quote(sys.executable))} {IN_BACKGROUND}"
+    changed: dict[Path, bytes | None] = {}
     for path in (folder / name for name in HOOKS):
-        try:
-            present = path.read_bytes() if path.exists() else None
-        except OSError as error:
-            raise InputError(f"{visible(str(path))} cannot be read ({error.strerror})") from None
-        hooks[path] = present, _changed(path, present, remove)
-    for path, (present, content) in hooks.items():
+        present = path.read_bytes() if path.exists() else None
+        own = present and LINES.sub(b"", present)
+        if (not remove or own != present) and (reason := _refusal(path, own)):
+            cure = "remove the lines of dvc-mlflow from it" if remove else f"let it start `{line}`"
+            raise InputError(f"{visible(str(path))} {reason}: by hand, {cure}")
+        if remove:
+            changed[path] = None if own == MADE else own
+        else:
+            first, end, rest = (MADE if own is None else own).partition(b"\n")
+            changed[path] = first + MARK + b"\n" + line.encode() + end + rest
+    for path, content in changed.items():
         at = path.resolve()
         if content is None:
             at.unlink(missing_ok=True)
-        elif content != present:
-            mode = 0o755 if present is None else stat.S_IMODE(at.stat().st_mode)
+        else:
+            mode = stat.S_IMODE(at.stat().st_mode) if at.exists() else 0o755
             files.write_bytes(at, content)
             at.chmod(mode)
         does = "no longer starts" if remove else "starts"
         print(f"{visible(str(path))} {does} `dvc-mlflow sync`")
 
 
-def _changed(path: Path, present: bytes | None, remove: bool) -> bytes | None:
-    """The content of a hook with our lines, or without them. None where nothing is left of it."""
-    line = f"{COMMAND.format(shlex.quote(sys.executable))} {IN_BACKGROUND}"
-    name = visible(str(path))
-    by_hand = "remove the lines of dvc-mlflow from it" if remove else f"add to it: `{line}`"
-    if _is_shared(path):
-        raise InputError(
-            f"{name} is not of this repository alone (it is a link, or `git config --show-origin "
-            f"core.hooksPath` tells): by hand, {by_hand}"
-        )
-    own = present and LINES.sub(b"", present)
-    if remove and own == present:
-        return own
-    if _is_tracked(path.resolve()):
-        raise InputError(f"git tracks {name}: by hand, {by_hand}, and commit that")
-    if own == MADE:
-        own = None
-    if remove:
-        return own
-    if maker := re.search(rb"lefthook|husky", (own or b"") + os.fsencode(path.parent.parent.name)):
-        raise InputError(f"{maker[0].decode()} writes {name}: let it run `{line}`")
-    first, end, rest = (MADE if own is None else own).partition(b"\n")
-    content = first + MARK + b"\n" + line.encode() + end + rest
-    is_run = present is None or os.access(path, os.X_OK)
-    if reason := _unfit(first, content) if is_run else "is not executable, so git does not run it":
-        raise InputError(f"{name} {reason}: let it start `{line}`")
-    return content
-
-
-def _is_tracked(path: Path) -> bool:
-    try:
-        return bool(git("ls-files", "--", f":(literal){path}"))
-    except GitError:  # it is in the git folder of a worktree or of a submodule
-        return False
-
-
-def _is_shared(path: Path) -> bool:
-    """Whether a hook is also of other repositories, because of core.hooksPath or a link."""
-    try:
-        scope, value = git("config", "--show-scope", "--get", "core.hooksPath").split("\t", 1)
-    except GitError:  # it is not set
-        scope, value = "", ""
-    if scope in ("global", "system") and value.startswith(("/", "~")):
-        return True
-    asked = git("rev-parse", "--git-common-dir", "--show-toplevel").splitlines()
-    return not any(path.resolve().is_relative_to(Path(place).resolve()) for place in asked)
-
-
-def _unfit(first: bytes, content: bytes) -> str:
-    """Why no shell runs a hook with this first line and this content, or nothing."""
-    words = [os.fsdecode(word) for word in first.removeprefix(b"#!").split()]
-    if words and Path(words[0]).name == "env":
-        words = [word for word in words[1:] if not word.startswith("-")]
-    is_script = first.startswith(b"#!") and not first.endswith(b"\r")
-    if not words or not is_script or Path(words[0]).name not in SHELLS:
+def _refusal(path: Path, own: bytes | None) -> str:
+    """Why a hook with this content is not changed, or nothing."""
+    ours = git.git("rev-parse", "--git-common-dir", "--show-toplevel").splitlines()
+    if not any(path.resolve().is_relative_to(Path(place).resolve()) for place in ours):
+        return "is not of this repository alone (`git config --show-origin core.hooksPath`)"
+    if git.content("ls-files", "--", str(path.resolve())):
+        return "is tracked by git"
+    if maker := re.search(MAKERS, (own or b"") + os.fsencode(path.parent.parent.name)):
+        return f"is written by {maker[0].decode()}"
+    if own is not None and not re.fullmatch(SCRIPT, own.partition(b"\n")[0]):
         return "is no shell script"
-    try:
-        checked = subprocess.run([words[0], "-n"], input=content, capture_output=True)
-    except OSError as error:
-        return f"needs {words[0]} ({error.strerror})"
-    reason = one_line(checked.stderr.decode(errors="replace"))
-    return f"has an error ({reason})" if checked.returncode else ""
+    runs = own is None or os.access(path, os.X_OK)
+    return "" if runs else "is not executable, so git does not run it"

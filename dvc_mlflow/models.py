@@ -7,14 +7,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from dvc_mlflow import ask, reasons, schema, store, values
+from dvc_mlflow import reasons, schema, store, values
 from dvc_mlflow.hooks import hook
 from dvc_mlflow.result import Result
 from dvc_mlflow.store import client
-from dvc_mlflow.writers import Say
 
 
-def log(run_id: str, result: Result, path: str, say: Say) -> None:
+def log(run_id: str, result: Result, path: str) -> None:
     """Log the model in an out of a stage, which lies in this folder.
 
     Not with `log_model` of MLflow: that copies the system metrics of the run to the model, and
@@ -34,7 +33,7 @@ def log(run_id: str, result: Result, path: str, say: Say) -> None:
         },
     )
     try:
-        log_files(model, result, say)
+        log_files(model, result)
         client().finalize_logged_model(model.model_id, "READY")
     except BaseException:
         with contextlib.suppress(Exception):  # the first failure is reported
@@ -44,13 +43,11 @@ def log(run_id: str, result: Result, path: str, say: Say) -> None:
     client().log_outputs(run_id, [LoggedModelOutput(model.model_id, step=last)])
 
 
-def log_files(model: Any, result: Result, say: Say) -> None:
+def log_files(model: Any, result: Result) -> None:
     """Write the files of a logged model, made from an out that lies in this folder."""
     with tempfile.TemporaryDirectory() as scratch:
-        say("local")
         folder = Path(scratch) / "exported"
         export(result, Path(model.tags[schema.FILE]), folder, model)
-        say("ready")
         with reasons.artifacts(lambda: str(model.artifact_location)):
             client().log_model_artifacts(model.model_id, str(folder))
 
@@ -72,13 +69,13 @@ def export(result: Result, path: Path, folder: Path, model: Any = None) -> None:
     description.save(str(folder / "MLmodel"))
 
 
-def complete(run_id: str, result: Result, path: str, say: Say) -> None:
+def complete(run_id: str, result: Result, path: str) -> None:
     """Log the model in an out if that was not done yet, or not completely."""
     known = find(result.outs[path])
     if not known:
-        log(run_id, result, path, say)
+        log(run_id, result, path)
     elif lost_files(known[0]):
-        log_files(known[0], result, say)
+        log_files(known[0], result)
 
 
 def lost_files(model: Any) -> list[str]:
@@ -107,7 +104,7 @@ def drop_unfinished(md5: str) -> None:
     """Delete the logged models of a file that were not written completely."""
     for model in _of(md5):
         if str(model.status) != "READY":
-            run = ask.get(client().get_run, model.source_run_id) if model.source_run_id else None
+            run = store.get(client().get_run, model.source_run_id) if model.source_run_id else None
             if run is None or run.info.status != "RUNNING":
                 client().delete_logged_model(model.model_id)
 

@@ -12,8 +12,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from dvc_kit.errors import InputError
-
 LONGEST_KEY = 250  # characters that MLflow takes
 
 
@@ -80,21 +78,6 @@ class Item:
 
 
 NONE = Item({}, {})
-
-
-def stripped(table: Mapping[str, Any]) -> list[str]:
-    """The setting `strip`: the names whose values are left out of keys.
-
-    Raises:
-        InputError: It is no list of names.
-    """
-    names = table.get("strip", [])
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise InputError(
-            f"strip under [tool.dvc-mlflow] in pyproject.toml is {names!r}, expected the names of "
-            'settings, such as ["recipe"]'
-        )
-    return names
 
 
 def names(

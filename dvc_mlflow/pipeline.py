@@ -11,10 +11,9 @@ from dvc_mlflow.hooks import hook
 from dvc_mlflow.naming import cut
 from dvc_mlflow.result import Result, made_by
 from dvc_mlflow.results import Project
-from dvc_mlflow.state import Known, is_former
+from dvc_mlflow.state import Known
 from dvc_mlflow.store import client
 from dvc_mlflow.values import LONGEST_TAG, only_numbers
-from dvc_mlflow.writers import Say, silent
 
 MOST_COLUMNS = 5  # of metrics on the page of runs
 
@@ -65,7 +64,6 @@ def connect(
     locked: Locked,
     known: Known,
     missing: Sequence[str] = (),
-    say: Say = silent,
 ) -> None:
     """Attach everything that belongs to several runs.
 
@@ -78,10 +76,8 @@ def connect(
         if run is None or {*evaluation.metrics} & {*missing}:
             continue
         score_models(evaluation, locked)
-        say("ready")
         if not {*evaluation.outs} & {path.removesuffix(shown.SOME) for path in missing}:
             registry.register(evaluation, locked, run.info.run_id)
-        say("ready")
     group(experiment_id, project, locked, known, missing)
 
 
@@ -120,7 +116,7 @@ def is_apart(project: Project, locked: Locked, known: Known) -> bool:
     if not locked:
         return False
     parent = known.finished(_whole(project, locked))
-    if parent is None or is_former(parent):
+    if parent is None:
         return True
     if any(registry.is_behind(evaluation, locked) for evaluation in evaluations(locked)):
         return True

@@ -7,14 +7,12 @@ is the highest folder of a DVC project.
 import contextlib
 import functools
 import os
-import posixpath
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from dvc_kit import files
 from dvc_kit.errors import InputError, StageError
-from dvc_mlflow import declaration
 from dvc_mlflow.git import GitError, git
 
 MAIN = Path()
@@ -92,45 +90,6 @@ def locks(projects: Projects) -> list[Path]:
     return [path.with_name(LOCK) for paths in projects.values() for path in paths]
 
 
-def outs_here(file: Path, root: Path = MAIN) -> dict[str, dict[str, str]]:
-    """The md5 of each out, by stage and path, of the stages in a dvc.yaml of a checkout."""
-    lock, declared = ((root / path).read_text("utf-8") for path in (file.with_name(LOCK), file))
-
-    def folders() -> dict[str, str]:
-        from dvc.repo import Repo
-
-        with contextlib.closing(Repo(str(root / folder_of(file, root)))) as repo:
-            return folders_in(repo, (root / file).resolve().as_posix())
-
-    return outs(lock, declared, file.parent, folders)
-
-
-def folder_of(file: Path, root: Path = MAIN, commit: str | None = None) -> Path:
-    """The folder of the project that a dvc.yaml belongs to."""
-    found = find(root, commit)
-    return next((folder for folder, files in found.items() if file in files), MAIN)
-
-
-def folders_in(repo: Any, path: str) -> dict[str, str]:
-    """The working directory of each stage of a dvc.yaml that has one, as DVC reads it.
-
-    Args:
-        repo: DVC's object for the project, as it is or as it was in a commit.
-        path: Of the dvc.yaml, from the folder of the project on.
-    """
-    from dvc.dvcfile import ProjectFile
-
-    declared = ProjectFile(repo, path)
-    declaration.read(declared)
-    found = {}
-    for group, definition in declared.resolver.definitions.items():
-        with contextlib.suppress(Exception):  # other stages can be read
-            for name in declaration.items(group, definition):
-                stage = declared.resolver.resolve_one(name)[name]
-                found[name] = str(stage.get("wdir", "."))
-    return found
-
-
 @functools.cache  # one file is read several times, and parsing it takes 50 ms
 def stages_in(text: str) -> dict[str, Any]:
     """The stages in the text of a dvc.yaml or dvc.lock. DVC 1 had locks that held nothing else."""
@@ -139,31 +98,6 @@ def stages_in(text: str) -> dict[str, Any]:
         found = found.get("stages")
     if not isinstance(found, dict):
         raise StageError("dvc.yaml or dvc.lock names no stages: `git checkout` it")
-    return found
-
-
-def outs(
-    lock: str, declared: str, folder: Path, folders: Callable[[], Mapping[str, str]]
-) -> dict[str, dict[str, str]]:
-    """The md5 of each out, by stage and path, from the texts of a dvc.lock and its dvc.yaml.
-
-    Args:
-        folder: The folder of both files.
-        folders: Gives the working directory of each stage. It is only asked where one is a
-            template, because DVC takes long to read a file.
-    """
-    found, resolved = {}, None
-    for name, entry in stages_in(lock).items():
-        stage = stages_in(declared).get(name.partition("@")[0], {})
-        wdir = str(stage.get("do", stage).get("wdir", "."))
-        if "${" in wdir:
-            resolved = folders() if resolved is None else resolved
-            wdir = resolved.get(name, wdir)
-        found[name] = {
-            posixpath.normpath(posixpath.join(folder.as_posix(), wdir, out["path"])): out["md5"]
-            for out in entry.get("outs", [])
-            if "md5" in out
-        }
     return found
 
 

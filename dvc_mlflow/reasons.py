@@ -4,11 +4,9 @@ import contextlib
 import errno
 import os
 import re
-import sys
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from urllib.parse import unquote, urlsplit
 
 from dvc_kit.errors import StageError, one_line, shortened
 from dvc_mlflow import database, store
@@ -37,32 +35,11 @@ REFUSED = (
 
 
 # What the words of a reason mean. The group `why` is shown, too. The first row that fits counts
-CERTIFICATE = r"certificate verify failed: (?P<why>[^(]*%s[^(]*?)\.? \(_ssl"
-DISTRUST = "the certificate of {server} is not trusted ({why}): "
 MEANINGS = (
     (
-        "TLS CA certificate bundle",
-        "MLFLOW_TRACKING_SERVER_CERT_PATH is {trusted}, where no certificate is: correct it",
-    ),
-    (
-        CERTIFICATE % "ismatch",
-        f"{DISTRUST}write the name that its certificate has in {{variable}}",
-    ),
-    (
-        CERTIFICATE % "(?:expired|not yet valid)",
-        f"{DISTRUST}its owner has to renew it; or set the clock of this machine",
-    ),
-    (
-        CERTIFICATE % "",
-        f"{DISTRUST}MLFLOW_TRACKING_SERVER_CERT_PATH=FILE names the certificate to trust",
-    ),
-    (
-        r"SSLError(?:.*\[SSL[^\]]*\] (?P<why>.+?) \(_ssl)?",
-        "{server} does not speak TLS as this machine does ({why}): is it http://?",
-    ),
-    (
-        "^http://.*Connection aborted",
-        "{server} ended the connection without an answer: is it up, or is it https://?",
+        r"certificate verify failed: (?P<why>[^(]*?)\.? \(_ssl",
+        "the certificate of {server} is not trusted ({why}): "
+        "MLFLOW_TRACKING_SERVER_CERT_PATH=FILE names the certificate to trust",
     ),
     (
         "ReadTimeoutError|Read timed out",
@@ -79,6 +56,11 @@ MEANINGS = (
     (
         "readonly database|read-only transaction|permission denied for table",
         "MLflow: {store} can only be read: write to another store, or as its owner. {why}",
+    ),
+    (
+        "(?P<why>disk image is malformed|file is not a database|no such (?:table|column))",
+        f"{{store}} is damaged, or was replaced meanwhile ({{why}}): move it away, and "
+        f"{database.AGAIN}",
     ),
 )
 
@@ -137,36 +119,26 @@ def _blamed(error: BaseException) -> str:
     frames = traceback.walk_tb(error.__traceback__)
     modules = [frame.f_globals.get("__name__", "") for frame, _ in frames]
     modules = [module for module in modules if module != __name__]
-    for module in (type(error).__module__, *reversed(modules)):
-        root = module.partition(".")[0]
-        if root in blamed:
-            return blamed[root]
-        if root not in sys.stdlib_module_names and module == type(error).__module__:
-            return ""  # a library whose name says who it is
-    return ""
+    roots = (name.partition(".")[0] for name in (type(error).__module__, *reversed(modules)))
+    return next((blamed[root] for root in roots if root in blamed), "")
 
 
 def _short(reason: str) -> str:
-    """Not too long, and without the statement that a database refused, and its values."""
-    reason = re.sub(r"\s*\[SQL: .*?\](?= \[parameters| \(Background|$)", "", reason)
-    reason = re.sub(r"\s*(\[parameters: .*\]|\(Background on this error at: \S+\))", "", reason)
-    return shortened(reason, LONGEST)
+    """Not too long, and without the statement that a database refused."""
+    return shortened(reason.partition("[SQL: ")[0].strip(), LONGEST)
 
 
 def _meaning(reason: str) -> str:
     """What is wrong with the server or the file of the store, and the cure; empty for all else."""
-    if meaning := database.meaning(store.uri(), reason):
-        return meaning
     asked = re.search("API request to (.+?)/(?:ajax-)?api/", reason)
     own = store.name().rstrip("/")
     server = asked[1] if asked else own
     for words, meaning in MEANINGS:
-        if match := re.search(words, f"{server} {reason}"):
+        if match := re.search(words, reason):
             return meaning.format(
                 server=server,
                 store=store.name(),
                 variable=f"MLFLOW_{'TRACKING' if server == own else 'REGISTRY'}_URI",
-                trusted=os.environ.get("MLFLOW_TRACKING_SERVER_CERT_PATH", ""),
                 seconds=os.environ.get(store.TIMEOUT, store.SETTINGS[store.TIMEOUT]),
                 why=match.groupdict().get("why") or _short(reason),
             )
@@ -174,8 +146,6 @@ def _meaning(reason: str) -> str:
 
 
 # --- artifacts ---
-
-SERVE = "mlflow server --serve-artifacts --artifacts-destination PLACE"
 
 
 @contextmanager
@@ -190,39 +160,24 @@ def artifacts(place: Callable[[], str]) -> Iterator[None]:
     """
     try:
         yield
-    except ImportError as error:
-        module = str(error.name).partition(".")[0]
-        raise StoreError(
-            f"the artifacts lie in {_shown(place)}, and the package for that is missing here "
-            f"({module}): `pip install {NEEDED.get(module, module)}`, or let the server keep "
-            f"them: `{SERVE}`"
-        ) from None
     except Exception as error:
         library = type(error).__module__.partition(".")[0]
-        if library in NEEDED:
-            reason = shortened(one_line(error), LONGEST)
-            text = f"the artifacts cannot be kept in {_shown(place)}: {reason}"
-        elif (
-            not isinstance(error, OSError)
-            or library == "requests"
-            or error.errno in (errno.ENAMETOOLONG, None)
-        ):
-            raise
-        elif store.is_remote(store.uri()):
-            text = (
-                f"the server wants the artifacts in {_shown(place)}, which cannot be written from "
-                f"here ({error.strerror}): start it as `{SERVE}`, and take a new experiment "
-                "(MLFLOW_EXPERIMENT_NAME)"
-            )
+        code = error.errno if isinstance(error, OSError) and library != "requests" else None
+        if isinstance(error, ImportError):
+            module = str(error.name).partition(".")[0]
+            reason = f"the package {module} is missing: `pip install {NEEDED.get(module, module)}`"
+        elif library in NEEDED or code not in (None, errno.ENAMETOOLONG):
+            reason = getattr(error, "strerror", "") or shortened(one_line(error), LONGEST)
         else:
-            text = f"the artifacts cannot be written to {_shown(place)} ({error.strerror})"
-        raise StoreError(text) from None
-
-
-def _shown(place: Callable[[], str]) -> str:
-    """The place of the artifacts of all runs, as people write it."""
-    uri = "an unknown place"
-    with contextlib.suppress(Exception):
-        uri = store.without_user(place())
-    uri = re.sub(r"/\d+/(models/m-)?[0-9a-f]{32}/artifacts/?$", "", uri)
-    return unquote(urlsplit(uri).path) if uri.startswith("file:") else uri
+            raise
+        uri = "an unknown place"
+        with contextlib.suppress(Exception):
+            uri = place()
+        cure = (
+            "; or let the server keep them, with `mlflow server --serve-artifacts "
+            "--artifacts-destination PLACE` and a new experiment (MLFLOW_EXPERIMENT_NAME)"
+        )
+        raise StoreError(
+            f"the artifacts cannot be kept in {store.without_user(uri)} ({reason})"
+            f"{cure if store.is_remote(store.uri()) else ''}"
+        ) from None

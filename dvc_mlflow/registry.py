@@ -10,13 +10,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from dvc_mlflow import ask, models, schema, store
+from dvc_mlflow import models, schema, store
 from dvc_mlflow.hooks import hook, settings
 from dvc_mlflow.result import Result
 from dvc_mlflow.schema import CHAMPION
 from dvc_mlflow.store import client
 
 Locked = Mapping[str, Result]
+MOST_TOLD = 3  # versions, the last ones, whose reasons are told
 
 
 def name() -> str:
@@ -57,7 +58,7 @@ def register(evaluation: Result, locked: Locked, run_id: str) -> None:
     best_first = sorted(files, key=lambda model: -hook("score")(files[model]))
     versions = {model: _version(model, md5s[model], run_id) for model in best_first}
     noted = registered.tags.get(CHAMPION)
-    if noted and champion() is None and (former := version_of(noted) or _again(noted)):
+    if noted and champion() is None and (former := version_of(noted)):
         client().set_registered_model_alias(name(), CHAMPION, former.version)
         print(f"restored the alias {CHAMPION}: it is version {former.version} of {name()} again")
     for model, version in versions.items():
@@ -100,17 +101,6 @@ def _names_one_of(version: Any, logged: Sequence[Any]) -> bool:
     return version.source.removeprefix("models:/") in {model.model_id for model in logged}
 
 
-def _again(md5: str) -> Any:
-    """Register the model of an older evaluation again, or None if its runs are lost."""
-    logged = models.find(md5)
-    evaluations = ask.search(f"dataset.digest = '{md5}' and attributes.status = 'FINISHED'")
-    if not logged or not evaluations:
-        return None
-    version = _version(logged[0].name, md5, evaluations[0].info.run_id)
-    client().update_model_version(name(), version.version, "champion: registered once more")
-    return version
-
-
 def is_behind(evaluation: Result, locked: Locked) -> bool:
     """Whether the registry lacks a model of an evaluation, or the alias of its champion."""
     if not name() or not hook("judge"):
@@ -126,17 +116,17 @@ def is_behind(evaluation: Result, locked: Locked) -> bool:
     noted = registered.tags.get(CHAMPION)
     if not noted or champion() is not None:
         return False
-    return bool(version_of(noted) or models.find(noted))
+    return version_of(noted) is not None
 
 
 def _registered() -> Any:
     """The registered model, or None."""
-    return ask.get(client().get_registered_model, name())
+    return store.get(client().get_registered_model, name())
 
 
 def champion() -> Any:
     """The version that is champion, or None."""
-    return ask.get(client().get_model_version_by_alias, name(), CHAMPION)
+    return store.get(client().get_model_version_by_alias, name(), CHAMPION)
 
 
 def version_of(md5: str) -> Any:
@@ -153,12 +143,9 @@ def without_champion() -> str:
     registered = _registered()
     if registered is not None and version_of(registered.tags.get(CHAMPION, "none")):
         return f"{name()} has lost its alias {CHAMPION}: `dvc-mlflow sync` restores it"
-    ordered = sorted(versions, key=lambda version: int(version.version))
-    last = ordered[-1].tags.get(schema.EVALUATION)
     reasons = "; ".join(
         f"version {version.version} ({version.tags.get(schema.MODEL)}): {version.description}"
-        for version in ordered
-        if version.tags.get(schema.EVALUATION) == last
+        for version in sorted(versions, key=lambda version: int(version.version))[-MOST_TOLD:]
     )
     return f"{name()} has no {CHAMPION} in {store.name()}: {reasons}"
 
@@ -168,12 +155,10 @@ def judge(version: Any, evidence: Path) -> tuple[bool, str]:
     present = champion()
     if present is not None and present.version == version.version:
         return False, version.description or hook("judge")(evidence, None, None)[1]
-    if present is None:
-        moves, reason = hook("judge")(evidence, None, None)
-        return moves, reason
     with tempfile.TemporaryDirectory() as folder:
-        moves, reason = hook("judge")(evidence, present.version, _evidence_of(present, folder))
-        return moves, reason
+        against = _evidence_of(present, folder) if present else None
+        decision: tuple[bool, str] = hook("judge")(evidence, present and present.version, against)
+        return decision
 
 
 def _evidence_of(version: Any, folder: str) -> Path | None:

@@ -17,10 +17,7 @@ class Report:
 
     problems: dict[str, list[str]] = field(default_factory=dict)  # with the commits that have it
     missing: dict[str, None] = field(default_factory=dict)  # the paths of files
-    declared: set[str] = field(default_factory=set)
-    results: set[str] = field(default_factory=set)
-    undeclared: set[str] = field(default_factory=set)
-    states: int = 0
+    has_results: bool = False
     written: bool = False  # any run at all
 
     def add(self, read: Sequence[Project], commit: str | None = None) -> None:
@@ -29,26 +26,14 @@ class Report:
         Args:
             commit: To be named, where several are looked at.
         """
-        self.states += 1
         for project in read:
             for problem in project.problems:
                 self.fail(problem, commit)
-            for own, names in (
-                (self.declared, project),
-                (self.results, project.locked()),
-                (self.undeclared, project.undeclared),
-            ):
-                own.update(name_in(project.folder, name) for name in names)
+            self.has_results |= bool(project.locked())
 
     def fail(self, problem: str, commit: str | None = None) -> None:
         """Note a problem, once for all commits that have it."""
         self.problems.setdefault(problem, []).extend([commit] if commit else [])
-
-    @property
-    def is_silent(self) -> bool:
-        return bool(self.results) and not (
-            self.problems or self.missing or self.undeclared - self.results
-        )
 
     def end(self, last: str) -> None:
         """Print it.
@@ -59,12 +44,6 @@ class Report:
         Raises:
             StageError: Something could not be read, or a run lacks metrics or plots.
         """
-        if undeclared := sorted(self.undeclared - self.results):
-            print(
-                f"entries of dvc.lock that have no run, because dvc.yaml does not declare these "
-                f"stages with these outs any more: {len(undeclared)} ({some(undeclared)})",
-                file=sys.stderr,
-            )
         if self.missing:
             print(
                 f"{len(self.missing)} files are not here, and are only linked "
@@ -72,25 +51,18 @@ class Report:
                 "`dvc-mlflow sync --pull`",
                 file=sys.stderr,
             )
-        if not self.results and not self.problems:
-            print(f"note: {self._nothing()}", file=sys.stderr)
+        if not self.has_results and not self.problems:
+            print(
+                "note: nothing to show: no stage of a dvc.yaml has results in dvc.lock; `dvc stage "
+                "add` declares a stage, and `dvc repro` makes its results",
+                file=sys.stderr,
+            )
         for problem, commits in self.problems.items():
             more = f" and {len(commits) - 1} more" if commits[1:] else ""
             of = f"commit {commits[0][:10]}{more}: " if commits else ""
             print(f"error: {of}{problem}", file=sys.stderr)
         if self.problems:
             raise StageError(f"{len(self.problems)} problems{last}")
-
-    def _nothing(self) -> str:
-        """Why there are no results, and what makes some."""
-        if not self.states:
-            return "nothing to show: no commit has a dvc.lock; `dvc repro` writes it, git keeps it"
-        if self.declared:
-            return "nothing to show: no stage has results in dvc.lock yet; `dvc repro` makes them"
-        return (
-            "nothing to show: no dvc.yaml declares a stage, and a run is made of the results of "
-            "one; `dvc stage add` declares the command that you run"
-        )
 
 
 def some(names: Sequence[str], rest: str = " and others") -> str:

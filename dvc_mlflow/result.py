@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -41,11 +41,12 @@ class Result:
         """The tags that link a run to its outs; without any, one for everything that it read."""
         if self.state:
             return {schema.STATE: self.state}
-        return tags_of(self.outs) or {schema.READ: self.read}
+        outs = {named(f"{schema.OUT}{path}"): md5 for path, md5 in self.outs.items()}
+        return outs or {schema.READ: self.read}
 
     @property
     def read(self) -> str:
-        """A hash of everything that the stage read. Runs of earlier versions have it as well."""
+        """A hash of everything that the stage read."""
         everything = [self.project.as_posix(), self.stage, self.deps, self.params]
         return hashlib.md5(json.dumps(everything, sort_keys=True, default=str).encode()).hexdigest()
 
@@ -53,8 +54,3 @@ class Result:
 def made_by(results: Iterable[Result]) -> dict[str, str]:
     """The md5 of each out of these results, by path."""
     return {path: md5 for result in results for path, md5 in result.outs.items()}
-
-
-def tags_of(outs: Mapping[str, str]) -> dict[str, str]:
-    """The tags of a run for the contents of these outs."""
-    return {named(f"{schema.OUT}{path}"): md5 for path, md5 in outs.items()}

@@ -20,7 +20,7 @@ class Project:
     Attributes:
         folder: Its folder, from the root.
         repo: DVC's object for it.
-        problems, undeclared: See :class:`dvc_mlflow.declared.Declared`.
+        problems: One line for each stage or file that cannot be read.
 
     Args:
         files: Its dvc.yaml files, from the root.
@@ -34,7 +34,7 @@ class Project:
         self._of_commit = repo is not None
         self._declared = Declared(folder, files, self.repo)
         self._stages = self._declared.stages
-        self.problems, self.undeclared = self._declared.problems, self._declared.undeclared
+        self.problems = self._declared.problems
         self._made = {*self.outs()}
         self._above = {folder for path in self._made for folder in _above(path)}
 
@@ -90,7 +90,7 @@ class Project:
         outs = {whole(out.def_path): out for out in stage.dvc.outs}
         models = {path: declared.models[path] for path in outs if path in declared.models}
         there = {whole(path): md5 for path, md5 in deps.items() if md5}
-        settings, strip = self._settings(name, tracked), naming.stripped(hooks.settings())
+        settings, strip = self._settings(name, tracked), hooks.settings().get("strip", [])
         full, chosen = naming.names(settings, stage.item, strip)
         model = next(iter(models.values())) if len(models) == 1 else ""
         params = naming.names(settings, stage.item, strip, model)[0] if model else full

@@ -11,13 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from dvc_kit import files
-from dvc_mlflow import ask, curves, models, reasons, schema, shown, values, writers
-from dvc_mlflow.hooks import hook, settings
+from dvc_mlflow import curves, models, reasons, schema, shown, store, values, writers
+from dvc_mlflow.hooks import hook
 from dvc_mlflow.naming import cut
 from dvc_mlflow.result import Result
 from dvc_mlflow.shown import Shown
 from dvc_mlflow.store import client
-from dvc_mlflow.writers import Say, silent
 
 LARGEST_BATCH = 1_000  # metrics that MLflow takes in one call
 LARGEST_TEXT = 60_000  # characters of settings in one call, which may have 10^6 bytes in all
@@ -40,7 +39,7 @@ def start(
         schema.SOURCE_TYPE: "PROJECT",
         schema.PROCESS: writers.this_process(),
     }
-    for key, colors in (settings().get("colors", {}) | hook("colors", dict)()).items():
+    for key, colors in hook("colors", dict)().items():
         if color := colors.get(str(result.params.get(key))):
             described[schema.COLOR] = color
     if schema.COMMIT in tags:
@@ -83,7 +82,7 @@ def write(
     all_tags = {**tags, **_links(result, content, missing)}
     run_id = start(experiment_id, result, all_tags, name)
     try:
-        _log_contents(run_id, result, content, missing, silent)
+        _log_contents(run_id, result, content, missing)
         client().update_run(run_id, status="FINISHED")
     except BaseException:
         with contextlib.suppress(Exception):  # the first failure is reported
@@ -93,17 +92,14 @@ def write(
     return run_id
 
 
-def complete(run_id: str, result: Result, missing: Sequence[str] = (), say: Say = silent) -> None:
+def complete(run_id: str, result: Result, missing: Sequence[str] = ()) -> None:
     """Give a run that exists everything of a result that it lacks. See :func:`write`.
 
     The settings and metrics that it has stay as they are.
     """
-    say("local")
     content = shown.of_result(result, missing)
-    say("ready")
-    _log_contents(run_id, result, content, missing, say, client().get_run(run_id).data)
+    _log_contents(run_id, result, content, missing, client().get_run(run_id).data)
     log(run_id, tags=_links(result, content, missing))
-    say("ready")
 
 
 def log(
@@ -166,25 +162,21 @@ def _log_contents(
     result: Result,
     content: Shown,
     missing: Sequence[str],
-    say: Say,
     present: Any = None,
 ) -> None:
     """Log everything but the tags, and neither settings nor metrics that are ``present``."""
     _log_inputs(run_id, result)
-    say("ready")
     if content.files:
         _log_files(run_id, content.files)
-    say("ready")
     params, points = result.params, content.points
     if present:
         names, keys = values.told_apart(key for key, _, _ in points), values.told_apart(params)
         points = [point for point in points if names[point[0]] not in present.metrics]
         params = {key: params[key] for key in params if keys[key] not in present.params}
     log(run_id, params=params, metrics=points)
-    say("ready")
     for path in shown.models_of(result):
         if path not in missing:
-            models.complete(run_id, result, path, say)
+            models.complete(run_id, result, path)
 
 
 def _log_files(run_id: str, placed: Mapping[Path, Path]) -> None:
@@ -204,7 +196,6 @@ def _log_files(run_id: str, placed: Mapping[Path, Path]) -> None:
 def _log_inputs(run_id: str, result: Result) -> None:
     """Note the data that a stage reads. The digest of each file is its md5, as in dvc.lock."""
     from mlflow.entities import Dataset, DatasetInput, InputTag
-    from mlflow.exceptions import MlflowException
 
     def noted(path: str, md5: str, name: str, context: str, **more: str) -> DatasetInput:
         described = Dataset(
@@ -224,13 +215,7 @@ def _log_inputs(run_id: str, result: Result) -> None:
         for data in hook("datasets", lambda _: ())(result)
     ]  # fmt: skip
     inputs += [noted(path, result.deps[path], name, "dep") for path, name in result.data.items()]
-    if not inputs:
-        return
-    try:
-        client().log_inputs(run_id, datasets=inputs)
-    except MlflowException:
-        # MLflow looks for data and then adds it. If another run adds the same in between, that
-        # fails. Asked again, MLflow finds it.
+    if inputs:
         client().log_inputs(run_id, datasets=inputs)
 
 
@@ -240,7 +225,7 @@ def end_dead() -> None:
     Only runs of this machine are ended. Runs that `sync` began are deleted, because it writes them
     again.
     """
-    for run in ask.search("attributes.status = 'RUNNING'"):
+    for run in store.search("attributes.status = 'RUNNING'"):
         tags, run_id = run.data.tags, run.info.run_id
         if not writers.is_over(tags.get(schema.PROCESS, "")):
             continue

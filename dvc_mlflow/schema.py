@@ -1,7 +1,6 @@
 """Every name that we write into the stores of users, with its meaning.
 
-These names are a data format: none is ever renamed, because runs of years ago have it. All are of
-version 1.0.0. Runs that were written before it may lack RESULT, and sync adds it to them.
+These names are a data format: none is ever renamed, because runs of years ago have it.
 """
 
 # --- tags of a run ---

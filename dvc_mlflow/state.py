@@ -4,9 +4,7 @@ import json
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from dvc_mlflow import ask, models, reasons, schema, shown
-from dvc_mlflow.ask import search
-from dvc_mlflow.naming import named
+from dvc_mlflow import models, reasons, schema, shown, store
 from dvc_mlflow.result import Result
 from dvc_mlflow.store import client
 
@@ -14,19 +12,23 @@ FINISHED = f"attributes.status = 'FINISHED' and tags.{schema.STAGE} LIKE '%'"
 
 
 class Known:
-    """The finished runs of all stages and pipelines, read from the store at once."""
+    """The finished runs of all stages and pipelines, read from the store at once.
+
+    Attributes:
+        runs: By id.
+    """
 
     def __init__(self) -> None:
-        self._runs: dict[str, Any] = {}  # by id
+        self.runs: dict[str, Any] = {}
         self._by_tag: dict[tuple[str, str], dict[str, None]] = {}  # ids, the newest last
         self._above: dict[str, Any] = {}  # further runs that others lie below
         self._lost: dict[str, list[str]] = {}
         self._deleted: list[Any] | None = None
-        for run in reversed(search(FINISHED)):
+        for run in reversed(store.search(FINISHED)):
             self._insert(run)
 
     def _insert(self, run: Any) -> None:
-        self._runs[run.info.run_id] = run
+        self.runs[run.info.run_id] = run
         for link in run.data.tags.items():
             self._by_tag.setdefault(link, {})[run.info.run_id] = None
 
@@ -35,23 +37,19 @@ class Known:
         self._lost.pop(run_id, None)
         self._insert(client().get_run(run_id))
 
-    def all(self) -> list[Any]:
-        """Each run once."""
-        return list(self._runs.values())
-
     def _having(self, link: tuple[str, str]) -> list[Any]:
         """The runs with a tag, the newest first."""
-        runs = [self._runs[run_id] for run_id in reversed(self._by_tag.get(link, {}))]
+        runs = [self.runs[run_id] for run_id in reversed(self._by_tag.get(link, {}))]
         return [run for run in runs if link in run.data.tags.items()]
 
     def finished(self, result: Result) -> Any:
         """The newest run that shows a result, or None."""
-        return _showing(result, self._having(next(iter(result.links.items()))))
+        return _showing(result, self._having(next(iter(result.tags.items()))))
 
     def deleted(self, result: Result) -> Any:
         """The newest finished run of a result that was deleted, or None."""
         if self._deleted is None:
-            self._deleted = search(FINISHED, deleted=True)
+            self._deleted = store.search(FINISHED, deleted=True)
         return _showing(result, self._deleted)
 
     def of(self, result: Result) -> Any:
@@ -77,10 +75,10 @@ class Known:
     def above(self, run: Any) -> Any:
         """The run that another one lies below, whatever its state, or None."""
         run_id = run.data.tags.get(schema.PARENT)
-        if not run_id or run_id in self._runs:
-            return self._runs.get(run_id)
+        if not run_id or run_id in self.runs:
+            return self.runs.get(run_id)
         if run_id not in self._above:
-            self._above[run_id] = ask.get(client().get_run, run_id)
+            self._above[run_id] = store.get(client().get_run, run_id)
         return self._above[run_id]
 
     def lost_files(self, run: Any) -> list[str]:
@@ -133,37 +131,15 @@ def lost_files(run: Any) -> list[str]:
     ]
 
 
-def is_former(run: Any) -> bool:
-    """Whether a run was written by an earlier version, whose runs did not have their identity."""
-    return schema.RESULT not in run.data.tags
+def md5s_of(run: Any) -> frozenset[str]:
+    """The md5s of the outs that a run shows."""
+    return frozenset(md5 for tag, md5 in run.data.tags.items() if tag.startswith(schema.OUT))
 
 
 def _showing(result: Result, runs: Iterable[Any]) -> Any:
-    """The first of some runs that shows a result.
-
-    A run of an earlier version shows it if outs and settings are the same.
-    """
-    linked = [run for run in runs if result.links.items() <= run.data.tags.items()]
-    for run in linked:
-        if run.data.tags.get(schema.RESULT, "") == result.identity:
-            return run
-    return next((run for run in linked if is_former(run) and _agrees(run, result)), None)
-
-
-def _agrees(run: Any, result: Result) -> bool:
-    """Whether a complete run has the stage and the settings of a result.
-
-    The settings may have had other names. Those that the code of a stage logged may be any.
-    """
-    tags, params = run.data.tags, run.data.params
-    if not is_complete(run):
-        return False
-    settings = {named(key): str(value) for key, value in result.params.items()}
-    if tags.get(schema.READ) == result.read:
-        by_code = schema.PROCESS not in tags
-        return by_code or all(params.get(key, settings[key]) == settings[key] for key in settings)
-    of = (tags.get(schema.STAGE), tags.get(schema.PROJECT))
-    return of == (result.stage, result.project.as_posix()) and params == settings
+    """The first of some runs that shows a result, or None."""
+    tags = result.tags.items()
+    return next((run for run in runs if tags <= run.data.tags.items()), None)
 
 
 def _ended(run: Any) -> int:

@@ -1,17 +1,14 @@
 """``status``: the results that have no run, and the runs whose results no commit holds."""
 
 import contextlib
-from typing import Any
 
 from dvc_kit.errors import StageError
-from dvc_mlflow import history, projects, schema, store, upkeep
+from dvc_mlflow import history, projects, schema, store
 from dvc_mlflow.git import GitError
-from dvc_mlflow.report import Report, name_of
-from dvc_mlflow.result import Result, tags_of
-from dvc_mlflow.state import Known
+from dvc_mlflow.report import Report, name_of, some
+from dvc_mlflow.result import Result
+from dvc_mlflow.state import Known, md5s_of
 from dvc_mlflow.sync import State, Work, state_of
-
-MOST_NAMED = 5  # results
 
 
 def status() -> None:
@@ -21,7 +18,6 @@ def status() -> None:
         StageError: At least one result has no run, or something could not be read.
     """
     store.find_experiment()
-    upkeep.note_move()
     behind, known, report = list[Result](), Known(), Report()
     with state_of(None) as current:
         report.add(current.projects)
@@ -34,10 +30,9 @@ def status() -> None:
         _print_uncommitted(known, current)
     unwritten = ""
     if behind:
-        names = ", ".join(name_of(result) for result in behind[:MOST_NAMED])
-        more = f" and {len(behind) - MOST_NAMED} more" if behind[MOST_NAMED:] else ""
+        names = some([name_of(result) for result in behind], f" and {len(behind) - 3} more")
         unwritten = (
-            f"no complete run for {names}{more} in {store.name()}: `dvc-mlflow sync` writes them, "
+            f"no complete run for {names} in {store.name()}: `dvc-mlflow sync` writes them, "
             "or says why it cannot"
         )
     report.end(f"; {unwritten}" if unwritten else "")
@@ -47,26 +42,16 @@ def status() -> None:
 
 def _print_uncommitted(known: Known, current: State) -> None:
     """Print the runs with results that neither a commit nor this checkout holds."""
-    results = (result for read in current.projects for result in read.locked().values())
-    held = {*tags_of(current.made).items(), *((schema.RESULT, its.identity) for its in results)}
-    apart = {run: links for run in known.all() if not (links := _links(run)) <= held}
-    wanted = frozenset(frozenset(md5 for _, md5 in _outs(run)) for run in apart)
+    held = {its.identity for read in current.projects for its in read.locked().values()}
+    apart = {
+        run: md5s
+        for run in known.runs.values()
+        if run.data.tags.get(schema.RESULT, "") not in {*held, ""} and (md5s := md5s_of(run))
+    }
     with contextlib.suppress(GitError):  # there is no history
-        for holder in history.holders(wanted) if wanted else ():
-            held |= {(schema.RESULT, identity) for identity in holder.results}
-            for outs in holder.stages.values():
-                held |= tags_of(outs).items()
-    for run, links in apart.items():
-        if not links <= held:
+        for lock in history.locks(frozenset().union(*apart.values())) if apart else ():
+            held |= lock.results
+    for run in apart:
+        if run.data.tags[schema.RESULT] not in held:
             stage = run.data.tags[schema.STAGE]
             print(f"no commit holds the results of run {run.info.run_id} ({stage})")
-
-
-def _links(run: Any) -> set[tuple[str, str]]:
-    """The tags of a run with outs that a commit must hold: its result, or else its outs."""
-    outs, result = _outs(run), run.data.tags.get(schema.RESULT)
-    return {(schema.RESULT, result)} if outs and result else outs
-
-
-def _outs(run: Any) -> set[tuple[str, str]]:
-    return {link for link in run.data.tags.items() if link[0].startswith(schema.OUT)}

@@ -6,37 +6,28 @@ import os
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, unquote
 
 from dvc_kit.commands import quoted
 from dvc_kit.errors import StageError
-from dvc_mlflow import database, pages, projects
+from dvc_mlflow import database, projects
 from dvc_mlflow.hooks import settings
 
 
-@dataclass(frozen=True)
-class Experiment:
-    """The experiment for one DVC project."""
-
-    name: str
-    description: str
-
-
-def experiment(project: Path = projects.MAIN) -> Experiment:
-    """The experiment of a project. Each has its own, because MLflow first shows only 100 runs."""
+def experiment(project: Path = projects.MAIN) -> str:
+    """The name of the experiment of a project. Each has its own, because MLflow first shows only
+    100 runs."""
     chosen = os.environ.get("MLFLOW_EXPERIMENT_NAME") or settings().get("experiment")
-    name, text = chosen or root().name, f"The runs of the stages in {project / 'dvc.yaml'}"
-    return Experiment(
-        name if project == projects.MAIN else f"{name}-{project.as_posix()}",
-        pages.settings_of(project).get("description", text),
-    )
+    own = "" if project == projects.MAIN else f"-{project.as_posix()}"
+    return f"{chosen or root().name}{own}"
 
 
 # MLflow's codes for something that the store does not have
 NOT_THERE = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
+
+PAGE = 1_000  # runs that are asked for at a time
 
 NONE, OLDER, RIGHT = "none", "older", "right"  # tables in a store
 
@@ -104,10 +95,6 @@ def apply_settings() -> None:
     """Set MLflow's settings, before it is imported. Those of the environment win."""
     for variable, value in SETTINGS.items():
         os.environ.setdefault(variable, value)
-    # A proxy of the environment is for other machines
-    direct = os.environ.get("no_proxy") or os.environ.get("NO_PROXY") or ""
-    if "127.0.0.1" not in direct and direct != "*":
-        os.environ["no_proxy"] = ",".join(filter(None, [direct, "localhost,127.0.0.1,::1"]))
     if registry_uri := os.environ.get("MLFLOW_REGISTRY_URI"):
         os.environ["MLFLOW_REGISTRY_URI"] = _well_formed(registry_uri)
 
@@ -166,7 +153,7 @@ def find_experiment(project: Path = projects.MAIN, make: bool = False) -> str | 
         if state == NONE and not make:
             _lacking.add(uri())
             return None
-        present = MlflowClient().get_experiment_by_name(experiment(project).name)
+        present = MlflowClient().get_experiment_by_name(experiment(project))
     if present is None:
         return None
     experiment_id: str = present.experiment_id
@@ -178,16 +165,11 @@ def find_experiment(project: Path = projects.MAIN, make: bool = False) -> str | 
     return experiment_id
 
 
-def is_there() -> bool:
-    """Whether there is a store, as :func:`find_experiment` found it."""
-    return uri() not in _lacking
-
-
 def client() -> Any:
     """MLflow's client. For a store that is not there, it is one that finds nothing."""
     from mlflow import MlflowClient
 
-    return MlflowClient() if is_there() else _Nothing()
+    return _Nothing() if uri() in _lacking else MlflowClient()
 
 
 class _Nothing:
@@ -219,6 +201,27 @@ def every(search: Callable[..., Any], *of: Any, **more: Any) -> Iterator[Any]:
         yield from page
         if not (token := page.token):
             return
+
+
+def get(request: Callable[..., Any], *of: Any) -> Any:
+    """What a request for one thing answers, or None if the store does not have it."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return request(*of)
+    except MlflowException as error:
+        if error.error_code in NOT_THERE:
+            return None
+        raise
+
+
+def search(condition: str, deleted: bool = False) -> list[Any]:
+    """The runs of all experiments that meet a condition, the newest first; or the deleted ones."""
+    from mlflow.entities import ViewType
+
+    view = ViewType.DELETED_ONLY if deleted else ViewType.ACTIVE_ONLY
+    ids = [experiment.experiment_id for experiment in every(client().search_experiments)]
+    return [*every(client().search_runs, ids, condition, view, PAGE)] if ids else []
 
 
 @contextmanager

@@ -2,12 +2,10 @@
 
 import contextlib
 import re
-import shlex
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from tqdm import tqdm
 
@@ -27,7 +25,6 @@ from dvc_mlflow import (
     upkeep,
 )
 from dvc_mlflow.content import Content
-from dvc_mlflow.naming import named
 from dvc_mlflow.report import Report, name_in, name_of, some
 from dvc_mlflow.result import Result, made_by
 from dvc_mlflow.results import Project, changing
@@ -42,11 +39,11 @@ class State:
     commit: str | None
     projects: list[Project]
     tags: Mapping[str, str]  # for runs that are written from it
-    made: dict[str, str] = field(init=False)  # the md5 of each out
 
-    def __post_init__(self) -> None:
-        results = (result for read in self.projects for result in read.locked().values())
-        self.made = made_by(results)
+    @property
+    def made(self) -> dict[str, str]:
+        """The md5 of each out."""
+        return made_by(result for read in self.projects for result in read.locked().values())
 
 
 @contextlib.contextmanager
@@ -73,7 +70,7 @@ def sync(
     dry: bool = False,
     pull: bool = False,
     project: Path | None = None,
-) -> bool:
+) -> None:
     """Give every result in dvc.lock a finished run with its files and models, and connect the runs.
 
     Args:
@@ -84,19 +81,15 @@ def sync(
         pull: Fetch files that are not in the cache from the remote.
         project: The folder of the only project whose runs are written.
 
-    Returns:
-        Whether another sync of the same state would write and say nothing, whatever files come.
-
     Raises:
         StageError: Something could not be read.
     """
     many = all or since is not None
     commits = history.commits(since) if many else [git.commit_of(rev) if rev else None]
-    report, claimed, lasting, said = Report(), False, True, set[str]()
+    report, claimed, said = Report(), False, set[str]()
     if not dry:
         upkeep.settle()
     store.find_experiment()
-    upkeep.note_move()
     if not dry:
         runs.end_dead()
     with contextlib.ExitStack() as stack:
@@ -107,9 +100,11 @@ def sync(
                 report.add(chosen, commit if many else None)
                 for read in chosen:
                     work = Work(read, current, known, report, many, pull and not dry)
-                    lasting = lasting and not work.content.was_missing
                     if dry:
-                        work.announce(said)
+                        for result in work.behind:
+                            if result.identity not in said:
+                                print(f"would log the run of {name_of(result)}")
+                            said.add(result.identity)
                     elif work.is_due():
                         if not claimed:
                             upkeep.open_store(read.folder)
@@ -121,7 +116,6 @@ def sync(
     report.end(
         "" if dry else f"; {'all other runs are' if report.written else 'no run is'} written"
     )
-    return lasting and report.is_silent
 
 
 class Work:
@@ -152,16 +146,9 @@ class Work:
         ]
         report.written |= len(self.behind) < len(self.locked)
 
-    def former(self) -> list[tuple[Result, Any]]:
-        """The results whose runs are of an earlier version and do not tell which they show."""
-        finished = ((result, self.known.finished(result)) for result in self.locked.values())
-        return [(result, run) for result, run in finished if run and state.is_former(run)]
-
     def is_due(self) -> bool:
         """Whether anything has to be written."""
-        return bool(self.behind or self.former()) or pipeline.is_apart(
-            self.project, self.locked, self.known
-        )
+        return bool(self.behind) or pipeline.is_apart(self.project, self.locked, self.known)
 
     @contextlib.contextmanager
     def _alone(self, name: str) -> Iterator[None]:
@@ -181,23 +168,6 @@ class Work:
         for reason, names in self.refused.items():
             self.report.fail(f"{some(names, f' and {len(names) - 3} more')}: {reason}", self.commit)
 
-    def announce(self, said: set[str]) -> None:
-        """Print what :meth:`write` would do.
-
-        Args:
-            said: The results and runs that were announced for other states.
-        """
-        with self._refusing():
-            for result in self.behind:
-                if result.identity not in said:
-                    with self._alone(name_of(result)):
-                        with self.content.laid(shown.wanted(result)) as missing:
-                            shown.of_result(result, missing)  # fails where that cannot be read
-                        print(f"would log the run of {name_of(result)}")
-        if marked := {run.info.run_id for _, run in self.former()} - said:
-            print(f"would mark {len(marked)} runs of an earlier version")
-        said |= {*marked, *(result.identity for result in self.behind)}
-
     def write(self) -> None:
         """Write everything that is lacking."""
         folder, logged = self.project.folder, list[str]()
@@ -212,8 +182,6 @@ class Work:
                         self.report.written = True
             finally:
                 _print_logged(logged)
-            self._mark()
-            self._print_elsewhere(experiment_id)
             with self._alone(name_in(folder, schema.PIPELINE)):
                 # A model that was logged anew has no scores yet
                 if self.behind or pipeline.is_apart(self.project, self.locked, self.known):
@@ -221,18 +189,6 @@ class Work:
                         pipeline.connect(
                             experiment_id, self.project, self.locked, self.known, missing
                         )
-
-    def _mark(self) -> None:
-        """Give the runs of an earlier version the tag and the settings of their results."""
-        former = self.former()
-        for result, run in former:
-            params = {k: v for k, v in result.params.items() if named(k) not in run.data.params}
-            runs.log(run.info.run_id, params=params, tags=result.tags)
-            self.known.add(run.info.run_id)
-        if former:
-            print(
-                f"marked {len(former)} runs of an earlier version with the results that they show"
-            )
 
     def _complete(self, experiment_id: str, result: Result) -> bool:
         """Give a result its finished run, with all files that can be had; whether it had none."""
@@ -257,20 +213,6 @@ class Work:
             tags = {**self.state.tags, schema.BACKFILLED: "true"}
             self.known.add(runs.write(experiment_id, result, tags, missing))
             return True
-
-    def _print_elsewhere(self, experiment_id: str) -> None:
-        """Print which runs of the stages' own code are in another experiment, and what to do."""
-        apart: dict[str, list[str]] = {}
-        for run in map(self.known.finished, self.behind):
-            if run is not None and run.info.experiment_id != experiment_id:
-                apart.setdefault(run.info.experiment_id, []).append(run.data.tags[schema.STAGE])
-        ours = store.experiment(self.project.folder).name
-        for other, stages in apart.items():
-            theirs = client().get_experiment(other).name
-            print(
-                f"the code of {some(stages)} logs to the experiment {theirs}, and sync to {ours}: "
-                f"`MLFLOW_EXPERIMENT_NAME={shlex.quote(ours)} dvc repro` lets it log there as well"
-            )
 
 
 def _print_logged(names: list[str]) -> None:

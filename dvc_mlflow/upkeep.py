@@ -2,10 +2,12 @@
 its folder."""
 
 import contextlib
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from dvc_kit.commands import output_of
 from dvc_kit.errors import StageError
 from dvc_mlflow import database, pages, projects, schema, store
 from dvc_mlflow.git import git
@@ -21,14 +23,16 @@ def open_store(project: Path = projects.MAIN) -> str:
     from mlflow.exceptions import MlflowException
 
     ignore()
-    wanted = store.experiment(project)
+    text = f"The runs of the stages in {project / projects.DECLARATION}"
     tags = {
-        schema.NOTE: wanted.description,
+        schema.NOTE: pages.settings_of(project).get("description", text),
         schema.KIND: "custom_model_development",  # opened for model training
         **pages.views(project),
     }
     try:
-        made: str = store.client().create_experiment(wanted.name, store.location(), tags)
+        made: str = store.client().create_experiment(
+            store.experiment(project), store.location(), tags
+        )
     except MlflowException:  # another machine was first
         if experiment_id := store.find_experiment(project, make=True):
             return experiment_id
@@ -52,38 +56,30 @@ def settle() -> None:
                 f"{mlflow.__version__}, and an older one cannot read them any more",
                 flush=True,
             )
-            database.upgrade(uri())
+            output_of([sys.executable, "-m", "mlflow", "db", "upgrade", uri()])
+    store.find_experiment()
     for folder in follow():
         print(f"this folder was moved from {folder}: its artifacts are kept here now")
 
 
 def follow(project: Path = projects.MAIN) -> list[Path]:
-    """Keep the artifacts of a folder that was moved where it is now; the folders where it was."""
-    folders = _moved(project)
+    """Keep the artifacts of a folder that was moved or copied where it is now; the folders where a
+    store in a file has looked for them. Another checkout may share a store that lies elsewhere."""
+    file, found = database.path_of(uri()), dict[Path, None]()
+    if not file or not uri().startswith(database.PREFIX) or "file:" in uri():
+        return []  # the latter can only be read
+    own = file.resolve().is_relative_to(store.root())
+    for folder in (project, *projects.find()):
+        present = store.get(store.client().get_experiment_by_name, store.experiment(folder))
+        kept = str(present and database.path_of(present.artifact_location))
+        if place := re.fullmatch(r"(/.+)/(mlartifacts|mlruns/\d+)", kept):
+            before = Path(place[1])
+            if before.resolve() != store.root() and (own or not before.exists()):
+                found[before] = None
     with store.creating():
-        for folder in folders:
-            database.follow(uri(), folder, store.root())
-    return folders
-
-
-def _moved(project: Path = projects.MAIN) -> list[Path]:
-    if uri().startswith(f"{database.PREFIX}file:"):  # can only be read
-        return []
-    return database.moved(
-        uri(),
-        store.root(),
-        lambda: {store.experiment(folder).name for folder in (project, *projects.find())},
-    )
-
-
-def note_move() -> None:
-    """For a command that only reads: that the store does not know where its folder is now."""
-    for folder in _moved() if store.is_there() else ():
-        print(
-            f"note: this folder was moved from {folder}, where {store.name()} looks for its "
-            "artifacts: `dvc-mlflow sync` lets it look here",
-            file=sys.stderr,
-        )
+        for folder in found:
+            database.follow(file, folder, store.root())
+    return [*found]
 
 
 def ignore() -> None:

@@ -1,21 +1,21 @@
 """Values as MLflow takes them, and one line about each that it cannot hold as it is."""
 
 import functools
-import itertools
 import math
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from dvc_kit import files
 from dvc_kit.errors import StageError, shortened
-from dvc_mlflow.naming import cut, leaves, marked, named
+from dvc_mlflow.naming import cut, flat, marked, named
 
 LONGEST_PARAM, LONGEST_TAG = 6_000, 8_000  # characters that MLflow keeps; it cuts off the rest
 LONGEST_NAME = 250  # characters of the name of a run that every database takes
 TREES = (".json", ".yaml", ".yml", ".toml")
 NOT_FINITE = ("nan", "inf", "infinity")  # DVCLive writes such texts for numbers
-MOST_NAMED = 10  # keys in one line
+LONGEST_LIST = 200  # characters
 
 
 @functools.cache  # the run over all stages has the same files as theirs
@@ -81,55 +81,39 @@ def of_file(path: Path) -> dict[str, float]:
             raise
         note(f"{path} is no JSON, YAML or TOML: its metrics are not in MLflow")
         return {}
-    found: dict[str, float] = {}
-    others: list[str] = []
-    first: set[str] = set()
-    for parts, value in leaves(tree):
-        key = ".".join(map(str, parts)) if parts else path.stem
-        if key in first:  # {"a.b": 1, "a": {"b": 2}}
-            new = marked(key, len(key) + 9, parts)
-            note(f"{path} has two values {key}: the second is called {new} in MLflow")
-            key = new
-        first.add(key)
-        if not isinstance(value, list | int | float) and not is_not_finite(value):
-            others.append(key)
-        elif not isinstance(value, list):
-            try:
-                found[key] = float(value)
-            except OverflowError:
-                note(f"{path}: {key} is too large for a number of MLflow")
-                continue
-            if isinstance(value, int) and found[key] != value:
-                note(f"{path}: {key} is {value}, and {int(found[key])} in MLflow")
-            elif changed := stored(found[key]):
-                note(f"{path}: {key} is {value}, and {changed} in MLflow")
+    named = {key or path.stem: value for key, value in flat(tree).items()}
+    found = only_numbers(named)
+    others = [key for key in named if key not in found and not isinstance(named[key], list)]
+    for key, value in found.items():
+        if changed := stored(value):
+            note(f"{path}: {key} is {value}, and {changed} in MLflow")
     if others:
-        keys = ", ".join(others[:MOST_NAMED]) + (" and others" if others[MOST_NAMED:] else "")
+        keys = shortened(", ".join(others), LONGEST_LIST)
         note(f"{path}: {keys} {'are no numbers' if others[1:] else 'is no number'} for MLflow")
     return found
 
 
 def only_numbers(metrics: Mapping[str, Any]) -> dict[str, float]:
     """The numbers of a mapping, by their flat keys. See :func:`of_file`, which names the others."""
-    found = {}
-    for parts, value in leaves(metrics):
-        if isinstance(value, int | float) or is_not_finite(value):
-            try:
-                found[".".join(map(str, parts))] = float(value)
-            except OverflowError:
-                continue
-    return found
+    return {
+        key: as_float(value)
+        for key, value in flat(metrics).items()
+        if isinstance(value, int | float)
+        or (isinstance(value, str) and value.strip().lower().lstrip("+-") in NOT_FINITE)
+    }
 
 
-def is_not_finite(text: Any) -> bool:
-    return isinstance(text, str) and text.strip().lower().lstrip("+-") in NOT_FINITE
+def as_float(number: Any) -> float:
+    try:
+        return float(number)
+    except OverflowError:
+        return math.inf if number > 0 else -math.inf
 
 
 def stored(value: float) -> str:
     """What MLflow makes of a number that it does not keep; empty for one that it keeps."""
-    if math.isinf(value):
-        return "1.7976931348623157e+308" if value > 0 else "-1.7976931348623157e+308"
-    return "0.0" if value == 0 and math.copysign(1, value) < 0 else ""
+    most = "1.7976931348623157e+308"
+    return (most if value > 0 else f"-{most}") if math.isinf(value) else ""
 
 
 # --- names ---
@@ -144,21 +128,14 @@ def joined(of_files: Mapping[Path, Mapping[str, Any]]) -> dict[str, Any]:
         short = file.with_suffix("")
         path = (short if plain.count(short) == 1 else file).parts
         found |= {(*path, key): value for key, value in values.items()}
-    same: dict[str, list[tuple[str, ...]]] = {}
+    same: dict[str, list[str]] = {}
     for *above, key in found:
-        same.setdefault(key, []).append(tuple(above))
-    shared = {key: _shared(paths) for key, paths in same.items()}
+        same.setdefault(key, []).append("/".join(above))
+    shared = {key: len(Path(os.path.commonpath(paths)).parts) for key, paths in same.items()}
     return {
         name_of(above[min(shared[key], len(above) - 1) :], key) if same[key][1:] else key: value
         for (*above, key), value in found.items()
     }
-
-
-def _shared(paths: Sequence[tuple[str, ...]]) -> int:
-    """How many first parts all paths have in common."""
-    first, last = min(paths), max(paths)
-    same = (a == b for a, b in zip(first, last, strict=False))
-    return sum(itertools.takewhile(bool, same))
 
 
 def name_of(path: Sequence[str], key: str) -> str:

@@ -16,12 +16,12 @@ NEWEST = 100  # runs that the links are chosen from
 OF_SERVER = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
 
 
-def links(ui: str = addresses.UI, update: bool = True) -> str:
-    """The addresses of the runs and the charts of each project, one per line.
+def links(ui: str = addresses.UI) -> str:
+    """The addresses of the runs and the charts of each project, one per line. Their views are
+    written.
 
     Args:
         ui: The address of the UI, for a store without a server.
-        update: Write the views that the addresses lead to. Otherwise those that are there count.
     """
     lines = []
     for folder, files in projects.find().items():
@@ -36,10 +36,9 @@ def links(ui: str = addresses.UI, update: bool = True) -> str:
             continue
         lines.append((f"{title}runs", addresses.overview(experiment_id, ui)))
         drawn = [run for run in newest if addresses.curves_of(run)]
-        if update:
-            with contextlib.suppress(Exception):  # a store that can only be read
-                curves = addresses.curves_of(drawn[0]) if drawn else []
-                upkeep.show_views(folder, experiment_id, curves=curves)
+        with contextlib.suppress(Exception):  # a store that can only be read
+            curves = addresses.curves_of(drawn[0]) if drawn else []
+            upkeep.show_views(folder, experiment_id, curves=curves)
         if pages.CHARTS in store.client().get_experiment(experiment_id).tags:
             lines.append((f"{title}charts", addresses.overview(experiment_id, ui, pages.CHARTS)))
         # The runs of one state of dvc.lock have one parent. A run that did not end well has none
@@ -49,13 +48,6 @@ def links(ui: str = addresses.UI, update: bool = True) -> str:
         if together := addresses.comparison(beside[::-1], ui):
             lines.append((f"{title}compared", together))
     return "\n".join(f"{name:14} {address}" for name, address in lines)
-
-
-def print_links() -> None:
-    text = links(update=False)
-    print(text)
-    if addresses.UI in text:
-        addresses.print_how_to_open()
 
 
 def show(port: str = "") -> None:
@@ -69,8 +61,7 @@ def show(port: str = "") -> None:
         StageError: The server ended.
     """
     if store.is_remote(store.uri()):
-        home = f"/#/?{addresses.workspace()}" if addresses.workspace() else ""
-        print(f"The tracking server has the UI: {store.name().rstrip('/')}{home}", flush=True)
+        print(f"The tracking server has the UI: {store.name().rstrip('/')}", flush=True)
         try:
             with reasons.explained():
                 print(links())

@@ -5,15 +5,7 @@ import functools
 import getpass
 import hashlib
 import socket
-from collections.abc import Callable
 from pathlib import Path
-
-# Tells whoever waits what is done: `ready` around a request to the store, `local` before long work
-Say = Callable[[str], None]
-
-
-def silent(line: str) -> None:
-    """Default progress callback: does nothing."""
 
 
 def user() -> str:

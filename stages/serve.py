@@ -142,10 +142,10 @@ def build(what: str, folder: Path) -> tuple[str, str]:
     """
     model = find.logged_model(what)
     md5, path = model.tags.get("md5", ""), model.tags.get("file", "")
-    holding = [holder for holder in history.holders() if holder.holds({path: md5})]
+    holding = history.commits_naming(md5) if md5 else []
     if not holding:
         raise StageError(f"{what} is refused: its bytes match no dvc.lock of this history")
-    commit = holding[0].first
+    commit = holding[-1]
     with sync.state_of(commit) as state:
         [(project, results)] = [
             (project, results)

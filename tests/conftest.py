@@ -106,7 +106,7 @@ def forget_the_folder() -> None:
 
 
 def forget_the_history() -> None:
-    for remembered in (history.holders, history._blobs, history._repo):
+    for remembered in (history.locks, history._blobs, history._repo):
         remembered.cache_clear()
 
 

@@ -217,7 +217,7 @@ def test_an_environment_that_worked_outlives_old_commits_failures_and_kills_offl
 # --- what a user gives to make ---
 
 GIVEN_TO = (
-    *("WHAT=find", "REV=sync", "KEY=verify", "ATTEST=verify", "SCHEDULER=worker", "WORKERS=worker"),
+    *("WHAT=find", "REV=sync", "ATTEST=verify", "SCHEDULER=worker", "WORKERS=worker"),
     *("MODEL=serve", "PORT=serve", "PORT=ui", "PORT=scheduler", "ENGINE=study", "AUDIT=study"),
     *("MIRROR=repro", "VENV=attest", "PYTHON=environment"),
 )

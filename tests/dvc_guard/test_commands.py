@@ -17,7 +17,6 @@ def repository(tmp_path) -> Clone:
     [
         ("", 2, "the following arguments are required: command; `dvc-guard --help` shows what"),
         ("damage remove", 2, "unrecognized arguments: remove; "),
-        ("verify --key", 2, "argument --key: expected one argument; `dvc-guard verify --help`"),
         ("mend --project no", 2, "no is not the folder of a DVC project; here are ."),
         ("attest", 1, "reports/rebuilds is empty: "),
         ("damage", 0, ""),

@@ -1,7 +1,6 @@
 """What was damaged is found, named and told apart from what is only missing."""
 
 import json
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import chdir
 from pathlib import Path
 
@@ -24,15 +23,17 @@ def folder(tmp_path, monkeypatch):
     return tmp_path
 
 
-def write_lock(content: dict[str, bytes], text: str = "schema: '2.0'\nstages:\n") -> None:
+def write_lock(content: dict[str, bytes]) -> None:
     """The outs of a stage each, and a dvc.lock that holds them."""
-    files.write_text(Path("dvc.yaml"), "stages: {}")
     files.write_text(Path(".dvc/config"), "")
+    declared, locked = {}, {}
     for path, body in content.items():
         files.write_bytes(Path(path), body)
-        out = f"  make-{Path(path).name}:\n    cmd: make\n    outs:\n    - path: {path}\n"
-        text += f"{out}      md5: {files.md5(Path(path))}\n"
-    Path("dvc.lock").write_text(text, encoding="utf-8")
+        stage = f"make-{Path(path).name}"
+        declared[stage] = {"cmd": "make", "outs": [path]}
+        locked[stage] = {"cmd": "make", "outs": [{"path": path, "md5": files.md5(Path(path))}]}
+    files.write_text(Path("dvc.yaml"), json.dumps({"stages": declared}))
+    files.write_text(Path("dvc.lock"), json.dumps({"schema": "2.0", "stages": locked}))
 
 
 # --- damage ---
@@ -191,19 +192,6 @@ def test_mend_repairs_each_project_and_checks_the_settings_first(monkeypatch, tm
     assert project.git("status", "--porcelain") == ""
 
 
-def test_stages_that_start_together_keep_whole_copies_of_the_locks():
-    write_lock({"a": b"1"})
-
-    def start(stage: str) -> None:
-        for _ in range(20):
-            with alone.holding(stage):
-                pass
-
-    with ThreadPoolExecutor(4) as pool:
-        list(pool.map(start, ["prepare", "train_lenet5", "train_mlp", "evaluate"]))
-    assert alone.copy_of(Path("dvc.lock")).read_bytes() == Path("dvc.lock").read_bytes()
-
-
 WHOLE = "{stages: {one: {cmd: make, outs: [{path: a, md5: 1}]}}}"
 UNREADABLE = [None, "", "stages:", "stages: {a: b}", "[]", "a: [", "\t", "\0"]
 TORN = [  # which can be read, although an entry is not whole
@@ -222,7 +210,7 @@ def test_a_lock_is_whole_or_is_named_and_mended(text, capsys):
     path = Path("dvc.lock")
     if text is not None:
         path.write_text(text, encoding="utf-8")
-    if text in UNREADABLE:
+    if text in UNREADABLE and text != "stages: {a: b}":  # in which no stage is the declared one
         with pytest.raises(
             StageError, match=r"^dvc\.lock cannot be read \(.*\): `git checkout dvc"
         ):
@@ -259,14 +247,3 @@ def test_a_torn_list_of_running_commands_is_removed_unless_one_is_running(conten
     mend.mend_rwlock(path)
     assert not path.exists()
     assert capsys.readouterr().out == "rwlock could not be read; it is removed\n"
-
-
-def test_a_folder_is_in_git_where_it_or_one_above_it_is_a_repository(folder, monkeypatch):
-    below = folder / "a" / "b"
-    below.mkdir(parents=True)
-    monkeypatch.chdir(below)
-    assert not mend.is_in_git()
-    (folder / ".git").mkdir()
-    assert mend.is_in_git()
-    monkeypatch.chdir(folder)
-    assert mend.is_in_git()

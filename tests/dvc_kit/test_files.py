@@ -2,7 +2,6 @@
 errors are one line."""
 
 import hashlib
-import json
 import os
 import subprocess
 import sys
@@ -15,7 +14,7 @@ from dvc_data.hashfile.db import HashFileDB
 from dvc_objects.fs.local import LocalFileSystem
 
 from dvc_kit import files
-from dvc_kit.errors import InputError, StageError, main_function, one_line
+from dvc_kit.errors import InputError, StageError, main_function
 from dvc_mlflow import curves
 
 
@@ -81,24 +80,6 @@ def test_two_processes_that_write_one_path_at_once_both_succeed_and_each_reader_
     assert [path.name for path in folder.iterdir()] == ["shared"]
 
 
-TREE = {"a": {"b": 1.5, "ä": [1, 2]}, "c": "x"}
-
-
-@pytest.mark.parametrize(
-    ("name", "text"),
-    [
-        ("a.json", json.dumps(TREE)),
-        ("a.json", f"\ufeff{json.dumps(TREE)}"),  # as Windows writes it
-        ("a.yaml", "a: {b: 1.5, ä: [1, 2]}\nc: x\n"),
-        ("a.yml", "a:\n  b: 1.5\n  ä:\n  - 1\n  - 2\nc: x\n"),
-        ("a.toml", 'c = "x"\n[a]\nb = 1.5\n"ä" = [1, 2]\n'),
-    ],
-)
-def test_a_file_of_settings_or_metrics_has_the_same_content_in_each_format(name, text):
-    Path(name).write_text(text, encoding="utf-8")
-    assert files.read_tree(Path(name)) == TREE
-
-
 def deep(levels: int) -> bytes:
     return b"[" * levels + b"]" * levels
 
@@ -133,23 +114,6 @@ def test_a_file_that_cannot_be_read_is_one_line_that_names_it(name, content):
         files.read_tree(Path(name))
 
 
-@pytest.mark.parametrize(
-    ("name", "content"),
-    [
-        ("a.json", deep(100)),
-        ("a.json", b'["\\"' + b"[" * 500 + b'"]'),
-        ("a.yaml", b"- " * 100 + b"a"),
-        ("a.yaml", b"a: |\n" + b" " * 200 + b"[" * 500),
-        ("a.yaml", b"".join(b"a%d: '[0, 1)'\n" % at for at in range(500))),
-        ("a.toml", b"a = [" + b"0.1, " * 500 + b"]"),
-        ("a.toml", b'a = """' + b"[" * 500 + b'"""'),
-    ],
-)
-def test_a_file_that_is_not_too_deep_is_read(name, content):
-    Path(name).write_bytes(content)
-    assert files.read_tree(Path(name))
-
-
 # --- tables ---
 
 
@@ -167,15 +131,6 @@ def test_a_file_that_is_not_too_deep_is_read(name, content):
 def test_a_table_has_the_same_columns_in_each_format_of_dvc(name, text):
     Path(name).write_bytes(text.encode())
     assert curves.read(Path(name)) == {"n": ["1", "2"], "y, z": ["a", ""]}
-
-
-@pytest.mark.parametrize(
-    ("name", "text"),
-    [("t.csv", ""), ("t.csv", "x,y\n"), ("t.json", '{"a": [1, 2]}'), ("t.yaml", "")],
-)
-def test_a_file_without_rows_has_no_columns(name, text):
-    Path(name).write_text(text, encoding="utf-8")
-    assert curves.read(Path(name)) == {}
 
 
 def test_the_md5_of_a_folder_leaves_out_the_files_that_dvc_ignores(folder):
@@ -245,16 +200,3 @@ def test_a_failure_is_its_line_and_its_exit_code(error, code, capsys):
         main()
     assert ended.value.code == code
     assert capsys.readouterr() == ("begun\n", "error: it is so\n")
-
-
-def test_a_mistake_of_the_code_keeps_its_traceback():
-    @main_function
-    def main() -> None:
-        raise ZeroDivisionError
-
-    with pytest.raises(ZeroDivisionError):
-        main()
-
-
-def test_an_error_of_many_lines_becomes_one():
-    assert one_line(ValueError("a\n  b\t c\n")) == "a b c"

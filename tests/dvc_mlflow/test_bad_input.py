@@ -5,24 +5,10 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from repositories import COMMAND, Here, make_repository
+from repositories import COMMAND, Here
 
 from dvc_kit.errors import InputError
 from dvc_mlflow import hooks
-
-WITH_PLOT = "stages: {long: {cmd: printf 'loss\\n3\\n' > long.csv, plots: [long.csv]}}\n"
-
-
-@pytest.mark.slow
-def test_a_shallow_clone_is_mirrored_and_says_what_it_does_not_have(tmp_path):
-    made = make_repository(tmp_path / "made", {"dvc.yaml": WITH_PLOT})
-    made.run("dvc", "repro")
-    made.commit("the results")
-    clone = ["git", "clone", "--quiet", "--depth=1", f"file://{made.path}", tmp_path / "shallow"]
-    subprocess.run(clone, check=True)
-    said = Here(tmp_path / "shallow").run(*COMMAND, "sync", "--all", check=False)
-    assert said.stdout == "logged the run of long from its results\n"
-    assert "1 files are not here, and are only linked (long.csv)" in said.stderr
 
 
 def test_a_folder_without_a_dvc_repository_is_refused(tmp_path):

@@ -6,7 +6,7 @@ import pytest
 from tiny import Project, make_code, make_results
 
 from dvc_kit.errors import InputError
-from dvc_mlflow import git, history, projects, sync
+from dvc_mlflow import git, history, sync
 from dvc_mlflow.git import GitError
 
 
@@ -18,24 +18,6 @@ def fresh(tmp_path, monkeypatch) -> Project:
     for variable in ("DVC_EXP_NAME", "DVC_EXP_BASELINE_REV", "DVC_ROOT", "DVC_STAGE"):
         monkeypatch.delenv(variable, raising=False)
     return made
-
-
-def test_what_git_refuses_is_one_line_and_a_quiet_refusal_has_no_reason(
-    fresh, tmp_path, monkeypatch
-):
-    empty = "e69de29bb2d1d6434b8b29ae775ad8c2e48c5391"  # git's name for a file without content
-    assert git.git("hash-object", "--stdin", given="") == f"{empty}\n"
-    with pytest.raises(GitError, match=r"^`git log no-such`: fatal: [^\n]*no-such[^\n]*$"):
-        git.git("log", "no-such")
-    with pytest.raises(GitError) as told:
-        git.git("rev-parse", "--verify", "--quiet", "no-such")
-    assert told.value.reason == "" and git.content("cat-file", "blob", "no-such") is None
-    monkeypatch.setenv("PATH", str(tmp_path))
-    for reason in ("No such file or directory", "Permission denied"):
-        with pytest.raises(GitError, match=rf"git cannot be started \({reason}\)"):
-            git.git("status")
-        assert git.content("ls-files") is None
-        (tmp_path / "git").write_text("not a program")
 
 
 # --- commits ---
@@ -56,18 +38,6 @@ def test_only_code_and_settings_make_a_tree_dirty_not_results(fresh):
     assert provenance() == {"commit": commit, "dirty": "false"}
     fresh.write("code.py", "changed")
     assert provenance() == {"commit": commit, "dirty": "true"}
-
-
-def test_a_new_file_makes_a_tree_dirty_and_dvcs_experiment_is_named(fresh, monkeypatch):
-    commit = fresh.commit("code")
-    fresh.write("new.py", "")
-    monkeypatch.setenv("DVC_EXP_NAME", "warm")
-    monkeypatch.setenv("DVC_EXP_BASELINE_REV", "c0ffee")
-    named = {"dvc_experiment": "warm", "dvc_experiment_baseline": "c0ffee"}
-    assert provenance() == {"commit": commit, "dirty": "true", **named}
-    monkeypatch.setenv("DVC_EXP_BASELINE_REV", "")
-    monkeypatch.setenv("GIT_DIR", str(fresh.path / "none"))  # copied without its history
-    assert provenance() == {"dvc_experiment": "warm"}
 
 
 def test_a_commit_has_many_names_and_whatever_is_none_is_told(fresh, monkeypatch):
@@ -120,33 +90,25 @@ def lock(project: Project, md5: object, path: str = "dvc.lock", day: int = 1) ->
         return project.commit(f"{path} {md5}")
 
 
-def test_the_lock_of_a_commit_is_the_one_that_it_holds(fresh):
-    commit = lock(fresh, "one")
-    assert history.lock_of(commit, Path("dvc.lock")) == Path("dvc.lock").read_text()
-    with pytest.raises(InputError, match=f"^commit {commit[:10]} has no no/such.lock$"):
-        history.lock_of(commit, Path("no/such.lock"))
-
-
-def test_each_lock_of_the_history_has_its_oldest_commit_and_the_number_of_the_others(fresh):
-    assert history.holders() == ()
+def test_each_lock_of_the_history_has_its_commits_the_newest_first(fresh):
+    assert history.locks() == ()
     first = lock(fresh, "one")
     fresh.write("code.py", "")
-    fresh.commit("the same lock")
+    second = fresh.commit("the same lock")
     fresh.git("checkout", "--quiet", "-b", "side")
-    side = lock(fresh, "two")  # on a branch that is not checked out
+    side = lock(fresh, "two", day=2)  # on a branch that is not checked out
     fresh.git("checkout", "--quiet", "main")
     fresh.write("dvc.lock", "neither: a lock\n")
     fresh.commit("damaged")
     Path("dvc.lock").unlink()
     fresh.write("dvc.lock/dvc.lock", "a folder in the place of the lock")
-    study = lock(fresh, "three", "study/dvc.lock")
-    found = {holder.first: holder for holder in history.holders()}
-    assert {first: len(h.commits) for first, h in found.items()} == {first: 2, side: 1, study: 1}
-    assert found[first].stages == {"prepare": {"a": "one", "b": "same"}}
-    assert found[side].holds({"a": "two"}) and found[side].holds({"a": "two", "b": "same"})
-    assert not found[side].holds({"a": "two", "b": "other"})
-    assert not found[side].holds({"c": "two"})
-    assert found[study].holds({"study/a": "three"})
+    study = lock(fresh, "three", "study/dvc.lock", day=3)
+    assert {lock.commits for lock in history.locks()} == {(second, first), (side,), (study,)}
+    assert sorted(history.commits_naming("same")) == sorted([first, second, side, study])
+    assert [lock.commits for lock in history.locks(frozenset({"two", "four"}))] == [(side,)]
+    [results] = (lock.results for lock in history.locks(frozenset({"two"})))
+    assert history.commits_with(results, frozenset({"two"})) == [side]
+    assert history.commits_with(results | {"another"}, frozenset({"two"})) == []
 
 
 def test_each_state_of_all_locks_has_its_oldest_commit_the_oldest_first(fresh, monkeypatch):
@@ -156,17 +118,4 @@ def test_each_state_of_all_locks_has_its_oldest_commit_the_oldest_first(fresh, m
     assert history.commits("2020-01-04T00:00:00Z") == []
     monkeypatch.setattr(history.files, "LARGEST", 10)  # a lock that is too large is a problem there
     history._blobs.cache_clear()
-    assert history.commits() == [made[0], made[2]] and history.holders() == ()
-
-
-def test_only_locks_that_name_wanted_contents_are_parsed_the_newest_first(fresh):
-    for day, md5 in enumerate(("one", "two", "three"), start=1):
-        lock(fresh, md5, day=day)
-    assert [holder.stages["prepare"]["a"] for holder in history.holders()] == [
-        *("three", "two", "one")
-    ]
-    projects.stages_in.cache_clear()
-    wanted = frozenset({frozenset({"two"}), frozenset({"three", "four"})})
-    [holder] = history.holders(wanted)
-    assert holder.stages["prepare"]["a"] == "two"
-    assert projects.stages_in.cache_info().misses == 2  # it and its dvc.yaml
+    assert history.commits() == [made[0], made[2]] and history.locks() == ()

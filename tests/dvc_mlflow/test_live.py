@@ -75,8 +75,6 @@ def make_long(clone: Clone) -> None:
 )
 def test_each_epoch_shows_at_once_and_the_run_ends_as_the_stage_did(copy, sent, status):
     make_long(copy)
-    # A client that creates the store beside the stage could break it: ours does that under a lock
-    copy.run("python", "-m", "dvc_mlflow", "links")
     client = client_of(copy)
     process = copy.start(*TRAIN)
 
@@ -363,11 +361,6 @@ def test_the_champion_passes_the_gate_and_answers_images_over_http(copy, raw):
         uri = f"http://127.0.0.1:{ours}"
         for body, content_type, status, reason in [
             ({"inputs": images[0]}, JSON, 400, "the images are int64 of shape (28, 28)"),
-            ({"inputs": [[[0.5] * 28] * 28]}, JSON, 400, "the images are float64"),
-            ({"inputs": [[[256] * 28] * 28]}, JSON, 400, "the pixels reach from 256 to 256"),
-            ({"inputs": [[[0] * 28] * 27 + [[0]]]}, JSON, 400, "not readable as images"),
-            (b"[" * 200_000, JSON, 400, "not readable as images"),
-            ({"inputs": images[:1]}, "", 415, "the content type is missing"),
             ({"inputs": images[:1]}, "text/csv", 415, "the content type is text/csv"),
         ]:
             answered, said = post(uri, body, content_type)

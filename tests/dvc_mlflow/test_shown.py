@@ -31,28 +31,6 @@ def places(made: Result) -> set[str]:
     return {place.as_posix() for place in shown.of_result(made).files}
 
 
-def curve(made: Result, key: str) -> list[tuple[int, float]]:
-    return [(step, value) for name, value, step in shown.of_result(made).points if name == key]
-
-
-@pytest.mark.parametrize(
-    ("options", "points"),
-    [
-        ({"x": "step"}, [(10, 0.5), (20, 0.25)]),
-        ({}, [(10, 0.5), (20, 0.25)]),  # a column of that name counts steps
-        ({"x": "step", "template": "smooth"}, [(10, 0.5), (20, 0.25)]),
-        ({"x": "step", "template": "linear_of_mine"}, [(10, 0.5), (20, 0.25)]),
-        ({"x": "step", "template": "scatter"}, []),
-        *(({"x": column}, []) for column in ("kind", "share", "down", "gone")),
-    ],
-)
-def test_a_plot_is_a_curve_if_it_is_a_line_over_steps_that_grow(options, points):
-    text = "step,kind,share,down,loss\n10,a,0.1,2,0.5\n20,b,0.2,1,0.25\n"
-    made = result("fit", {"a.csv": write("a.csv", text)}, plots={"a.csv": options})
-    assert curve(made, "loss") == points
-    assert curve(made, "kind") == []
-
-
 def test_curves_of_the_same_column_are_told_apart_by_their_files():
     live = "dvclive/plots/metrics"
     paths = ["logs/train/fit.csv", "logs/test/fit.csv", f"{live}/train/loss.tsv", f"{live}/f1.tsv"]
@@ -63,14 +41,6 @@ def test_curves_of_the_same_column_are_told_apart_by_their_files():
     made = result("fit", dict.fromkeys(plots, "any"), plots=plots)
     names = {name for name, _, _ in shown.of_result(made).points}
     assert names == {"train.fit.loss", "test.fit.loss", "train.loss", "f1"}  # as DVCLive's own
-
-
-def test_the_numbers_of_a_metrics_file_become_metrics_and_nothing_else_does():
-    text = 'list = [1, 2]\ntext = "x"\n[a]\naccuracy = 0.9\nb = {n = 3}\n'
-    outs = {"m.toml": write("m.toml", text), "other.json": write("other.json", '{"c": 1}')}
-    made = result("evaluate", outs, metrics=("m.toml",), sizes={"other.json": 8})
-    assert shown.of_result(made).points == [("a.accuracy", 0.9, 0), ("a.b.n", 3, 0)]
-    assert places(made) == {"m.toml", "other.json"}
 
 
 def test_small_outs_are_kept_and_of_a_folder_what_people_look_at(monkeypatch):

@@ -90,11 +90,8 @@ def test_a_password_in_the_address_is_shown_and_stored_nowhere(copy, server):
     ours = " ".join(COMMAND)
     for command, env, code in [
         (f"{ours} sync", uris, 0),
-        (f"{ours} links", uris, 0),
         (f"{ours} view", uris, 0),
         (f"{ours} find HEAD", uris, 0),
-        (f"{ours} find {'0' * 32}", uris, 2),
-        (f"{ours} find models:/mnist/99", uris, 2),
         (f"{ours} find models:/mnist@champion", uris, 1),
         (f"{ours} status", uris, 0),
         ("python -m stages.serve", uris, 1),
@@ -103,15 +100,15 @@ def test_a_password_in_the_address_is_shown_and_stored_nowhere(copy, server):
         (f"{ours} view", {"MLFLOW_TRACKING_URI": nowhere}, 0),
         ("python -m stages.plot", {"MLFLOW_TRACKING_URI": nowhere}, 0),
         (f"{ours} sync", {"MLFLOW_TRACKING_URI": with_user("htp://nowhere")}, 1),
-        (f"{ours} links", {"MLFLOW_TRACKING_URI": with_user("postgresql://127.0.0.1:9/x")}, 1),
+        (f"{ours} status", {"MLFLOW_TRACKING_URI": with_user("postgresql://127.0.0.1:9/x")}, 1),
     ]:
         result = copy.run(*command.split(), env=env, check=False)
         assert result.returncode == code, result.stderr
         said.append(result.stdout + result.stderr)
         if code:
             one_line(result)
-    assert server in said[1] and server in said[2] and server in said[3]
-    assert "warning: " in said[12]
+    assert server in said[1] and server in said[2]
+    assert "warning: " in said[9]
     client = MlflowClient(server)
     said += [repr(it.to_dictionary()) for it in (*runs_of(client), *models_of(client))]
     said += [repr(dict(v)) for v in client.search_model_versions("name = 'mnist'")]
@@ -149,7 +146,6 @@ def test_results_that_are_links_into_the_cache_are_logged_as_files(copy, link):
 @pytest.mark.slow
 def test_a_sync_that_fails_leaves_nothing_and_one_that_was_killed_is_made_up_for(copy):
     client = client_of(copy)
-    call(copy, "links")
     sheet = copy.path / "mlartifacts"
     sheet.write_text("in the way of the artifacts")
     for _ in range(3):
@@ -184,29 +180,6 @@ def test_two_clones_that_sync_together_write_everything_once(copy, other, server
     assert [process.returncode for process in both] == [0, 0], said
     assert sum(output.count("logged the run of ") for output, _ in said) == 5
     assert_whole(MlflowClient(server))
-
-
-@pytest.mark.weekly
-@pytest.mark.slow
-def test_a_sync_beside_a_stage_that_connects_the_pipeline_connects_it_once(copy, other, server):
-    env = {"MLFLOW_TRACKING_URI": server, **BUSY}
-    client = MlflowClient(server)
-    sync(copy, env=env)
-    (parent,) = [run for run in runs_of(client) if run.data.tags["stage"] == "pipeline"]
-    client.set_tag(parent.info.run_id, "pipeline", "another")
-    client.set_tag(parent.info.run_id, "stage", "another")
-    client.delete_run(parent.info.run_id)
-    client.delete_registered_model("mnist")
-    stage = copy.start("python", "-m", "stages.plot", env=env)
-    wait_for(lambda: len([run for run in runs_of(client) if run.data.tags["stage"] == "plot"]) == 2)
-    sync(other, env=env)
-    assert "warning" not in stage.communicate()[1]
-    (live, *_) = [run for run in runs_of(client) if run.data.tags["stage"] == "plot"]
-    assert live.info.status == "FINISHED" and live.info.end_time
-    (written,) = [run for run in runs_of(client) if run.data.tags.get("stage") == "plot"][1:]
-    client.delete_run(written.info.run_id)
-    sync(other, env=env)
-    assert_whole(client)
 
 
 @pytest.mark.slow

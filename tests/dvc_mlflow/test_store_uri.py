@@ -18,7 +18,7 @@ from mlflow.exceptions import MlflowException
 from tiny import make_code
 
 from conftest import forget_the_folder
-from dvc_kit.errors import InputError, StageError
+from dvc_kit.errors import StageError
 from dvc_mlflow import addresses, database, hooks, reasons, runs, store, upkeep
 from dvc_mlflow.result import Result
 
@@ -96,13 +96,11 @@ def test_a_registry_of_its_own_is_quoted_too_and_what_the_environment_sets_wins(
         ("file:///a", "local", "http://127.0.0.1:5000"),
     ],
 )
-def test_a_server_keeps_the_artifacts_and_has_the_ui(uri, monkeypatch, given, kind, ui):
-    monkeypatch.setenv("MLFLOW_WORKSPACE", "team a")
+def test_a_server_keeps_the_artifacts_and_has_the_ui(uri, given, kind, ui):
     is_remote = store.is_remote(uri(given))
     assert (is_remote, store.is_local(store.uri())) == (kind == "remote", kind == "local")
     assert (store.location() is None) == is_remote
     asked = "viewStateShareKey=stages&workflowType=machine_learning"
-    asked = f"workspace=team%20a&{asked}" if is_remote else asked
     assert addresses.overview("3") == f"{ui}/#/experiments/3/runs?{asked}"
     shown = ui if is_remote else "http://ours"
     assert addresses.overview("3", "http://ours") == f"{shown}/#/experiments/3/runs?{asked}"
@@ -144,23 +142,6 @@ def test_an_experiment_is_made_once_with_its_description_columns_and_place(
         assert upkeep.open_store(STUDY) == ids[1]
 
 
-def test_the_pages_of_runs_and_models_have_their_ids(standing_in, tmp_path):
-    with standing_in(make_code(tmp_path / "project")) as client:
-        experiment = upkeep.open_store()
-        run = client.create_run(experiment)
-        model = client.create_logged_model(experiment, name="a")
-        page = f"http://127.0.0.1:5000/#/experiments/{experiment}"
-        run_page, side = f"{page}/runs/{run.info.run_id}", "workflowType=machine_learning"
-        assert addresses.address(run=run) == f"{run_page}?{side}"
-        assert addresses.address(model=model) == f"{page}/models/{model.model_id}?{side}"
-        for key, step in (("system/memory", 3), ("score", 0)):
-            client.log_metric(run.info.run_id, key, 1.0, step=step)
-            assert addresses.address(run=client.get_run(run.info.run_id)) == f"{run_page}?{side}"
-        client.log_metric(run.info.run_id, "loss", 1.0, step=1)
-        run = client.get_run(run.info.run_id)
-        assert addresses.address(run=run) == f"{run_page}/model-metrics?{side}"  # its curves
-
-
 # --- what is said ---
 
 
@@ -189,73 +170,44 @@ def test_what_a_store_says_is_one_line_with_what_to_do(uri, said, expected):
     assert str(told.value) == expected.replace("NAME", store.name()).replace("SAID", said)
 
 
-def test_an_error_of_ours_keeps_its_exit_code_and_a_reader_that_goes_is_no_error():
-    with pytest.raises(InputError, match=r"^not http://host$"), reasons.explained():
-        raise InputError("not http://bob:secret@host")
-    with pytest.raises(BrokenPipeError), reasons.explained():
-        raise BrokenPipeError
-
-
 @pytest.fixture(scope="module")
 def servers(tmp_path_factory):
-    """The address of a server of each kind, and the file of the certificate of one."""
+    """The address of a server of each kind."""
     folder = tmp_path_factory.mktemp("servers")
     made = "req -x509 -newkey rsa:2048 -nodes -keyout key -out cert -days 2 -subj /CN=localhost"
-    command = ["openssl", *made.split(), "-addext", "subjectAltName=DNS:localhost"]
-    subprocess.run(command, cwd=folder, check=True, capture_output=True)
+    subprocess.run(["openssl", *made.split()], cwd=folder, check=True, capture_output=True)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(folder / "cert", folder / "key")
     kind = http.server.SimpleHTTPRequestHandler
     with (
         http.server.ThreadingHTTPServer(("127.0.0.1", 0), kind) as tls,
-        http.server.ThreadingHTTPServer(("127.0.0.1", 0), kind) as plain,
         socket.create_server(("127.0.0.1", 0)) as hanging,
     ):
         tls.socket = context.wrap_socket(tls.socket, server_side=True)
-        for server in (tls, plain):
-            threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield (
-            {
-                "TLS": f"localhost:{tls.server_address[1]}",
-                "TLS of another name": f"127.0.0.1:{tls.server_address[1]}",
-                "plain": f"127.0.0.1:{plain.server_address[1]}",
-                "hanging": f"127.0.0.1:{hanging.getsockname()[1]}",
-                "none": "127.0.0.1:8",
-            },
-            str(folder / "cert"),
-        )
+        threading.Thread(target=tls.serve_forever, daemon=True).start()
+        yield {
+            "TLS": f"https://localhost:{tls.server_address[1]}",
+            "hanging": f"http://127.0.0.1:{hanging.getsockname()[1]}",
+            "none": "http://127.0.0.1:8",
+        }
         tls.shutdown()
-        plain.shutdown()
 
 
-DISTRUST = "the certificate of ADDRESS is not trusted"
 SERVERS = [
-    ("http", "hanging", "", "MLflow: ADDRESS did not answer in 1 s: "
-     "MLFLOW_HTTP_REQUEST_TIMEOUT=60 gives it longer"),
-    ("http", "none", "", "MLflow: nothing answers at ADDRESS: start it, or name another in "
-     "VARIABLE"),
-    ("https", "TLS", "", f"{DISTRUST} (self-signed certificate): "
+    ("hanging", "MLflow: ADDRESS did not answer in 1 s: MLFLOW_HTTP_REQUEST_TIMEOUT=60 gives it "
+     "longer"),
+    ("none", "MLflow: nothing answers at ADDRESS: start it, or name another in VARIABLE"),
+    ("TLS", "the certificate of ADDRESS is not trusted (self-signed certificate): "
      "MLFLOW_TRACKING_SERVER_CERT_PATH=FILE names the certificate to trust"),
-    ("https", "TLS", "/no", "MLFLOW_TRACKING_SERVER_CERT_PATH is /no, where no certificate is: "
-     "correct it"),
-    ("https", "TLS of another name", "cert", f"{DISTRUST} (IP address mismatch, certificate is not "
-     "valid for '127.0.0.1'): write the name that its certificate has in VARIABLE"),
-    ("https", "plain", "", "ADDRESS does not speak TLS as this machine does (WHY): is it http://?"),
-    ("http", "TLS", "", "ADDRESS ended the connection without an answer: is it up, or is it "
-     "https://?"),
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize("variable", ["MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI"])
-@pytest.mark.parametrize(("scheme", "kind", "trusted", "expected"), SERVERS)
+@pytest.mark.parametrize(("kind", "expected"), SERVERS)
 def test_a_server_that_cannot_be_used_is_named_with_what_to_do(
-    uri, servers, monkeypatch, variable, scheme, kind, trusted, expected
+    uri, servers, monkeypatch, variable, kind, expected
 ):
-    of_kind, certificate = servers
-    address = f"{scheme}://{of_kind[kind]}"
-    if trusted:
-        path = trusted.replace("cert", certificate)
-        monkeypatch.setenv("MLFLOW_TRACKING_SERVER_CERT_PATH", path)
+    address = servers[kind]
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     monkeypatch.delenv("MLFLOW_REGISTRY_URI", raising=False)
@@ -266,23 +218,26 @@ def test_a_server_that_cannot_be_used_is_named_with_what_to_do(
     ask = client.get_run if variable == "MLFLOW_TRACKING_URI" else client.get_registered_model
     with pytest.raises(StageError) as failed, reasons.explained():
         ask("0" * 32)
-    told = re.sub(r"\((?:wrong version|record layer)[^)]*\)", "(WHY)", str(failed.value))
-    assert told == expected.replace("ADDRESS", address).replace("VARIABLE", variable)
+    assert str(failed.value) == expected.replace("ADDRESS", address).replace("VARIABLE", variable)
 
 
-AGAIN = "the next `dvc-mlflow sync` writes all runs anew from the results"
-GONE = "FILE was deleted or replaced while it was in use: "
-FILES = [
-    ("cut short", "FILE is damaged (database disk image is malformed): move it away, and "),
-    ("garbage", "FILE is damaged (file is not a database): move it away, and "),
-    ("a folder", "FILE is a folder, and the store would be a file: move it away, and "),
-    ("emptied", GONE),
-    ("deleted", GONE),
-]
+AGAIN = "move it away, and the next `dvc-mlflow sync` writes all runs anew from the results"
+UNUSABLE = "FILE cannot be used (REASON): name another store in MLFLOW_TRACKING_URI, or "
+DAMAGED = "NAME is damaged, or was replaced meanwhile (REASON): "
 
 
-@pytest.mark.parametrize(("how", "expected"), FILES)
-def test_a_file_that_is_no_database_is_named_with_the_cure(standing_in, tmp_path, how, expected):
+@pytest.mark.parametrize(
+    ("how", "expected", "reason"),
+    [
+        ("cut short", DAMAGED, "disk image is malformed"),
+        ("garbage", UNUSABLE, "file is not a database"),
+        ("a folder", UNUSABLE, "unable to open database file"),
+        ("emptied", DAMAGED, "no such table"),
+    ],
+)
+def test_a_file_that_is_no_database_is_named_with_the_cure(
+    standing_in, tmp_path, how, expected, reason
+):
     project = make_code(tmp_path / "project")
     with standing_in(project) as client:
         run, file = client.create_run(upkeep.open_store()), project.path / "mlflow.db"
@@ -291,36 +246,18 @@ def test_a_file_that_is_no_database_is_named_with_the_cure(standing_in, tmp_path
             file.write_bytes(new[how])
         else:
             file.unlink()
-            file.mkdir() if how == "a folder" else None
+            file.mkdir()
         with pytest.raises(StageError) as failed, reasons.explained():
-            if how in ("cut short", "emptied", "deleted"):  # while it is in use
+            if how in ("cut short", "emptied"):  # while it is in use
                 client.set_tag(run.info.run_id, "a", "b")
             upkeep.settle()
-            store.find_experiment()
-    assert str(failed.value) == f"{expected.replace('FILE', str(file))}{AGAIN}"
-
-
-@pytest.mark.parametrize(
-    ("said", "expected"),
-    [
-        ("database is locked", "FILE is locked by another program: try again when that has ended"),
-        ("database or disk is full", f"FILE cannot grow, because its disk is full: free some "
-         f"space, then {AGAIN}"),
-        ("unable to open database file", "FILE cannot be opened (unable to open database file): "
-         "give yourself the rights to it and to its folder, or name another store in "
-         "MLFLOW_TRACKING_URI"),
-        ("no such table: runs", f"FILE is damaged (no such table): move it away, and {AGAIN}"),
-    ],
-)  # fmt: skip
-def test_what_sqlite_says_of_its_file_is_told_with_the_cure(uri, tmp_path, said, expected):
-    uri("")
-    told = reasons.explain(RuntimeError(said))
-    assert told == expected.replace("FILE", str(tmp_path / "mlflow.db"))
+    told = f"{expected.replace('REASON', reason)}{AGAIN}"
+    assert str(failed.value) == told.replace("FILE", str(file)).replace("NAME", f"sqlite:///{file}")
 
 
 def test_a_file_that_cannot_be_made_is_told_before_mlflow_tries(uri, tmp_path):
     nowhere = tmp_path / "no such folder" / "mlflow.db"
-    with pytest.raises(StageError, match=f"^sqlite:///{nowhere} is not there and .* cannot be wri"):
+    with pytest.raises(StageError, match=f"^{nowhere} cannot be used .{nowhere.parent} cannot be"):
         database.revision(uri(f"sqlite:///{nowhere}"))
     nowhere.parent.mkdir()
     assert database.revision(store.uri()) is None

@@ -2,8 +2,6 @@
 
 import json
 import shutil
-import threading
-import time
 from pathlib import Path
 
 import pytest
@@ -11,8 +9,7 @@ from ruamel.yaml import YAML
 from world import STAGES, World, dead_process, place, said_by
 
 from conftest import forget_the_folder
-from dvc_mlflow import claims, pipeline, shown, sync, writers
-from dvc_mlflow.result import Result
+from dvc_mlflow import sync, writers
 from dvc_mlflow.status import status
 
 
@@ -26,42 +23,6 @@ def completed(stage: str, *lost: str) -> str:
 
 
 # --- what it writes ---
-
-
-def test_each_stage_has_a_finished_run_that_says_what_dvc_knows(world):
-    assert world.sync_twice() == logged(*STAGES)
-    world.assert_whole()
-    lock, commit = world.lock(), world.git("rev-parse", "HEAD")
-    for stage in STAGES:
-        run = world.run_of(stage)
-        read = {its.dataset.name: its.dataset.digest for its in run.inputs.dataset_inputs}
-        data = {dep["path"]: dep["md5"] for dep in lock[stage]["deps"] if dep["path"] != "make.sh"}
-        assert read == data
-        tags = run.data.tags
-        assert (tags["commit"], tags["dirty"], tags["backfilled"]) == (commit, "false", "true")
-        assert run.info.end_time is None  # how long the stage took, nobody knows
-    history = world.client.get_metric_history(world.run_of("train").info.run_id, "loss")
-    assert [(metric.step, metric.value) for metric in history] == [(1, 9), (2, 5)]
-
-
-def test_the_run_of_the_pipeline_shows_what_all_its_stages_show(world):
-    sync.sync()
-    parent = world.run_of("pipeline")
-    assert parent.info.run_name == "pipeline"
-    assert parent.data.metrics == {"tree.accuracy": 0.5, "loss": 5}
-    assert parent.data.params == {"rate": "5", "depth": "1"}
-    tags = parent.data.tags
-    assert tags["commit"] == world.git("rev-parse", "HEAD") and "backfilled" not in tags
-    assert not [tag for tag in tags if tag.startswith("out:")]
-    kept = {file.path for file in world.client.list_artifacts(parent.info.run_id)}
-    assert kept == {"note.md", "a.txt", "b.svg", "score.json", "train.json"}
-    first, *lines = tags["mlflow.note.content"].splitlines()
-    assert first == "# Scores" and "| note |" not in lines
-    rows = [line for line in lines if "/runs/" in line]
-    told = ["Fit a tree", "Score it", "Write about it"]
-    for row, stage, text in zip(rows, STAGES, told, strict=True):
-        assert row.startswith(f"| [{stage}](") and row.endswith(f") | {text} |")
-        assert world.run_of(stage).info.run_id in row
 
 
 # --- what a store loses ---
@@ -131,14 +92,6 @@ def test_what_a_store_loses_is_written_again_and_nothing_besides(logged_world, l
         assert {*logged_world.kept()} == kept
 
 
-def test_nothing_is_asked_of_others_where_nothing_is_missing(logged_world):
-    elsewhere = {"process": "another machine 1 0", "beat": "0"}
-    claim = logged_world.client.create_experiment("world-claim", tags=elsewhere)
-    assert said_by(sync.sync) == []
-    logged_world.client.rename_experiment(claim, "released")
-    logged_world.client.delete_experiment(claim)
-
-
 # --- states of the history ---
 
 
@@ -184,13 +137,12 @@ def test_a_run_that_cannot_be_written_whole_is_left_out_until_it_can(world, caps
     broken = world.commit()
     problem = "train: history.csv cannot be read ("
     for options, where, last in (
-        ({"dry": True}, "", "1 problems"),
         ({}, "", "1 problems; all other runs are written"),
         ({"all": True}, f"commit {broken[:10]}: ", "1 problems; all other runs are written"),
     ):
         capsys.readouterr()
         said = said_by(lambda options=options: sync.sync(**options))
-        assert said[-1] == last and "would log the run of train" not in said
+        assert said[-1] == last
         [error] = capsys.readouterr().err.splitlines()
         assert error.startswith(f"error: {where}{problem}")
     assert not [run for run in world.runs("train") if run.data.tags["commit"] == broken]
@@ -254,49 +206,6 @@ def test_what_lies_in_the_remote_alone_is_fetched_if_that_is_asked_for(world, tm
     world.assert_whole()
 
 
-def test_evidence_for_the_registry_may_be_larger_than_what_a_run_copies(world, monkeypatch):
-    monkeypatch.setattr(shown, "SMALL", 1)
-    assert world.sync_twice() == logged(*STAGES)
-    assert not file_of(world, "score", "answers.txt").exists()
-    assert [version.tags["model"] for version in world.versions()] == ["tree"]
-
-
-def test_an_evaluation_of_a_model_without_a_run_keeps_no_sync_waiting(world):
-    lock = {"schema": "2.0", "stages": world.lock()}
-    [read] = [dep for dep in lock["stages"]["score"]["deps"] if dep["path"] == "tree.bin"]
-    read["md5"] = 32 * "0"
-    YAML().dump(lock, world.path / "dvc.lock")
-    assert said_by(sync.sync) == logged(*STAGES)
-    assert world.versions() == []
-    elsewhere = {"process": "another machine 1 0", "beat": "0"}
-    world.client.create_experiment("world-claim", tags=elsewhere)
-    began = time.monotonic()
-    assert said_by(sync.sync) == []
-    assert time.monotonic() - began < claims.SILENCE / 2
-
-
-def test_without_settings_the_folder_names_the_experiment_and_its_claim(world, monkeypatch):
-    monkeypatch.setattr(claims, "SILENCE", 3.0)
-    (world.path / "pyproject.toml").unlink()
-    forget_the_folder()
-    elsewhere = {"process": "another machine 1 0", "beat": "0"}
-    claim = world.client.create_experiment("world-claim", tags=elsewhere)
-
-    def beat() -> None:
-        for at in range(20):
-            world.client.set_experiment_tag(claim, "beat", str(at))
-            time.sleep(0.1)
-
-    beats = threading.Thread(target=beat)
-    beats.start()
-    began = time.monotonic()
-    assert said_by(lambda: sync.sync("HEAD")) == logged(*STAGES)
-    assert time.monotonic() - began > 2, "it did not wait for the claim"
-    beats.join()
-    names = {its.name for its in world.client.search_experiments()}
-    assert "world" in names and not [name for name in names if "sync-" in name]
-
-
 # --- status ---
 
 
@@ -356,22 +265,3 @@ def test_a_run_whose_process_is_gone_ends_and_one_of_sync_is_taken_back(world):
 
 
 # --- which stages belong together ---
-
-
-def result(stage: str, outs=(), deps=(), **more) -> Result:
-    return Result(Path(), stage, "", {}, dict(outs), dict(deps), **more)
-
-
-def test_what_a_pipeline_is_follows_from_what_its_stages_read(tmp_path):
-    locked = {
-        "fit": result("fit", {"m": "1"}, {"code": "1"}, models={"m": "tree"}),
-        "score": result("score", {"s": "1"}, {"m": "1"}, metrics=("s",)),
-        "draw": result("draw", {"d/a": "1", "d/b": "1"}, {"s": "1"}),
-    }
-    assert pipeline.agree(locked)
-    assert pipeline.agree(locked | {"fit": result("fit", {"m": "1"}, {"code": "2"})})
-    assert not pipeline.agree(locked | {"fit": result("fit", {"m": "2"}, {"code": "1"})})
-    assert [its.stage for its in pipeline.evaluations(locked)] == ["score"]
-    assert [its.stage for its in pipeline.last(locked)] == ["draw"]
-    reader = {"tell": result("tell", {"t": "1"}, {"d": "1"})}  # the folder that two outs lie in
-    assert [its.stage for its in pipeline.last(locked | reader)] == ["tell"]

@@ -39,34 +39,11 @@ def test_what_is_no_port_or_is_taken_is_told(port):
     assert view._free(number) == int(number) and view._free("65535") == 65535
 
 
-def test_a_port_is_free_although_the_last_connections_to_it_are_being_closed():
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port = server.getsockname()[1]
-        with socket.create_connection(("127.0.0.1", port)) as client:
-            server.accept()[0].close()  # the first to close has to remember it
-            assert client.recv(1) == b""
-    with socket.socket() as plain, pytest.raises(OSError):
-        plain.bind(("127.0.0.1", port))
-    assert view._free(str(port)) == port
-
-
 def test_without_a_port_the_first_free_one_is_taken(monkeypatch):
-    def are_free(first: int) -> bool:
-        with contextlib.suppress(OSError), contextlib.ExitStack() as stack:
-            for port in range(first, first + 100):
-                stack.enter_context(taken(port))
-            return True
-        return False
-
-    first = next(port for port in range(20_000, 60_000, 100) if are_free(port))
+    first = int(free_port())
     monkeypatch.setattr(view, "PORT", first)
-    assert view._free("") == first
-    with contextlib.ExitStack() as stack:
-        for at in range(100):
-            assert view._free("") == first + at
-            stack.enter_context(taken(first + at))
-        with pytest.raises(InputError, match=f"^port {first} and the 99 after it is taken"):
-            view._free("")
+    with taken(first):
+        assert first < view._free("") < first + 100
 
 
 def links(ui: str = addresses.UI) -> dict[str, str]:
@@ -144,11 +121,7 @@ def test_the_views_of_an_older_store_become_those_of_the_settings(standing_in, t
 
 def test_a_tracking_server_has_the_ui_itself(monkeypatch, capsys):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://bob:secret@127.0.0.1:9/")
-    for name in ("no_proxy", "NO_PROXY"):
-        monkeypatch.setenv(name, "")
     view.show("not even looked at")
-    assert urllib.request.proxy_bypass_environment("127.0.0.1")  # whatever proxy is set
-    assert not urllib.request.proxy_bypass_environment("example.org")
     said, warned = capsys.readouterr()
     assert said == "The tracking server has the UI: http://127.0.0.1:9\n"
     assert warned.startswith("warning: MLflow: ")
@@ -159,7 +132,7 @@ def test_a_tracking_server_has_the_ui_itself(monkeypatch, capsys):
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGHUP, None])
 def test_the_server_is_mlflow_s_and_ends_with_all_that_it_started(tmp_path, sent):
     project, port = make_code(tmp_path / "project"), free_port()
-    env = {"http_proxy": "http://127.0.0.1:9", "MLFLOW_WORKERS": "1" if sent else "many"}
+    env = {"MLFLOW_WORKERS": "1" if sent else "many"}
     process = project.start("python", "-m", "dvc_mlflow", "view", port, env=env)
     direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     if sent:
