@@ -173,6 +173,7 @@ def test_a_planted_mistake_shows_in_the_ingredients_that_have_it(code, file, old
 # A training reaches these as well, but they compute nothing that is in its result
 NO_ARITHMETIC = {
     "checkpoint.py": {"Checkpoint.restore"},  # of a damaged file
+    "threads.py": {"use"},
     "cell.py": {"_check_outs", "check_inputs", "main", "parse"},
     "params.py": {"load", "model_name", "of_recipe"},
     "files.py": {"write_json"},
