@@ -64,7 +64,7 @@ def small_clone(path: Path, threads: int = 1) -> Clone:
     """Without results: all that is there afterwards was computed."""
     clone = make_clone(path)
     clone.make_small()
-    clone.edit("params.yaml", "threads: 1", f"threads: {threads}")
+    clone.edit("params.yaml", "threads: 0", f"threads: {threads}")
     shutil.rmtree(clone.path / "reports")
     return clone
 

@@ -77,7 +77,7 @@ def edit(path: str, old: str = ".*", new: str = "") -> None:
 IMAGES = "data/prepared/train.safetensors"
 TO_PREPARE, TO_BITS = "`dvc repro prepare`", "`(cd study && dvc repro bits)`"
 REFUSED = {  # what is done, and the line; without a line it is no reason
-    "another thread": (lambda: edit("params.yaml", "threads: 1", "threads: 2"), ""),
+    "another thread": (lambda: edit("params.yaml", "threads: 0", "threads: 2"), ""),
     "edited images": (
         lambda: Path(IMAGES).write_bytes(b"edited"),
         f"data/prepared was changed since the stage prepare wrote it: {TO_PREPARE}",
