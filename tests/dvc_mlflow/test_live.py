@@ -360,7 +360,7 @@ def test_the_champion_passes_the_gate_and_answers_images_over_http(copy, raw):
             assert [row.index(max(row)) for row in rows] == predicted["predicted"][:1000]
         uri = f"http://127.0.0.1:{ours}"
         for body, content_type, status, reason in [
-            ({"inputs": images[0]}, JSON, 400, "the images are int64 of shape (28, 28)"),
+            ({"inputs": images[0]}, JSON, 400, "the body is no images (inputs.0.0: "),
             ({"inputs": images[:1]}, "text/csv", 415, "the content type is text/csv"),
         ]:
             answered, said = post(uri, body, content_type)
