@@ -34,12 +34,12 @@ def machine() -> str:
 def main(names: list[str]) -> None:
     path = ROOT / "reports" / "benchmarks.md"
     known = path.read_text(encoding="utf-8") if names else ""
-    parts = [f"# Benchmarks\n\nBy `make bench` on: {machine()}.\n"]
+    parts = ["# Benchmarks\n\nBy `make bench`.\n"]
     for name, title in TITLES.items():
         if names and name not in names:
             section = known.split(f"\n## {title}\n\n")[1].split("\n## ")[0]
         else:
-            section = import_module(f"benchmarks.{name}").measure()
+            section = f"On {machine()}:\n\n{import_module(f'benchmarks.{name}').measure()}"
         parts.append(f"## {title}\n\n{section}")
     path.write_text("\n".join(parts), encoding="utf-8")
     print(path.read_text(encoding="utf-8"))
