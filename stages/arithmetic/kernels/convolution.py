@@ -57,6 +57,11 @@ class Shape:
         return self.channels * self.size**2
 
     @property
+    def products(self) -> int:
+        """Of an image."""
+        return self.sums * self.channels * KERNEL**2
+
+    @property
     def sums(self) -> int:
         return self.outputs * self.out**2
 
@@ -118,7 +123,7 @@ def convolve(
     pooled = bias.new_empty(count, shape.outputs, shape.out // 2, shape.out // 2)
     function = compiled_convolve(shape, kind_of(x), step, shift)
     given = x.contiguous(), grouped.contiguous(), bias, rounded, t, pooled
-    on_all(function, addresses(*given), rows=count)
+    on_all(function, addresses(*given), rows=count, operations=count * shape.products)
     return (rounded, t), pooled
 
 
@@ -275,6 +280,6 @@ def convolve_back(
         function(*where, *addresses(g, total, total[weights:]), coarse, count, *part)
         free.append((total, g))
 
-    threads.for_each(work, threads.parts(blocks_of(count)))
+    threads.for_each(work, threads.parts(blocks_of(count), 2 * count * shape.products))
     total = torch.stack(sums).sum(0)
     return total[:weights].view_as(weight), total[weights:], to_images

@@ -108,7 +108,8 @@ def linear(x: Tensor, step: float | None, weight: Tensor, bias: Tensor, shift: i
     base = weight.sum(1).mul_(-shift if x.dtype == torch.uint8 else 0)
     function = compiled_linear(kind_of(x), inputs, outputs, weight.stride(), step is None)
     given = x.contiguous(), y, weight, base, bias
-    on_all(function, addresses(*given), step or 0.0, rows=len(x))
+    operations = len(x) * inputs * outputs
+    on_all(function, addresses(*given), step or 0.0, rows=len(x), operations=operations)
     return y
 
 
@@ -144,7 +145,7 @@ def linear_back(x: Tensor, step: float, gradient: Tensor, shift: int) -> tuple[T
         places = torch.empty(count + 1, dtype=torch.int64)
         function(*addresses(*given, numbers, places), step, count, *part)
 
-    threads.for_each(work, threads.parts(blocks_of(inputs)))
+    threads.for_each(work, threads.parts(blocks_of(inputs), count * inputs * outputs))
     if x.dtype == torch.uint8:
         to_weight -= to_bias.unsqueeze(1) * shift
     return to_weight, to_bias

@@ -101,5 +101,6 @@ def warp(images: Tensor, moves: Tensor, weights: Tensor) -> Tensor:
     result, function = torch.empty_like(images), compiled_warp(size, points)
     given = images.contiguous(), moves.contiguous(), weights.T.contiguous(), result
     where, count = addresses(*given), len(images)
-    threads.for_each(lambda part: function(*where, count, *part), threads.parts(count))
+    parts = threads.parts(count, count * size**2 * 99)
+    threads.for_each(lambda part: function(*where, count, *part), parts)
     return result

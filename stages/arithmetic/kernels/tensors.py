@@ -26,8 +26,9 @@ def blocks_of(rows: int) -> int:
     return -(-rows // LANES)
 
 
-def on_all(function: Callable[..., None], given: list[int], *more: float, rows: int) -> None:
-    """Call a compiled function on all blocks of so many rows."""
-    threads.for_each(
-        lambda part: function(*given, *more, rows, *part), threads.parts(blocks_of(rows))
-    )
+def on_all(
+    function: Callable[..., None], given: list[int], *more: float, rows: int, operations: int
+) -> None:
+    """Call a compiled function on all blocks of so many rows, with so many operations in all."""
+    parts = threads.parts(blocks_of(rows), operations)
+    threads.for_each(lambda part: function(*given, *more, rows, *part), parts)
