@@ -85,9 +85,9 @@ class Linear(torch.autograd.Function):
             raise ValueError(f"layer {tuple(weight.shape)}: a sum over its weights is too long")
         weight64 = on_grid(weight.double(), step_for(largest_of(weight), STEPS))
         ctx.save_for_backward(x, weight64)
-        ctx.largest, ctx.shift = largest, shift
+        ctx.use, ctx.largest, ctx.shift = choice.of(x), largest, shift
         step = None if largest is None else step_for(largest, STEPS)
-        y: Tensor = choice.of(x).linear(x, step, weight64, bias.double(), shift)
+        y: Tensor = ctx.use.linear(x, step, weight64, bias.double(), shift)
         return y
 
     @staticmethod
@@ -95,13 +95,13 @@ class Linear(torch.autograd.Function):
         x, weight64 = ctx.saved_tensors
         if len(x) > LONGEST:
             raise ValueError(f"layer {tuple(weight64.shape)}: a sum over {len(x)} rows is too long")
-        use = choice.of(x)
         step_x = step_for(largest_of(x) if ctx.largest is None else ctx.largest, STEPS)
         step = step_for(largest_of(gradient), STEPS)
-        to_weight, to_bias = use.linear_back(x, step_x, on_grid(gradient.double(), step), ctx.shift)
+        rounded = on_grid(gradient.double(), step)
+        to_weight, to_bias = ctx.use.linear_back(x, step_x, rounded, ctx.shift)
         to_x = None
         if ctx.needs_input_grad[0]:
-            to_x = use.linear(gradient, step, weight64.T, weight64.new_zeros(x.shape[1]))
+            to_x = ctx.use.linear(gradient, step, weight64.T, weight64.new_zeros(x.shape[1]))
         return to_x, to_weight.float(), to_bias.float(), None, None
 
 

@@ -57,7 +57,9 @@ class Optimizer:
         return torch.cat([tensor.flatten() for tensor in tensors])
 
     def _moment(self, name: str, like: Tensor) -> Tensor:
-        return self.moments.setdefault(name, torch.zeros_like(like))
+        if name not in self.moments:
+            self.moments[name] = torch.zeros_like(like)
+        return self.moments[name]
 
 
 class SGD(Optimizer):

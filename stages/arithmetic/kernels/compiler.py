@@ -9,7 +9,7 @@ from typing import Any
 import llvmlite.binding as llvm
 from llvmlite import ir
 
-from stages.arithmetic.kernels.emitter import INT, NAMES, Code, Value
+from stages.arithmetic.kernels.emitter import C_TYPES, INT, Code, Value
 
 
 @functools.cache
@@ -70,7 +70,7 @@ def compiled(emit: Callable[..., None], *kinds: ir.Type) -> Callable[..., None]:
     name, engine = f"kernel_{next(_numbers)}", _engine()
     engine.add_module(optimized(module(name, kinds, emit), target()))
     engine.finalize_object()
-    arguments = [NAMES.get(kind, ctypes.c_void_p) for kind in (*kinds, INT, INT, INT)]
+    arguments = [C_TYPES.get(kind, ctypes.c_void_p) for kind in (*kinds, INT, INT, INT)]
     function: Callable[..., None] = ctypes.CFUNCTYPE(None, *arguments)(
         engine.get_function_address(name)
     )

@@ -18,14 +18,13 @@ from llvmlite import ir
 FLOAT, DOUBLE, BYTE = ir.FloatType(), ir.DoubleType(), ir.IntType(8)
 INT, WORD = ir.IntType(64), ir.IntType(32)
 FLOATS, DOUBLES, BYTES, INTS = (kind.as_pointer() for kind in (FLOAT, DOUBLE, BYTE, INT))
-NAMES: dict[ir.Type, Any] = {
+C_TYPES: dict[ir.Type, Any] = {
     FLOAT: ctypes.c_float,
     DOUBLE: ctypes.c_double,
     INT: ctypes.c_int64,
     BYTE: ctypes.c_uint8,
 }
-
-
+# Numbers in a vector: the float32 of a register of AVX-512, or of AVX
 LANES = 16 if llvm.get_host_cpu_features().get("avx512f") else 8
 
 
@@ -151,7 +150,7 @@ class Code:
 
     def copies(self, number: Any, kind: ir.VectorType) -> Value:
         """A number in all lanes: a Python number, an argument, or a Value that has them already."""
-        if isinstance(number, ir.Value) and not isinstance(number, ir.Constant):
+        if isinstance(number, ir.Value):
             undefined = ir.Constant(kind, ir.Undefined)
             first = self.builder.insert_element(undefined, number, WORD(0))
             lanes = ir.Constant(vector(WORD), [0] * LANES)
@@ -200,20 +199,20 @@ class Code:
     def address(self, pointer: ir.Value, index: Any) -> ir.Value:
         return self.builder.gep(pointer, [self.constant(index, INT)])
 
-    def _lanes(self, pointer: ir.Value, index: Any) -> ir.Value:
-        kind = vector(pointer.type.pointee).as_pointer()
-        return self.builder.bitcast(self.address(pointer, index), kind)
+    def _lanes(self, pointer: ir.Value, index: Any) -> tuple[ir.Value, int]:
+        """Where LANES numbers begin, and their alignment: that of a single number."""
+        kind = pointer.type.pointee
+        place = self.builder.bitcast(self.address(pointer, index), vector(kind).as_pointer())
+        return place, ctypes.sizeof(C_TYPES[kind])
 
     def load(self, pointer: ir.Value, index: Value, unit: int = LANES) -> Value:
         """LANES neighbours. ``index`` counts units of so many numbers."""
-        place = self._lanes(pointer, index * unit)
-        return Value(
-            self, self.builder.load(place, align=ctypes.sizeof(NAMES[pointer.type.pointee]))
-        )
+        place, align = self._lanes(pointer, index * unit)
+        return Value(self, self.builder.load(place, align=align))
 
     def store(self, value: Value, pointer: ir.Value, index: Value, unit: int = LANES) -> None:
-        place = self._lanes(pointer, index * unit)
-        self.builder.store(value.value, place, align=ctypes.sizeof(NAMES[pointer.type.pointee]))
+        place, align = self._lanes(pointer, index * unit)
+        self.builder.store(value.value, place, align=align)
 
     def everywhere(self, pointer: ir.Value, index: Value) -> Value:
         """The number at ``index``, in all lanes."""
