@@ -112,11 +112,14 @@ def forget_the_history() -> None:
 
 @pytest.fixture
 def settings_of_torch():
-    """Its threads and its seed are those of before when the test ends."""
+    """Its threads, those of the kernels and its seed are those of before when the test ends."""
     import torch
 
-    threads, state = torch.get_num_threads(), torch.get_rng_state()
+    from stages.arithmetic import threads as pool
+
+    threads, number, state = torch.get_num_threads(), pool.number(), torch.get_rng_state()
     yield
+    pool.use(number)
     torch.set_num_threads(threads)
     torch.set_rng_state(state)
 

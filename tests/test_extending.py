@@ -6,6 +6,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from machines import STUDY
 
 from conftest import ROOT, Clone, client_of, make_clone
 from dvc_kit.errors import InputError
@@ -110,15 +111,7 @@ def test_the_page_has_three_models_with_their_own_looks_and_answers(third):
     assert "softmax: (w) => {" in text
 
 
-ONE_SEED = """\
-models: [lenet5, mlp, softmax]
-seeds: [0]
-recipes: [documented]
-ablations: []
-ablation_seeds: [0]
-differences: []
-validation_size: 100
-"""
+ONE_SEED = STUDY.replace("[lenet5, mlp]", "[lenet5, mlp, softmax]")
 
 
 @pytest.mark.slow
