@@ -26,14 +26,21 @@ from stages.show.tables import table
 BEFORE = "c2632f0"  # the last commit that only PyTorch computed for
 
 
+def set_in(folder: Path, **settings: str | int) -> None:
+    """Change settings in the params.yaml there."""
+    yaml, path = YAML(), folder / "params.yaml"
+    yaml.dump(yaml.load(path) | settings, path)
+
+
 def an_epoch(folder: Path, model: str, epochs: int = 3, cores: int = 0) -> float:
     """Seconds of the median epoch of a training, but for the first, which compiles.
 
     Args:
         epochs: The training is stopped after them.
-        cores: How many it may use. 0: all.
+        cores: How many it may use, with a thread for each. 0: all.
     """
     shutil.rmtree(folder / ".dvc/tmp", ignore_errors=True)  # a checkpoint of the last turn
+    set_in(folder, threads=cores or joblib.cpu_count())
     pin = ["taskset", "--cpu-list", ",".join(map(str, range(cores)))] if cores else []
     process = subprocess.Popen(
         [*pin, sys.executable, "-u", "-m", "stages.train", model],
@@ -61,12 +68,7 @@ def clone(folder: Path, commit: str = "HEAD", recipe: str = "documented") -> Non
     subprocess.run(["git", "clone", "--quiet", ROOT, folder], check=True)
     subprocess.run(["git", "checkout", "--quiet", commit], cwd=folder, check=True)
     shutil.copytree(ROOT / "data/prepared", folder / "data/prepared")
-    yaml = YAML()
-    settings = yaml.load(folder / "params.yaml")
-    settings["recipe"] = recipe
-    if commit != "HEAD":
-        settings["threads"] = joblib.cpu_count()
-    yaml.dump(settings, folder / "params.yaml")
+    set_in(folder, recipe=recipe)
 
 
 def measure(rounds: int = 5, before: str = BEFORE, recipe: str = "documented") -> str:
