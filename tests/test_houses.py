@@ -136,6 +136,13 @@ def declared_code(stage: str) -> set[str]:
     return {file for place in code for file in below(place)}
 
 
+def test_no_compiled_file_can_change_a_folder_outside_of_its_project():
+    """.dvcignore ends at the study, and `stages` lets Python write none."""
+    declared = {dep for folder, stage in STAGES.values() if folder.parts for dep in stage["deps"]}
+    outside = {dep for dep in declared if dep.startswith("../") and modules_of(f"study/{dep}")}
+    assert outside and all(dep.startswith("../stages/") for dep in outside)
+
+
 def depends_on_bits(stage: str) -> bool:
     """Whether a stage depends on the hashes in study/bits.json instead of on code."""
     return any("bits.json" in param for param in STAGES[stage][1].get("params", ()))
