@@ -5,7 +5,7 @@ VENV := .venv
 MODEL ?= models:/mnist@champion
 # Values that a user gives are data: no $ in them is expanded, and a recipe reads them from its
 # environment ("$$WHAT"), so no quote in them ends a string of the shell.
-GIVEN := PYTHON VENV MODEL WHAT REV ATTEST SCHEDULER WORKERS PORT ENGINE AUDIT MIRROR
+GIVEN := PYTHON VENV MODEL WHAT REV IMAGE FORMAT ATTEST SCHEDULER WORKERS PORT ENGINE AUDIT MIRROR
 $(foreach name,$(GIVEN),$(if $(filter undefined,$(origin $(name))),,\
     $(eval override $(name) := $$(value $(name)))$(eval export $(name))))
 # By its path, because make 3.81 (macOS) does not look for programs in the PATH that is set here
@@ -21,7 +21,7 @@ WITH_ENGINES = $(PY) -m pip install --quiet --disable-pip-version-check -c const
 export PIP_USER := 0
 unexport PIP_TARGET PIP_PREFIX PIP_ROOT PIP_PYTHON PIP_NO_DEPS PIP_DRY_RUN
 
-.PHONY: help install installed environment repro study search scheduler worker verify attest test mutants lint bench sync find serve ui
+.PHONY: help install installed environment repro study search scheduler worker verify attest test mutants lint bench sync find predict serve ui
 
 help:
 	@echo "make repro   run the pipeline, as far as it is not up to date, and show the comparison"
@@ -39,6 +39,8 @@ help:
 	@echo "make bench   measure what is fast, what it is compared with, and how it grows"
 	@echo "make sync    write the MLflow runs that are missing, from the results"
 	@echo "make find WHAT=RUN|MODEL|FILE|COMMIT   from a run to its commits, from a commit to its runs"
+	@echo "make predict IMAGE=photo.png   what both networks say about a digit on paper, or a folder of them"
+	@echo "             (IMAGE=- reads standard input, FORMAT=json writes JSON)"
 	@echo "make ui      browse the runs in MLflow (PORT=...)"
 	@echo "make serve   answer images over HTTP with the champion"
 
@@ -127,6 +129,11 @@ sync: $(INSTALLED)
 
 find: $(INSTALLED)
 	@$(PY) -m dvc_mlflow find -- "$$WHAT"
+
+# One name, because names have spaces: a file, a folder, or - for standard input
+predict: $(INSTALLED)
+	@test -n "$$IMAGE" || { echo "error: make predict IMAGE=photo.png names an image or a folder of images" >&2; exit 2; }
+	@$(PY) -m stages.predict $${FORMAT:+"--format=$$FORMAT"} -- "$$IMAGE"
 
 serve: $(INSTALLED)
 	@$(PY) -m stages.serve "$$MODEL" "$${PORT:-5001}"

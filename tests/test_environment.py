@@ -219,7 +219,7 @@ def test_an_environment_that_worked_outlives_old_commits_failures_and_kills_offl
 GIVEN_TO = (
     *("WHAT=find", "REV=sync", "ATTEST=verify", "SCHEDULER=worker", "WORKERS=worker"),
     *("MODEL=serve", "PORT=serve", "PORT=ui", "PORT=scheduler", "ENGINE=study", "AUDIT=study"),
-    *("MIRROR=repro", "VENV=attest", "PYTHON=environment"),
+    *("MIRROR=repro", "VENV=attest", "PYTHON=environment", "IMAGE=predict", "FORMAT=predict"),
 )
 GIVEN = 'it\'s "a" $b ${b} $(touch bad) `touch bad`; touch bad #'
 
@@ -238,7 +238,7 @@ def test_every_variable_of_make_is_data(tmp_path, given_to, in_environment, give
     for program in ("python", "dvc"):
         (python / "bin" / program).write_text(shown, encoding="utf-8")
         (python / "bin" / program).chmod(0o755)
-    others = {"ATTEST": "yes", "SCHEDULER": "there:1", "INSTALLED": "Makefile"}
+    others = {"ATTEST": "yes", "SCHEDULER": "there:1", "IMAGE": "-", "INSTALLED": "Makefile"}
     given_here = {name: given} if in_environment else {}
     arguments = [f"{key}={value}" for key, value in others.items() if key != name]
     arguments += [] if in_environment else [f"{name}={given}"]

@@ -188,6 +188,10 @@ def shuffled(*names: str) -> list[int]:
     return [constant("stages.learn.training", name) for name in names]
 
 
+def photos(name: str) -> Any:
+    return constant("photos", name)
+
+
 def python() -> str:
     project = tomllib.loads(read("pyproject.toml"))["project"]
     return str(project["requires-python"]).removeprefix(">=")

@@ -11,15 +11,18 @@ from typing import Any
 
 import numpy as np
 import pytest
+from photos import photos as drawn_photos
 from PIL import Image
 from scipy.ndimage import center_of_mass
 from test_committed import weights_on_the_page
 
 from conftest import ROOT, free_port, missing
 from dvc_kit.files import sha256
+from stages import answers, ink, photo
 from stages.base import files
 from stages.base.params import MODEL_NAMES, TITLES
 from stages.mnist import idx
+from stages.scoring import CalibrationBin
 from stages.show import page
 from study.page import PATH as STUDY
 
@@ -163,6 +166,42 @@ def test_a_drawing_is_sized_and_centred_like_an_image_of_mnist(report, images):
     text = base64.b64encode(images.tobytes()).decode()
     again = np.array(report.evaluate(script, [text, len(images)]))
     assert np.array_equal(again, images.reshape(len(images), -1))
+
+
+@pytest.mark.slow
+def test_a_photo_is_prepared_and_answered_as_a_drawing(report):
+    """The same ink gives the same 28x28 and 32x32 bytes as in stages/ink.py, and the same words."""
+    script = """([text, side]) => {
+        const alpha = bytes(text), pixels = new Uint8Array(4 * side ** 2);
+        alpha.forEach((value, at) => { pixels[4 * at + 3] = value; });
+        const image = centred(pixels, side);
+        return image && [[...image], [...resize(image)]];
+    }"""
+    rng = np.random.default_rng(0)
+    fields = [rng.integers(0, 256, (side, side), np.uint8) for side in (1, 7, 19, 20, 21, 99, 200)]
+    for _ in range(30):  # blobs anywhere, of any proportions
+        blob = np.zeros((280, 280), np.uint8)
+        top, left = rng.integers(0, 270, 2)
+        part = blob[top : top + rng.integers(1, 280), left : left + rng.integers(1, 280)]
+        part[:] = rng.integers(0, 256, part.shape) * (rng.random(part.shape) < rng.random())
+        fields.append(blob)
+    photos = [ink.written(photo.decoded(content)[0]) for _, content in drawn_photos()[::4]]
+    photos += [ink.strengthened(found) for found in photos]
+    fields += [np.pad(found, ((0, max(found.shape) - len(found)), (0, 0))) for found in photos]
+    fields = [np.pad(found, ((0, 0), (0, len(found) - found.shape[1]))) for found in fields]
+    for field in fields:
+        text = base64.b64encode(field.tobytes()).decode()
+        there, here = report.evaluate(script, [text, len(field)]), ink.centred(field)
+        if here is None:
+            assert there is None and not field.any()
+        else:
+            assert there == [here.ravel().tolist(), idx.resize(here[None]).ravel().tolist()]
+    for name, bins in report.evaluate("data.bins").items():
+        for part in bins:
+            row = [max(part["low"], 0.01), *[0.0] * 9]
+            alike = CalibrationBin(part["count"], part["confidence"], part["accuracy"])
+            said = report.evaluate("([name, row]) => verdict(name, row)", [name, row])
+            assert tuple(said) == answers.verdict(name, answers.Answer(row, alike))
 
 
 @pytest.mark.slow
