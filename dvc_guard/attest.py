@@ -28,14 +28,13 @@ from dvc_guard import damage
 from dvc_kit import files
 from dvc_kit.commands import shown, visible
 from dvc_kit.errors import StageError, one_line
-from dvc_mlflow import git, history, projects
+from dvc_mlflow import git, history, projects, rerun
 from dvc_mlflow.result import made_by
 from dvc_mlflow.results import Project
 
 STATEMENTS = Path("reports", "rebuilds")
 STATEMENT_TYPE = "https://in-toto.io/Statement/v1"
 PREDICATE_TYPE = "https://in-toto.io/attestation/link/v0.3"
-COMMAND = ["dvc", "repro", "--force", "--no-run-cache"]
 # The vector extensions by which kinds are told apart, and NumPy's groups that have them
 SHOWN = {"AVX": "X86_V3", "AVX2": "X86_V3", "AVX512F": "X86_V4", "SVE": "SVE"}
 
@@ -114,7 +113,7 @@ def write(commit: str, outs: Mapping[str, str]) -> Path:
         "predicateType": PREDICATE_TYPE,
         "predicate": {
             "name": "rebuild",
-            "command": COMMAND,
+            "command": rerun.COMMAND,
             "materials": [{"name": "commit", "digest": {"gitCommit": commit}}],
             "environment": about,
         },

@@ -6,17 +6,11 @@ compares every out that was computed with dvc.lock, and with the file in this fo
 projects, it compares the files in this folder with dvc.lock. With `statement` it also writes a
 statement that this machine came to the same bytes, see attest.py.
 
-DVC does not compute data that somebody added or imported, nor a frozen stage. These are taken from
-its cache.
+The clone and the run in it are those of `dvc-mlflow verify`, see rerun.py.
 """
 
-import contextlib
 import os
-import shutil
-import signal
-import subprocess
 import sys
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,11 +18,13 @@ from pathlib import Path
 from tabulate import tabulate
 
 from dvc_guard import attest, damage, mend
-from dvc_kit.commands import as_path, output_of, visible
+from dvc_kit.commands import output_of, visible
 from dvc_kit.errors import StageError
 from dvc_kit.files import md5
-from dvc_mlflow import projects
+from dvc_mlflow import git, projects, rerun
+from dvc_mlflow.content import Content
 from dvc_mlflow.hooks import hook
+from dvc_mlflow.results import Project
 
 
 @dataclass(frozen=True)
@@ -51,62 +47,12 @@ class Out:
         return "same"
 
 
-def fetch(scratch: Path, frozen: Sequence[str]) -> None:
-    """Bring the data that no stage computes into a clone."""
-    for folder in hook("downloads", tuple)():  # the stages check them again
-        if folder.is_dir():
-            shutil.copytree(folder, scratch / folder)
-    others = {folder for folder in projects.find(scratch) if folder != projects.MAIN}
-    tracked = output_of(["git", "ls-files", "-z", "--", ":(glob)**/?*.dvc"], scratch).split("\0")
-    added = [name for name in tracked if name and not others.intersection(Path(name).parents)]
-    if given := [as_path(name) for name in (*frozen, *added)]:
-        with damage.repo_of(projects.MAIN) as repo:
-            settings = f"[cache]\n    dir = {repo.cache.local_cache_dir}\n    type = copy\n"
-        local = scratch / ".dvc" / "config.local"
-        local.write_text(settings, encoding="utf-8")
-        checkout = [sys.executable, "-m", "dvc", "checkout", "--quiet", *given]
-        subprocess.run(checkout, cwd=scratch, capture_output=True)  # `dvc repro` names what lacks
-        local.unlink()
-
-
-def declared(scratch: Path) -> tuple[list[str], list[str]]:
-    """The frozen stages of the main project, and its outs on servers, of which DVC has no md5."""
-    with contextlib.chdir(scratch), damage.repo_of(projects.MAIN) as repo:
-        stages = [stage for stage in repo.index.stages if stage.cmd]
-        paths = [out.def_path for stage in stages for out in stage.outs]
-        frozen = [stage.addressing for stage in stages if stage.frozen]
-    return frozen, [path for path in paths if "://" in path]
-
-
-def reproduce(scratch: Path) -> None:
-    """Run the main project in ``scratch``. Its dvc.lock then has the stages of this run only."""
-    files = projects.find(scratch)[projects.MAIN]
-    for file in files:
-        (scratch / file).with_name(projects.LOCK).unlink(missing_ok=True)
-    # Without a name, DVC takes the file in the main folder alone
-    named = [as_path(str(file)) for file in files] if files[1:] else []
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    # --force: no stage is skipped because its outs are there. --no-run-cache: none is restored
-    process = subprocess.Popen(
-        [sys.executable, "-m", *attest.COMMAND, *named],
-        cwd=scratch,
-        env=os.environ | {"PATH": path, "MIRROR": "off"},
-        stdout=subprocess.PIPE,
-        text=True,
-        encoding="utf-8",
-        start_new_session=True,
-    )
-    assert process.stdout
-    try:
-        for line in process.stdout:
-            if line.startswith(("Running stage", "Running callback stage")):
-                print(line.strip(), flush=True)
-    except BaseException:  # Ctrl-C, or nobody reads this any more
-        os.killpg(process.pid, signal.SIGKILL)  # and the processes that it starts
-        process.wait()
-        raise
-    if process.wait() != 0:
-        raise StageError("`dvc repro` failed in the scratch clone, see above")
+def bring(scratch: Path, plan: rerun.Plan, committed: damage.Outs) -> None:
+    """Bring the data that no stage computes into a clone. `dvc repro` names what lacks."""
+    made = {path: md5 for (_, path), md5 in committed.items()} | plan.data
+    with damage.repo_of(projects.MAIN) as repo:
+        project = Project(projects.MAIN, projects.find()[projects.MAIN], repo)
+        rerun.bring(scratch, Content(project, made, git.commit_of("HEAD")), plan.needed)
 
 
 def listed(names: Sequence[str]) -> str:
@@ -173,18 +119,21 @@ def verify(statement: bool = False) -> None:
         print(found)
     if dirty:
         print("note: the last commit is verified, not these changes\n" + dirty)
-    with tempfile.TemporaryDirectory(prefix="verify-") as folder:
-        scratch = Path(folder) / "clone"
-        output_of(["git", "clone", "--quiet", "--no-hardlinks", ".", str(scratch)])
-        still, elsewhere = declared(scratch)
+    with rerun.cloned() as scratch:
+        plan = rerun.plan(scratch, projects.MAIN)
+        still = plan.frozen
+        elsewhere = [path for outs in plan.outs.values() for path in outs if "://" in path]
         if statement and (still or elsewhere):
             raise StageError(
                 "a statement names every out, and these frozen stages and outs on servers are not "
                 f"computed or compared: {listed(still + elsewhere)}"
             )
-        fetch(scratch, still)
         committed = damage.locked(scratch)
-        reproduce(scratch)
+        bring(scratch, plan, committed)
+        path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+        code, _ = rerun.reproduce(scratch, path=path)
+        if code != 0:
+            raise StageError("`dvc repro` failed in the scratch clone, see above")
         computed = damage.locked(scratch)
         if taken := [path for stage, path in computed if stage in still]:
             print(f"frozen, so not computed: {listed(taken)}")

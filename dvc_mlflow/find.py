@@ -44,12 +44,12 @@ def find(what: str) -> None:
         raise InputError("nothing to find: name a run, a model version, a file or a commit")
     if file.is_file():
         find_content(f"file {what}", md5_of(file))
-    elif what.startswith("models:/") or re.fullmatch(r"m-[0-9a-f]{32}", what):
+    elif is_model(what):
         md5 = logged_model(what).tags.get(schema.MD5)
         if md5 is None:
             raise InputError(f"{what} was not logged from a result of DVC: it has no tag md5")
         find_content(what, md5)
-    elif run := _run(what):
+    elif run := named_run(what):
         find_run(run)
     else:
         find_commit(what)
@@ -57,19 +57,51 @@ def find(what: str) -> None:
 
 def find_run(run: Any) -> None:
     run_id, tags = run.info.run_id, run.data.tags
-    of_stages = _stages_of(run) if tags.get(schema.STAGE) == schema.PIPELINE else [run]
-    results = frozenset(
-        its.data.tags[schema.RESULT] for its in of_stages if schema.RESULT in its.data.tags
-    )
+    results, md5s = results_of(run)
     if not results:
         raise InputError(f"run {run_id} {_without_results(run)}")
     print(f"run {run_id} {tags[schema.STAGE]} ({run.info.status})")
     print(f"  {addresses.address(run=run)}")
     addresses.print_how_to_open()
-    md5s = frozenset[str]().union(*map(md5s_of, of_stages))
     here = frozenset[str]().union(*(lock.results for lock in history.locks_here()))
     commits = history.commits_with(results, md5s)
     print_commits(f"run {run_id}", commits, is_here=results <= here)
+
+
+def results_of(run: Any) -> tuple[frozenset[str], frozenset[str]]:
+    """The identities of the results that a run shows, and the md5s of their outs."""
+    of_stages = stages_of(run) if run.data.tags.get(schema.STAGE) == schema.PIPELINE else [run]
+    tags = [its.data.tags for its in of_stages]
+    results = frozenset(its[schema.RESULT] for its in tags if schema.RESULT in its)
+    return results, frozenset[str]().union(*map(md5s_of, of_stages))
+
+
+def commit_with(what: str) -> tuple[str, Any]:
+    """The first commit that holds the results of a run or a model, and the run. Or a commit itself,
+    and None.
+
+    Raises:
+        InputError: There is no such thing, or no commit holds it.
+    """
+    run = named_run(what)
+    if run is None and is_model(what):
+        run = named_run(logged_model(what).source_run_id or "")
+    if run is None:
+        try:
+            return git.commit_of(what), None
+        except InputError:
+            raise InputError(
+                f"{what} is no run or model of {store.name()} and no commit of this repository"
+                f"{git.shallow()}"
+            ) from None
+    results, md5s = results_of(run)
+    if not results:
+        raise InputError(f"run {run.info.run_id} {_without_results(run)}")
+    if commits := history.commits_with(results, md5s):
+        return commits[-1], run
+    raise InputError(
+        f"no commit of this repository holds the results of run {run.info.run_id}{git.shallow()}"
+    )
 
 
 def _without_results(run: Any) -> str:
@@ -81,12 +113,12 @@ def _without_results(run: Any) -> str:
     return f"is {run.info.status} and has no results{ran}: `dvc-mlflow sync` adds those of dvc.lock"
 
 
-def _stages_of(run: Any) -> list[Any]:
+def stages_of(run: Any) -> list[Any]:
     """The runs of the stages of one state: those below its run, and others that its text names."""
     below = store.search(f"tags.{schema.PARENT} = '{run.info.run_id}'")
     known = {its.info.run_id for its in below}
     text = run.data.tags.get(schema.NOTE, "")
-    named = (_run(run_id) for run_id in re.findall("/runs/([0-9a-f]{32})", text)
+    named = (named_run(run_id) for run_id in re.findall("/runs/([0-9a-f]{32})", text)
              if run_id not in known)  # fmt: skip
     return [*below, *filter(None, named)]
 
@@ -126,7 +158,7 @@ def print_commits(name: str, commits: Sequence[str], is_here: bool) -> None:
     if is_here:
         print(f"  {projects.LOCK} in this folder holds it: `dvc checkout` brings it back")
     elif not commits:
-        raise InputError(f"no commit's {projects.LOCK} holds the results of {name}")
+        raise InputError(f"no commit's {projects.LOCK} holds the results of {name}{git.shallow()}")
     if commits:
         others = f"  (and {len(commits) - 1} more commits)" if commits[1:] else ""
         print(f"  commit {git.described(commits[-1])}{others}")
@@ -141,6 +173,7 @@ def find_commit(rev: str) -> None:
     except InputError:
         raise InputError(
             f"{rev} is no run or model of {store.name()}, no file and no commit of this repository"
+            f"{git.shallow()}"
         ) from None
     print(f"commit {git.described(commit)}")
     known, report = Known(), Report()
@@ -169,10 +202,14 @@ def _print_project(commit: str, project: Project, known: Known) -> int:
     return len(have)
 
 
-def _run(run_id: str) -> Any:
+def named_run(run_id: str) -> Any:
     """The run with this id, or None."""
     known = re.fullmatch(r"[0-9a-f]{32}", run_id)
     return store.get(client().get_run, run_id) if known else None
+
+
+def is_model(what: str) -> bool:
+    return bool(re.match("models:/|m-[0-9a-f]{32}$", what))
 
 
 def logged_model(what: str) -> Any:

@@ -61,7 +61,16 @@ def commit_of(rev: str) -> str:
         except GitError as error:
             if error.reason:
                 raise
-    raise InputError(f"{rev} is not a commit of this repository")
+    raise InputError(f"{rev} is not a commit of this repository{shallow()}")
+
+
+def shallow() -> str:
+    """That this clone lacks a part of the history, and the cure; empty if it lacks none."""
+    try:
+        is_shallow = git("rev-parse", "--is-shallow-repository").strip() == "true"
+    except GitError:
+        return ""
+    return ": this clone is shallow, `git fetch --unshallow` brings its history" * is_shallow
 
 
 def _experiments(name: str) -> list[str]:
