@@ -67,6 +67,30 @@ def locks_here() -> list[Lock]:
     return found
 
 
+def locks_beside() -> list[Lock]:
+    """Every dvc.lock that lies in another worktree, or where DVC runs an experiment."""
+    listed = git("worktree", "list", "--porcelain").splitlines()
+    places = [Path(line.removeprefix("worktree ")) for line in listed if line[:9] == "worktree "]
+    found = []
+    for place in filter(Path.is_dir, places):
+        inner = [place / folder / ".dvc/tmp/exps" for folder in projects.find(place)]
+        copies = [exps.glob(f"{depth}/.git") for exps in inner for depth in ("*", "*/*")]
+        for root in (place, *(its.parent for of in copies for its in of)):
+            for path in projects.locks(projects.find(root)):
+                with contextlib.suppress(OSError, StageError):
+                    found.append(_lock(files.read_text(root / path), path.parent))
+    return found
+
+
+def _stashed() -> list[str]:
+    """The commits of stashes, also of the queue of DVC. Only the last one of each is a reference,
+    the others are in its reflog."""
+    refs = git("for-each-ref", "--format=%(refname)", "refs/stash", "refs/exps").split()
+    of_stashes = [ref for ref in refs if ref.endswith(("/stash", "/celery/failed"))]
+    logs = (git("log", "--walk-reflogs", "--format=%H", ref, "--") for ref in of_stashes)
+    return [commit for log in logs for commit in log.split()]
+
+
 @functools.cache
 def _blobs(since: str | None = None) -> dict[str, dict[Path, tuple[str, int]]]:
     """The object and the size of each dvc.lock in each commit, also of branches and DVC
@@ -76,10 +100,10 @@ def _blobs(since: str | None = None) -> dict[str, dict[Path, tuple[str, int]]]:
         since: A date. Older commits are left out.
     """
     after = [f"--since={since}"] if since else []
-    commits = git("rev-list", "--all", "--date-order", *after).split()
-    every = git(
-        "log", "--all", "--format=", "--name-only", "-z", "--", f":(glob)**/{projects.LOCK}"
-    )
+    all_of_them = ["--all", *_stashed()]
+    commits = git("rev-list", "--date-order", *after, *all_of_them).split()
+    of_locks = ["--format=", "--name-only", "-z", *all_of_them, "--", f":(glob)**/{projects.LOCK}"]
+    every = git("log", *of_locks)
     locks = [Path(name) for name in sorted({*every.split("\0")} - {""})]
     asked = [(commit, lock) for commit in commits for lock in locks]
     names = "".join(f"{commit}:{lock.as_posix()}\n" for commit, lock in asked)
@@ -129,11 +153,17 @@ def commits_with(results: frozenset[str], md5s: frozenset[str]) -> list[str]:
     Args:
         md5s: Of outs of these results, to find them sooner.
     """
+    held = held_by(md5s)
+    return [commit for commit in _blobs() if results <= held.get(commit, set())]
+
+
+def held_by(md5s: frozenset[str] = frozenset()) -> dict[str, set[str]]:
+    """The identities of the results that each commit holds. See :func:`locks`."""
     held: dict[str, set[str]] = {}
     for lock in locks(md5s):
         for commit in lock.commits:
             held.setdefault(commit, set()).update(lock.results)
-    return [commit for commit in _blobs() if results <= held.get(commit, set())]
+    return held
 
 
 def commits_naming(md5: str) -> list[str]:

@@ -1,6 +1,7 @@
 """``status``: the results that have no run, and the runs whose results no commit holds."""
 
 import contextlib
+from typing import Any
 
 from dvc_kit.errors import StageError
 from dvc_mlflow import history, projects, schema, store
@@ -42,6 +43,13 @@ def status() -> None:
 
 def _print_uncommitted(known: Known, current: State) -> None:
     """Print the runs with results that neither a commit nor this checkout holds."""
+    for run in uncommitted(known, current):
+        stage = run.data.tags[schema.STAGE]
+        print(f"no commit holds the results of run {run.info.run_id} ({stage})")
+
+
+def uncommitted(known: Known, current: State) -> list[Any]:
+    """The runs of stages with results that neither a commit nor this checkout holds."""
     held = {its.identity for read in current.projects for its in read.locked().values()}
     apart = {
         run: md5s
@@ -51,7 +59,4 @@ def _print_uncommitted(known: Known, current: State) -> None:
     with contextlib.suppress(GitError):  # there is no history
         for lock in history.locks(frozenset().union(*apart.values())) if apart else ():
             held |= lock.results
-    for run in apart:
-        if run.data.tags[schema.RESULT] not in held:
-            stage = run.data.tags[schema.STAGE]
-            print(f"no commit holds the results of run {run.info.run_id} ({stage})")
+    return [run for run in apart if run.data.tags[schema.RESULT] not in held]

@@ -126,11 +126,12 @@ def test_what_cannot_be_verified_is_told_in_one_line(entered, repository, tmp_pa
     )
     client.delete_run(other.info.run_id)
     repository.run("dvc", "remote", "add", "--default", "away", str(tmp_path / "nowhere"))
+    repository.commit("a remote")
     for path in (repository.path / "given.txt", repository.path / ".dvc/cache/files"):
         path.rename(tmp_path / path.name)
     forget_the_folder()
     line = r"given\.txt of commit \w{10} is neither in git, nor in the cache of DVC, nor in the "
-    told = verified(entered["make"])["end"]
+    told = verified("HEAD")["end"]
     for path in (repository.path / "given.txt", repository.path / ".dvc/cache/files"):
         (tmp_path / path.name).rename(path)
     assert re.fullmatch(rf"{line}remote away \(.*nowhere\), as far as it can be reached", told)
