@@ -26,10 +26,11 @@ Way = tuple[str, ...]
 
 @dataclass(frozen=True)
 class Ran:
-    """A process that has ended: its output, its time, and its largest memory."""
+    """A process that has ended: its output, its time, its processor's time, its largest memory."""
 
     output: str
     seconds: float
+    cpu: float
     peak_mb: float
 
 
@@ -46,7 +47,8 @@ def run(*command: str, env: Mapping[str, str] | None = None, cwd: Path = ROOT) -
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
         sys.exit(f"error: {' '.join(command)} ended with {process.returncode}")
-    return Ran(output, time.perf_counter() - started, usage.ru_maxrss / 1024)
+    cpu = usage.ru_utime + usage.ru_stime
+    return Ran(output, time.perf_counter() - started, cpu, usage.ru_maxrss / 1024)
 
 
 def child(

@@ -1,6 +1,9 @@
-"""How `dvc-mlflow sync` and `status` grow with the number of stages, on SQLite.
+"""How `dvc-mlflow sync` and `status` grow with the number of stages and commits, on SQLite.
 
     python -m benchmarks.sync [STAGES ...]
+    python -m benchmarks.sync history STAGES COMMITS
+
+Each commit of a history changes one stage.
 
 A generated repository has stages that each have a setting, a metrics file and a curve. DVC runs one
 of them. The lock gets the entries of the others in the same form, because `dvc repro` writes the
@@ -66,6 +69,38 @@ def make_repository(folder: Path, stages: int) -> None:
     run("dvc", "status", "--quiet", cwd=folder)  # which fails if an entry is wrong
 
 
+def make_history(folder: Path, stages: int, commits: int) -> None:
+    """Commit a repository, and then further results of one stage each."""
+    make_repository(folder, stages)
+    commit = ("git", "-c", "user.name=a", "-c", "user.email=a@b", "commit", "--quiet", "-am")
+    run("git", "add", "--all", cwd=folder)
+    run(*commit, "first", cwd=folder)
+    lock = folder / "dvc.lock"
+    for number in range(1, commits):
+        stage = number % stages
+        before, metrics = hashes(folder, stage), folder / f"metrics-{stage}.json"
+        metrics.write_text(f'{{"score": {number + 0.5}}}', encoding="utf-8")
+        text = lock.read_text(encoding="utf-8")
+        head, name, rest = text.partition(f"  stage@{stage}:\n")
+        for old, new in zip(before, hashes(folder, stage), strict=True):
+            rest = rest.replace(old, new, 1)
+        lock.write_text(head + name + rest, encoding="utf-8")
+        run(*commit, str(number), cwd=folder)
+
+
+def of_history(stages: int, commits: int) -> str:
+    """`sync --all`, twice."""
+    rows = []
+    with tempfile.TemporaryDirectory() as scratch:
+        make_history(Path(scratch), stages, commits)
+        for name in ("first", "second"):
+            ran = run(sys.executable, "-m", "dvc_mlflow", "sync", "--all", cwd=Path(scratch))
+            sizes = [f"{ran.seconds:.1f}", f"{ran.cpu:.1f}", f"{ran.peak_mb:.0f}"]
+            rows.append([str(stages), str(commits), name, *sizes])
+    header = "stages | commits | sync --all | s | CPU s | most memory MB"
+    return table(header, "rrlrrr", rows)
+
+
 def measure(*numbers: int) -> str:
     rows = []
     for stages in numbers or STAGES:
@@ -80,4 +115,7 @@ def measure(*numbers: int) -> str:
 
 
 if __name__ == "__main__":
-    print(measure(*map(int, sys.argv[1:])))
+    if sys.argv[1:2] == ["history"]:
+        print(of_history(*map(int, sys.argv[2:])))
+    else:
+        print(measure(*map(int, sys.argv[1:])))

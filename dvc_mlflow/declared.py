@@ -124,7 +124,7 @@ class Declared:
                 names |= dict.fromkeys(declaration.items(group, definition))
         for name in names:
             with self._noting(f"{file}: {name}"):
-                stage, of_lock = declared.stages[name], ""
+                stage, of_lock = _loaded(declared, name), ""
                 if name in locked and all(out.hash_info for out in stage.outs):
                     of_lock = identity.of_entry(file.parent, name, locked[name])
                 self.stages[at + name] = Stage(stage, name, file.parent, definitions, of_lock)
@@ -152,6 +152,23 @@ class Declared:
             for name, entry in declared.artifacts.items():
                 kind = self.models if entry.get("type") == "model" else self.names
                 kind[join(at, entry["path"])] = name
+
+
+_stages: dict[str, Any] = {}  # of commits
+
+
+def _loaded(declared: Any, name: str) -> Any:
+    """DVC's object for a stage. The commits of a history share those that are the same."""
+    from dvc.fs import LocalFileSystem
+
+    loader = declared.stages
+    if isinstance(declared.repo.fs, LocalFileSystem):
+        return loader[name]
+    read = loader.resolver.resolve_one(name), loader.lockfile_data.get(name)
+    key = repr((declared.repo.root_dir, declared.path, name, read))
+    if key not in _stages:
+        _stages[key] = loader[name]
+    return _stages[key]
 
 
 def join(*parts: str) -> str:

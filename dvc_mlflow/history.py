@@ -38,6 +38,25 @@ def _repo(folder: Path) -> Any:
     return Repo(str(folder))
 
 
+def files_of(commit: str, declarations: Iterable[Path]) -> str:
+    """A hash of some dvc.yaml files of a commit and of the dvc.lock beside each."""
+    names = [str(path) for file in declarations for path in (file, file.with_name(projects.LOCK))]
+    listed = git("--literal-pathspecs", "ls-tree", "-r", "-z", commit, "--", *names)
+    return identity.of(sorted(listed.split("\0")))
+
+
+def identities(commit: str, declarations: Iterable[Path]) -> frozenset[str]:
+    """The identities of all results in the dvc.lock beside each dvc.yaml of a commit.
+
+    Raises:
+        StageError: One is not there, or names no stages.
+    """
+    locks = [file.with_name(projects.LOCK) for file in declarations]
+    texts = [git("cat-file", "blob", f"{commit}:{lock.as_posix()}") for lock in locks]
+    parts = zip(texts, locks, strict=True)
+    return frozenset().union(*(identity.of_lock(text, lock.parent) for text, lock in parts))
+
+
 def experiment_of(commit: str) -> dict[str, str]:
     """A tag with the name of the DVC experiment that a commit is, or nothing."""
     refs = git("for-each-ref", "--points-at", commit, "--format=%(refname:lstrip=4)", "refs/exps")

@@ -5,12 +5,16 @@ without DVC. Sizes, numbers of files, the names of hashes and every order do not
 is the same for the locks of DVC 1, 2 and 3.
 """
 
+import contextlib
+import functools
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from dvc_kit.errors import StageError
 from dvc_mlflow import projects
 
 HASHES = ("md5", "etag", "checksum")
@@ -26,7 +30,24 @@ def of_lock(text: str, folder: Path) -> frozenset[str]:
     Raises:
         StageError: The text names no stages.
     """
+    head, _, stages = text.partition("stages:\n")
+    if head in ("schema: '2.0'\n", 'schema: "2.0"\n'):
+        # A commit changes few entries, so each entry is parsed once. Entries begin at two spaces.
+        # Those that belong together cannot be parsed one by one: an anchor and its aliases
+        with contextlib.suppress(StageError):
+            entries = re.split(r"(?m)^(?=  \S)", stages)
+            return frozenset().union(*(_of_text(folder, entry) for entry in entries if entry))
+    return _of_stages(folder, text)
+
+
+def _of_stages(folder: Path, text: str) -> frozenset[str]:
     return frozenset(of_entry(folder, *entry) for entry in projects.stages_in(text).items())
+
+
+@functools.cache
+def _of_text(folder: Path, entry: str) -> frozenset[str]:
+    """The same of the text of one entry."""
+    return _of_stages(folder, f"stages:\n{entry}")
 
 
 def of_entry(folder: Path, stage: str, entry: Mapping[str, Any]) -> str:

@@ -149,7 +149,7 @@ def group(
         print("restored the deleted run of the pipeline")
     text = {schema.NOTE: description(locked, of_stage)}
     if parent is None:
-        parent_id = _write(experiment_id, whole, locked, of_stage, missing, text)
+        parent_id = _write(experiment_id, project, whole, locked, of_stage, missing, text)
     else:
         parent_id = parent.info.run_id
         if known.lost_files(parent):
@@ -159,14 +159,13 @@ def group(
         above = known.above(run)
         if above is not None and above.data.tags.get(schema.STAGE) != schema.PIPELINE:
             continue
-        if run.data.tags.get(schema.PARENT) != parent_id:
-            client().set_tag(run.info.run_id, schema.PARENT, parent_id)
-            run.data.tags[schema.PARENT] = parent_id
+        known.put_below(run, parent_id)
     known.add(parent_id)
 
 
 def _write(
     experiment_id: str,
+    project: Project,
     whole: Result,
     locked: Locked,
     of_stage: Mapping[str, Any],
@@ -174,6 +173,8 @@ def _write(
     text: Mapping[str, str],
 ) -> str:
     """Write the run over the runs of all stages, and let the page of runs show its metrics."""
+    if project.files and not project.problems and not missing:
+        text = {**text, schema.FILES: project.files}
     newest = max(of_stage.values(), key=lambda run: run.info.start_time).data.tags
     copied = (schema.COMMIT, schema.DIRTY, schema.EXPERIMENT, schema.USER)
     tags = {key: newest[key] for key in copied if key in newest}

@@ -88,7 +88,9 @@ def finish(experiment_id: str, run_id: str, result: Result, project: results.Pro
     content = Content(project, made_by(ordered.values()))
     wanted = pipeline.wanted(project, ordered)
     with claims.held(patience=CLAIM_PATIENCE), content.laid(wanted) as missing:
-        pipeline.connect(experiment_id, project, ordered, Known(), missing)
+        known = Known()
+        pipeline.connect(experiment_id, project, ordered, known, missing)
+        known.settle()
 
 
 if __name__ == "__main__":

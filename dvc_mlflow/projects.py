@@ -90,7 +90,7 @@ def locks(projects: Projects) -> list[Path]:
     return [path.with_name(LOCK) for paths in projects.values() for path in paths]
 
 
-@functools.cache  # one file is read several times, and parsing it takes 50 ms
+@functools.lru_cache(50)  # one file is read several times, and parsing it takes 50 ms
 def stages_in(text: str) -> dict[str, Any]:
     """The stages in the text of a dvc.yaml or dvc.lock. DVC 1 had locks that held nothing else."""
     found = files.parse_yaml(text, "dvc.yaml or dvc.lock")

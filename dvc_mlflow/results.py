@@ -21,18 +21,21 @@ class Project:
         folder: Its folder, from the root.
         repo: DVC's object for it.
         problems: One line for each stage or file that cannot be read.
+        files: If it is of a commit, a hash of its files there.
 
     Args:
-        files: Its dvc.yaml files, from the root.
-        repo: If it is of a commit.
+        declarations: Its dvc.yaml files, from the root.
+        repo, files: If it is of a commit.
     """
 
-    def __init__(self, folder: Path, files: list[Path], repo: Any = None) -> None:
+    def __init__(
+        self, folder: Path, declarations: list[Path], repo: Any = None, files: str = ""
+    ) -> None:
         from dvc.repo import Repo
 
-        self.folder, self.repo = folder, repo or Repo(str(folder))
+        self.folder, self.repo, self.files = folder, repo or Repo(str(folder)), files
         self._of_commit = repo is not None
-        self._declared = Declared(folder, files, self.repo)
+        self._declared = Declared(folder, declarations, self.repo)
         self._stages = self._declared.stages
         self.problems = self._declared.problems
         self._made = {*self.outs()}
@@ -63,9 +66,12 @@ class Project:
         """
         return self._result(name, _md5_now, True, with_outs)
 
-    @functools.cache  # noqa: B019 (a project lives as long as its command)
     def locked(self) -> dict[str, Result]:
         """The results in dvc.lock, by stage, without the stages that are not in it."""
+        return self._locked
+
+    @functools.cached_property
+    def _locked(self) -> dict[str, Result]:
         return {
             name: self._result(name, lambda entry: entry.hash_info.value, False, True)
             for name, stage in self._stages.items()

@@ -10,6 +10,7 @@ RESULT = "result"  # a hash of stage, command, settings, deps and outs, as dvc.l
 OUT = "out:"  # before the path of an out: its md5
 READ = "read"  # a hash of deps and settings: it links a run that the stage's own code began
 STATE = "pipeline"  # of a run over all stages, instead of outs: a hash of what links their runs
+FILES = "declared"  # of such a run: a hash of the dvc.yaml and dvc.lock it has whole; since 1.1.0
 COMMIT = "commit"  # the code that ran, or the commit that the run was written from
 DIRTY = "dirty"  # `true` if files differed from that commit, else `false`
 EXPERIMENT = "dvc_experiment"  # the name of the DVC experiment
@@ -19,8 +20,8 @@ ARTIFACTS = "artifacts"  # JSON: the bytes of each file at the top, null for a f
 MISSING = "missing"  # JSON: the paths that were not here when the run was written
 PROCESS = "process"  # who writes or wrote it: machine, number and start of a process
 REASON = "reason"  # why it did not finish
-RUN = (STAGE, PROJECT, RESULT, OUT, READ, STATE, COMMIT, DIRTY, EXPERIMENT, BASELINE, BACKFILLED,
-       ARTIFACTS, MISSING, PROCESS, REASON)  # fmt: skip
+RUN = (STAGE, PROJECT, RESULT, OUT, READ, STATE, FILES, COMMIT, DIRTY, EXPERIMENT, BASELINE,
+       BACKFILLED, ARTIFACTS, MISSING, PROCESS, REASON)  # fmt: skip
 
 # --- tags of a logged model, of a version in the registry, and of the registered model ---
 MD5 = "md5"  # of the out that the model was made from

@@ -23,6 +23,7 @@ class Known:
         self._by_tag: dict[tuple[str, str], dict[str, None]] = {}  # ids, the newest last
         self._above: dict[str, Any] = {}  # further runs that others lie below
         self._lost: dict[str, list[str]] = {}
+        self._moved: dict[str, str] = {}  # ids of parents, by the id of a run
         self._deleted: list[Any] | None = None
         for run in reversed(store.search(FINISHED)):
             self._insert(run)
@@ -80,6 +81,39 @@ class Known:
         if run_id not in self._above:
             self._above[run_id] = store.get(client().get_run, run_id)
         return self._above[run_id]
+
+    def put_below(self, run: Any, parent_id: str) -> None:
+        """Let a run lie below another one, in the store after :meth:`settle`."""
+        if run.data.tags.get(schema.PARENT) != parent_id:
+            run.data.tags[schema.PARENT] = self._moved[run.info.run_id] = parent_id
+
+    def settle(self) -> None:
+        """Write which runs lie below which. A sync of many commits moves a run from state to state,
+        and the store needs the last place only."""
+        while self._moved:
+            run_id, parent_id = next(iter(self._moved.items()))
+            client().set_tag(run_id, schema.PARENT, parent_id)
+            del self._moved[run_id]
+
+    def shows(self, identities: Iterable[str], files: str) -> bool:
+        """Whether each result of a state has its whole run, and the state a run that was written
+        from these dvc.yaml and dvc.lock files without a problem. False if one has logged models.
+
+        Args:
+            files: See :func:`dvc_mlflow.history.files_of`.
+        """
+        parents = self._having((schema.FILES, files))
+        if not parents or self.lost_files(parents[0]):
+            return False
+        for identity in identities:
+            having = self._having((schema.RESULT, identity))
+            if not having or not is_complete(having[0]) or schema.PARENT not in having[0].data.tags:
+                return False
+            if having[0].outputs.model_outputs:
+                return False
+            if missing_files(having[0]) or self.lost_files(having[0]):
+                return False
+        return True
 
     def lost_files(self, run: Any) -> list[str]:
         """See :func:`lost_files`. Each run is looked at once."""

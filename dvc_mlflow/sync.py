@@ -9,6 +9,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from dvc_kit.errors import StageError
 from dvc_mlflow import (
     claims,
     git,
@@ -56,7 +57,12 @@ def state_of(commit: str | None) -> Iterator[State]:
             tags = git.provenance(changing(read))
         else:
             read = [
-                Project(folder, its, stack.enter_context(history.repo_of(folder, commit)))
+                Project(
+                    folder,
+                    its,
+                    stack.enter_context(history.repo_of(folder, commit)),
+                    history.files_of(commit, its),
+                )
                 for folder, its in files.items()
             ]
             tags = {schema.COMMIT: commit, schema.DIRTY: "false", **history.experiment_of(commit)}
@@ -113,9 +119,22 @@ def sync(
                             known, claimed = Known(), True
                             work = Work(read, current, known, report, many, pull)
                         work.write()
+        known.settle()
     report.end(
         "" if dry else f"; {'all other runs are' if report.written else 'no run is'} written"
     )
+
+
+def _is_shown(commit: str, known: Known, project: Path | None) -> bool:
+    """Whether the store has everything of a commit, as far as that is seen without DVC."""
+    found = projects.find(commit=commit).items()
+    with contextlib.suppress(StageError):
+        return all(
+            known.shows(history.identities(commit, files), history.files_of(commit, files))
+            for folder, files in found
+            if project in (None, folder)
+        )
+    return False
 
 
 class Work:
