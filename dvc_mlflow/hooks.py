@@ -4,9 +4,12 @@
 experiment = "..."       # of the main project; another project's has its folder behind a hyphen
 hooks = "package.module" # optional: a module with some of the functions of Hooks
 registered_model = "..." # optional: the name of the models in MLflow's registry
+model_card = "..."       # optional: an out of an evaluation. The registered model has that
+                         # of its champion's evaluation as its description
 view = "make ui"         # optional: the command that opens the pages, if not `dvc-mlflow view`
 strip = ["recipe"]       # optional: settings, keys of a matrix, `item.FIELD` of a `foreach`; their
                          # values, which templates put into keys of settings, are left out there
+run_name = ["recipe"]    # optional: settings whose values stand in the names of runs
 
 [tool.dvc-mlflow.pages.main]     # optional: the page of runs; for another project, its folder
 description = "..."
@@ -75,7 +78,8 @@ class Hooks(Protocol):
         """Where two versions of an out first differ, in words; empty if that says nothing."""
 
     def colors(self) -> Mapping[str, Mapping[str, str]]:
-        """The colours of runs in charts, by setting and value."""
+        """The colours (#RRGGBB) of runs in charts, by setting and value. The values of `run_name`
+        and the DVC experiment make a colour darker or lighter."""
 
     def history(self, path: Path) -> Mapping[str, Sequence[float]]:
         """The columns of the curves in an out, `epoch` among them; empty if there are none."""

@@ -12,17 +12,24 @@ from typing import Any
 
 from dvc_mlflow import models, schema, store
 from dvc_mlflow.hooks import hook, settings
+from dvc_mlflow.naming import cut
 from dvc_mlflow.result import Result
 from dvc_mlflow.schema import CHAMPION
 from dvc_mlflow.store import client
 
 Locked = Mapping[str, Result]
+LONGEST_DESCRIPTION = 5_000  # characters that every store takes
 MOST_TOLD = 3  # versions, the last ones, whose reasons are told
 
 
 def name() -> str:
     """The name of the registered model, or nothing."""
     return str(settings().get("registered_model", ""))
+
+
+def card() -> str:
+    """The out of an evaluation that describes its models, or nothing."""
+    return str(settings().get("model_card", ""))
 
 
 def _evaluated(evaluation: Result, locked: Locked) -> dict[str, str]:
@@ -72,6 +79,16 @@ def register(evaluation: Result, locked: Locked, run_id: str) -> None:
     present = champion()
     if present is not None and present.tags.get(schema.MD5, noted) != noted:
         client().set_registered_model_tag(name(), CHAMPION, present.tags[schema.MD5])
+    if present is not None and present.tags.get(schema.MD5) in md5s.values():
+        _describe(evaluation)
+
+
+def _describe(evaluation: Result) -> None:
+    """Let the registered model have the card of an evaluation, which lies in this folder."""
+    if card() in evaluation.outs and Path(card()).is_file():
+        text = cut(Path(card()).read_text(encoding="utf-8"), LONGEST_DESCRIPTION)
+        if text != _registered().description:
+            client().update_registered_model(name(), text)
 
 
 def _version(model: str, md5: str, run_id: str) -> Any:

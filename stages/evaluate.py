@@ -9,7 +9,7 @@ from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 
 from dvc_kit.errors import main_function
 from dvc_kit.files import write_text
-from stages import scoring
+from stages import card, scoring
 from stages.arithmetic import numerics
 from stages.base import files, params, splits
 from stages.base.params import MODEL_NAMES, TITLES
@@ -138,6 +138,7 @@ def main() -> None:
         # The Markdown has the numbers of the files: rounded to 6 digits, then to those it shows
         compared = comparison_markdown(files.rounded(rows), files.rounded(asdict(difference)))
         write_text(files.COMPARISON.with_suffix(".md"), compared)
+        write_text(files.REPORTS / "model_card.md", card.text(settings, answers))
         outputs = [(name, given.outputs_sha256) for name, given in answers.items()]
         details |= {
             "paired_difference": asdict(difference),

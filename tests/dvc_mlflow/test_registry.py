@@ -95,7 +95,7 @@ class Evaluation:
     def register(self, gate: Registry = GATE) -> None:
         content = {"registry": gate.model_dump()}
         Path("params.yaml").write_text(json.dumps(content), encoding="utf-8")
-        evaluation = result("evaluate", deps=self.deps)
+        evaluation = result("evaluate", {settings()["model_card"]: "md5"}, self.deps)
         registry.register(evaluation, trainings(self.deps), self.run_id)
 
     def version(self, name: str):
@@ -152,6 +152,21 @@ def test_the_first_that_reaches_the_accuracy_is_champion(client, evaluated):
     said = "champion: accuracy 0.9000, at least 0.9; there was none before"
     assert found.said("lenet5") == said
     assert found.said("mlp") == "not champion: accuracy 0.0100, needed is 0.9"
+
+
+def test_the_registered_model_has_the_card_of_the_evaluation_of_its_champion(client, evaluated):
+    def register(correct: np.ndarray, text: str) -> str:
+        Path(card).write_text(text, encoding="utf-8")
+        evaluated(correct)
+        return client.get_registered_model("mnist").description
+
+    card = settings()["model_card"]
+    plain = settings()["registered_model_description"]
+    assert register(right(899), "of none") == plain  # nobody is champion
+    assert register(PRESENT, "# Card") == "# Card"
+    assert register(against(PRESENT, 3, 40), "of a worse one") == "# Card"
+    long = register(against(PRESENT, 40, 3), "x" * 6_000)
+    assert len(long) == 5_000
 
 
 EXACT = float(binomtest(12, 16).pvalue)  # of a challenger that is alone right 12 times, wrong 4
