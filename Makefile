@@ -65,9 +65,9 @@ environment:
 repro: $(INSTALLED)
 	@$(PY) -m dvc_guard mend --project .
 	$(PY) -m dvc repro
-	@[ "$$MIRROR" = off ] || $(PY) -m dvc_mlflow sync --project . || true
 	@! test -f reports/comparison.md || { echo; cat reports/comparison.md; echo; }
-	@echo "Metrics: $$VENV/bin/dvc metrics show   Runs: make ui"
+	@[ "$$MIRROR" = off ] || $(PY) -m dvc_mlflow sync --project . --address || true
+	@echo "Metrics: $$VENV/bin/dvc metrics show   MLflow: make ui"
 	@! test -f reports/report.html || echo "Open in a browser: reports/report.html"
 
 study: $(INSTALLED)

@@ -15,6 +15,7 @@ def program() -> Program:
     sync.add_argument("--dry", action="store_true", help="only say which runs are missing")
     sync.add_argument("--pull", action="store_true", help="fetch what is not in the cache of DVC")
     sync.add_argument("--project", metavar="FOLDER", help="only the runs of the project there")
+    sync.add_argument("--address", action="store_true", help="say where the runs are shown")
     command("status", "which results have no run, and which runs no commit", "status.status")
     find = command("find", "from a run, model or file to its commits, and back", "find.find")
     find.add_argument("what", help="id of a run or model, models:/NAME@ALIAS, file or commit")

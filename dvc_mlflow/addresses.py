@@ -20,9 +20,14 @@ def overview(experiment_id: str, ui: str = UI, view: str = pages.TABLE) -> str:
     Args:
         ui: The address of the UI, for a store that no server keeps.
     """
+    return f"{_ui(ui)}/{page_of_runs(experiment_id, view)}"
+
+
+def page_of_runs(experiment_id: str, view: str = pages.TABLE) -> str:
+    """The page of all runs, below the address of the UI."""
     mode = "&compareRunsMode=CHART" if view == pages.CHARTS else ""
     asked = f"viewStateShareKey={view.removeprefix(schema.VIEW)}{mode}&{TRAINING}"
-    return f"{_ui(ui)}/#/experiments/{experiment_id}/runs?{asked}"
+    return f"#/experiments/{experiment_id}/runs?{asked}"
 
 
 def print_how_to_open() -> None:

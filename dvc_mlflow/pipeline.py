@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from dvc_kit import files
-from dvc_mlflow import addresses, identity, models, registry, runs, schema, shown, upkeep
+from dvc_mlflow import addresses, identity, models, registry, run_names, runs, schema, shown, upkeep
 from dvc_mlflow.hooks import hook
 from dvc_mlflow.naming import cut
 from dvc_mlflow.result import Result, made_by
@@ -179,7 +179,8 @@ def _write(
     copied = (schema.COMMIT, schema.DIRTY, schema.EXPERIMENT, schema.USER)
     tags = {key: newest[key] for key in copied if key in newest}
     chosen = dict.fromkeys(value for result in locked.values() for value in result.chosen)
-    name = " ".join([schema.PIPELINE, *chosen, *filter(None, [tags.get(schema.EXPERIMENT)])])
+    experiment = filter(None, [tags.get(schema.EXPERIMENT)])
+    name = run_names.shortened([schema.PIPELINE, *chosen, *experiment])
     run_id = runs.write(experiment_id, whole, {**tags, **text}, missing, name)
     metrics = client().get_run(run_id).data.metrics.keys() - {"epoch", "step"}
     columns = sorted(metrics, key=lambda metric: (len(metric), metric))[:MOST_COLUMNS]
@@ -225,12 +226,14 @@ def _agreed(settings: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def description(locked: Locked, of_stage: Mapping[str, Any]) -> str:
-    """The Markdown of the last stages, and a table of the runs of all stages."""
+    """The Markdown of evaluations and of the last stages, and a table of the runs of all stages.
+    The model card is in the registry."""
+    ends = [*evaluations(locked), *last(locked)]
+    outs = dict.fromkeys(out for result in ends for out in result.outs)
     texts = [
         Path(out).read_text(encoding="utf-8")
-        for result in last(locked)
-        for out in result.outs
-        if out.endswith(".md") and Path(out).is_file()
+        for out in outs
+        if out.endswith(".md") and out != registry.card() and Path(out).is_file()
     ]
     rows = [
         f"| [{stage}]({addresses.page_of(run)}) | {locked[stage].desc} |"

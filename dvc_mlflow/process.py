@@ -14,7 +14,7 @@ import sys
 from collections.abc import Iterable
 from typing import Any, NoReturn
 
-from dvc_mlflow import claims, git, pipeline, reasons, results, runs, schema, store, upkeep
+from dvc_mlflow import claims, git, pipeline, reasons, results, runs, store, upkeep
 from dvc_mlflow.content import Content
 from dvc_mlflow.result import Result, made_by
 from dvc_mlflow.state import Known
@@ -43,8 +43,6 @@ def follow(stage: str, sent: Iterable[dict[str, Any]]) -> None:
     """Write the run of a stage while it runs, from its messages."""
     project, stage = results.project_of(stage)
     experiment_id = upkeep.open_store(project.folder)
-    from mlflow.entities import RunTag
-
     result = project.here(stage, with_outs=False)
     provenance = git.provenance(results.changing())
     run_id = runs.start(experiment_id, result, provenance)
@@ -64,8 +62,7 @@ def follow(stage: str, sent: Iterable[dict[str, Any]]) -> None:
         runs.complete(run_id, result)
         finish(experiment_id, run_id, result, project)
     else:
-        client().log_batch(run_id, tags=[RunTag(schema.REASON, reason)])
-        client().set_terminated(run_id, status)
+        runs.end(client().get_run(run_id), status, reason)
 
 
 def _watch(run_id: str) -> Any:
@@ -80,6 +77,7 @@ def _watch(run_id: str) -> Any:
 def finish(experiment_id: str, run_id: str, result: Result, project: results.Project) -> None:
     """End a run as FINISHED. If all stages agree now, connect their runs."""
     client().set_terminated(run_id, "FINISHED")
+    runs.note_successor(client().get_run(run_id))
     # dvc.lock gets the results of this stage when the stage has ended
     locked = {**project.locked(), result.stage: result}
     if set(locked) != set(project) or not pipeline.agree(locked):

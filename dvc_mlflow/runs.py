@@ -11,7 +11,18 @@ from pathlib import Path
 from typing import Any
 
 from dvc_kit import files
-from dvc_mlflow import curves, models, reasons, schema, shown, store, values, writers
+from dvc_mlflow import (
+    addresses,
+    curves,
+    models,
+    reasons,
+    run_names,
+    schema,
+    shown,
+    store,
+    values,
+    writers,
+)
 from dvc_mlflow.hooks import hook
 from dvc_mlflow.naming import cut
 from dvc_mlflow.result import Result
@@ -30,7 +41,7 @@ def start(
     """Begin a run of a result; its id.
 
     Args:
-        name: By default that of the stage.
+        name: By default :func:`run_names.name_of`.
     """
     described = {
         **of_stage(result),
@@ -39,14 +50,13 @@ def start(
         schema.SOURCE_TYPE: "PROJECT",
         schema.PROCESS: writers.this_process(),
     }
-    for key, colors in hook("colors", dict)().items():
-        if color := colors.get(str(result.params.get(key))):
-            described[schema.COLOR] = color
+    if color := run_names.color_of(result, tags):
+        described[schema.COLOR] = color
     if schema.COMMIT in tags:
         described[schema.SOURCE_COMMIT] = tags[schema.COMMIT]
     run = client().create_run(
         experiment_id,
-        run_name=cut(name or result.stage.rpartition(":")[2], values.LONGEST_NAME),
+        run_name=name or run_names.name_of(result, tags),
         tags=values.tags({**described, **tags}),
     )
     return str(run.info.run_id)
@@ -219,6 +229,25 @@ def _log_inputs(run_id: str, result: Result) -> None:
         client().log_inputs(run_id, datasets=inputs)
 
 
+def end(run: Any, status: str, reason: str) -> None:
+    """End a run that has no results. Its name and its description say so."""
+    run_id, text = run.info.run_id, run.data.tags.get(schema.NOTE, "")
+    said = f"**{status.lower()}**: {reason}"
+    log(run_id, tags={schema.REASON: reason, schema.NOTE: f"{said}\n\n{text}".strip()})
+    client().update_run(run_id, name=run_names.unfinished(run.info.run_name or "", status))
+    client().set_terminated(run_id, status)
+
+
+def note_successor(run: Any) -> None:
+    """Let the runs that ended before a finished one, and read the same, name it."""
+    tags, link = run.data.tags, f"resumed by [{run.info.run_name}]({addresses.page_of(run)})"
+    same = f"attributes.status != 'FINISHED' and tags.{schema.READ} = '{tags[schema.READ]}'"
+    for other in store.search(same):
+        text = other.data.tags.get(schema.NOTE, "")
+        if schema.REASON in other.data.tags and "resumed by [" not in text:
+            client().set_tag(other.info.run_id, schema.NOTE, f"{link}\n\n{text}".strip())
+
+
 def end_dead() -> None:
     """End the runs that are RUNNING although the process that wrote them has ended.
 
@@ -229,8 +258,7 @@ def end_dead() -> None:
         tags, run_id = run.data.tags, run.info.run_id
         if not writers.is_over(tags.get(schema.PROCESS, "")):
             continue
-        client().set_tag(run_id, schema.REASON, "its process ended before the run did")
-        client().set_terminated(run_id, "KILLED")
+        end(run, "KILLED", "its process ended before the run did")
         if schema.BACKFILLED in tags or tags.get(schema.STAGE) == schema.PIPELINE:
             client().delete_run(run_id)
         print(f"ended the run of {tags.get(schema.STAGE)} whose process is gone")

@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from dvc_kit.errors import StageError
 from dvc_mlflow import (
+    addresses,
     claims,
     git,
     history,
@@ -76,6 +77,7 @@ def sync(
     dry: bool = False,
     pull: bool = False,
     project: Path | None = None,
+    address: bool = False,
 ) -> None:
     """Give every result in dvc.lock a finished run with its files and models, and connect the runs.
 
@@ -86,6 +88,7 @@ def sync(
         dry: Only say which runs are missing.
         pull: Fetch files that are not in the cache from the remote.
         project: The folder of the only project whose runs are written.
+        address: Say at the end where the runs are shown.
 
     Raises:
         StageError: Something could not be read.
@@ -120,6 +123,10 @@ def sync(
                             work = Work(read, current, known, report, many, pull)
                         work.write()
         known.settle()
+    shown_project = project or projects.MAIN
+    if address and (experiment_id := store.find_experiment(shown_project)):
+        opens = "" if store.is_remote(store.uri()) else ", when `mlflow ui` runs in this folder"
+        print(f"Runs: {addresses.overview(experiment_id)}{opens}")
     report.end(
         "" if dry else f"; {'all other runs are' if report.written else 'no run is'} written"
     )

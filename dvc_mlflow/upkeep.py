@@ -9,7 +9,7 @@ from pathlib import Path
 
 from dvc_kit.commands import output_of
 from dvc_kit.errors import StageError
-from dvc_mlflow import database, pages, projects, schema, store
+from dvc_mlflow import addresses, database, pages, projects, schema, store
 from dvc_mlflow.git import git
 from dvc_mlflow.store import uri
 
@@ -19,6 +19,7 @@ def open_store(project: Path = projects.MAIN) -> str:
     experiment_id = store.find_experiment(project, make=True)
     follow(project)
     if experiment_id:
+        describe(experiment_id)
         return experiment_id
     from mlflow.exceptions import MlflowException
 
@@ -37,7 +38,19 @@ def open_store(project: Path = projects.MAIN) -> str:
         if experiment_id := store.find_experiment(project, make=True):
             return experiment_id
         raise
+    describe(made)
     return made
+
+
+def describe(experiment_id: str) -> None:
+    """Let the description of the experiment begin with a link to its runs, whatever it says.
+
+    MLflow opens an experiment on its GenAI side, which shows this text and none of our runs.
+    """
+    link = f"[Open the runs]({addresses.page_of_runs(experiment_id)})."
+    text = store.client().get_experiment(experiment_id).tags.get(schema.NOTE, "").strip()
+    if link not in text:
+        store.client().set_experiment_tag(experiment_id, schema.NOTE, f"{link} {text}".strip())
 
 
 def settle() -> None:

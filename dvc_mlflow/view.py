@@ -6,14 +6,20 @@ import signal
 import socket
 import subprocess
 import sys
+import time
+import urllib.request
 
 from dvc_kit.errors import InputError, StageError
 from dvc_mlflow import addresses, pages, projects, reasons, schema, store, upkeep
 
 PORT = 5000
 NEWEST = 100  # runs that the links are chosen from
-# Seven processes, for pages that no run of ours is on
-OF_SERVER = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+OF_SERVER = {
+    # Seven processes, for pages that no run of ours is on
+    "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+    # MLflow's default are four, of which each imports all of it: minutes on two busy cores
+    "MLFLOW_WORKERS": "1",
+}
 
 
 def links(ui: str = addresses.UI) -> str:
@@ -39,6 +45,7 @@ def links(ui: str = addresses.UI) -> str:
         with contextlib.suppress(Exception):  # a store that can only be read
             curves = addresses.curves_of(drawn[0]) if drawn else []
             upkeep.show_views(folder, experiment_id, curves=curves)
+            upkeep.describe(experiment_id)
         if pages.CHARTS in store.client().get_experiment(experiment_id).tags:
             lines.append((f"{title}charts", addresses.overview(experiment_id, ui, pages.CHARTS)))
         # The runs of one state of dvc.lock have one parent. A run that did not end well has none
@@ -72,8 +79,9 @@ def show(port: str = "") -> None:
     with contextlib.redirect_stdout(sys.stderr):  # only the addresses go to the output
         upkeep.settle()
     upkeep.ignore()  # the server makes a store that is not there
-    print(links(f"http://127.0.0.1:{number}"), flush=True)
-    print("they open in a few seconds, when the server of MLflow has started", file=sys.stderr)
+    ui = f"http://127.0.0.1:{number}"
+    addresses_of_pages = links(ui)
+    print("the server of MLflow starts, which takes some seconds", file=sys.stderr)
     for ending in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(ending, signal.getsignal(signal.SIGINT))
     server = subprocess.Popen(
@@ -84,6 +92,8 @@ def show(port: str = "") -> None:
         start_new_session=True,  # its processes form a group, and end together
     )
     try:
+        if _answers(ui, server):
+            print(addresses_of_pages, flush=True)
         server.wait()
     except KeyboardInterrupt:
         return
@@ -94,6 +104,17 @@ def show(port: str = "") -> None:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 server.wait(5)
     raise StageError("`mlflow ui` ended, see above")
+
+
+def _answers(ui: str, server: subprocess.Popen[bytes]) -> bool:
+    """Wait until the server answers; False if it ended before that."""
+    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    while server.poll() is None:
+        with contextlib.suppress(OSError):
+            direct.open(f"{ui}/health", timeout=5).close()
+            return True
+        time.sleep(0.2)
+    return False
 
 
 def _free(port: str) -> int:

@@ -105,7 +105,7 @@ def held(client: Any, names: dict[str, str]) -> dict[str, Any]:
         by_stage = {run.data.tags["stage"]: run_of(client, run, names) for run in runs}
         assert len(by_stage) == len(runs)
         parts = {
-            "description": experiment.tags.get("mlflow.note.content"),
+            "description": description_of(experiment),
             "views": {
                 key.removeprefix(VIEW): json.loads(value).get("selectedColumns")
                 for key, value in experiment.tags.items()
@@ -122,6 +122,17 @@ def held(client: Any, names: dict[str, str]) -> dict[str, Any]:
             "versions": {str(one.version): one.description for one in versions},
         }
     return {name: part for name, part in everything.items() if part}
+
+
+def description_of(experiment: Any) -> str | None:
+    """The description without its link to the runs, which ours begin with."""
+    text: str | None = experiment.tags.get("mlflow.note.content")
+    if not text:
+        return None
+    link, _, rest = text.partition("). ")
+    page = f"#/experiments/{experiment.experiment_id}/runs?viewStateShareKey=stages"
+    assert link == f"[Open the runs]({page}&workflowType=machine_learning"
+    return rest
 
 
 def plain(text: str, names: dict[str, str]) -> str:

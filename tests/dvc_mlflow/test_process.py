@@ -110,6 +110,17 @@ def test_a_stage_that_does_not_finish_has_a_run_that_says_why_and_no_outs(
     assert (run.info.status, run.data.tags["reason"]) == (status, reason)
     assert not [tag for tag in run.data.tags if tag.startswith("out:")]
     assert run.data.params["recipe"] == "documented"
+    assert run.info.run_name == f"plot documented ({status.lower()})"
+    said = f"**{status.lower()}**: {reason}\n\nDraw the curves"
+    assert run.data.tags["mlflow.note.content"] == said
+    follow("plot", FINISHED)
+    [twin] = client.search_runs(["1"], "attributes.status = 'FINISHED'")
+    assert twin.info.run_name == "plot documented"
+    note = client.get_run(run.info.run_id).data.tags["mlflow.note.content"]
+    assert note.startswith("resumed by [plot documented](#/experiments/1/runs/")
+    assert twin.info.run_id in note and note.endswith(f"\n\n{said}")
+    follow("plot", FINISHED)  # and a third one changes nothing
+    assert client.get_run(run.info.run_id).data.tags["mlflow.note.content"] == note
 
 
 # --- the stage's side ---

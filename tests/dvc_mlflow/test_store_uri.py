@@ -126,10 +126,17 @@ def test_an_experiment_is_made_once_with_its_description_columns_and_place(
             found = client.get_experiment(experiment_id)
             assert found.name == name
             assert found.artifact_location == f"file://{project.path}/mlartifacts"
-            assert found.tags["mlflow.note.content"] == page["description"]
+            link, _, text = found.tags["mlflow.note.content"].partition("). ")
+            page_of_runs = f"#/experiments/{experiment_id}/runs?viewStateShareKey=stages"
+            assert link == f"[Open the runs]({page_of_runs}&workflowType=machine_learning"
+            assert text == page["description"].strip()
             view = json.loads(found.tags["mlflow.sharedViewState.stages"])
             assert view["orderByAsc"] is False and view["selectedColumns"] == page["columns"]
             assert view["orderByKey"] == page.get("order_by", "attributes.start_time")
+        client.set_experiment_tag(ids[0], "mlflow.note.content", "somebody's own text")
+        upkeep.open_store()
+        text = client.get_experiment(ids[0]).tags["mlflow.note.content"]
+        assert text.startswith("[Open the runs](#") and text.endswith("). somebody's own text")
         monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "mine")
         other = upkeep.open_store(STUDY)
         assert client.get_experiment(other).name == "mine-study"
