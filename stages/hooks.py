@@ -10,7 +10,9 @@ from typing import Any
 import numpy as np
 
 from dvc_kit import strict
+from dvc_kit.errors import InputError
 from dvc_mlflow.hooks import Dataset
+from dvc_mlflow.naming import flat
 from dvc_mlflow.result import Result
 from dvc_mlflow.shown import tree
 from dvc_mlflow.values import only_numbers
@@ -25,8 +27,27 @@ SPLITS_READ = {"train": "training", "test": "evaluation"}
 
 
 def check() -> None:
+    _point_to_recipes()
     params.load()
     params.check_stages()
+
+
+def _point_to_recipes() -> None:
+    """Name the right place of a model's setting in params.yaml. `dvc exp run -S +lenet5.epochs=5`,
+    which DVC proposes, puts one there, and no stage would read it.
+
+    Raises:
+        InputError: There is such a setting.
+    """
+    content = strict.read(params.PATH)
+    for model in MODEL_NAMES:
+        for name, value in flat({model: content.get(model, {})}).items():
+            recipe = content.get("recipe", "RECIPE")
+            place = f"{params.RECIPES_PATH}:{recipe}.{name}"
+            raise InputError(
+                f"{params.PATH}: {name} is not a setting here; did you mean that of the recipe? "
+                f"Take it out, then `dvc exp run -S '{place}={value}'`"
+            )
 
 
 def colors() -> dict[str, dict[str, str]]:
@@ -123,8 +144,12 @@ def datasets(result: Result) -> Iterator[Dataset]:
 
 def metrics(path: Path) -> dict[str, float]:
     """Numbers that `dvc metrics show` does not show, or that are in a folder of results."""
-    if path in (files.EVALUATION, files.REPORTS / "plot.json"):
+    if path == files.EVALUATION:
         return only_numbers(tree(path))
+    if path == files.REPORTS / "plot.json":
+        # Not the scores of the models, which it repeats: under the names of evaluate's they would
+        # rename both in the run of the pipeline, whose columns would be empty
+        return {key: value for key, value in only_numbers(tree(path)).items() if "." not in key}
     if path == files.DATA_PREPARED:
         return dict(_counts(path / "counts.csv"))
     if (path / "metrics.json").is_file():

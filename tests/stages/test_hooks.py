@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from conftest import ROOT
+from dvc_kit.errors import InputError
 from dvc_mlflow import results
 from dvc_mlflow.hooks import Dataset, Hooks, hook
 from dvc_mlflow.projects import MAIN
@@ -62,6 +63,18 @@ def test_every_hook_is_one_that_dvc_mlflow_calls(monkeypatch):
     assert hooks.colors() == {"model": {"lenet5": "#0072B2", "mlp": "#D55E00"}}
 
 
+def test_a_setting_of_a_model_in_params_yaml_is_told_where_it_belongs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("params.yaml", "recipes.yaml", "dvc.yaml"):
+        (tmp_path / name).write_bytes((ROOT / name).read_bytes())
+    hooks.check()
+    with Path("params.yaml").open("a", encoding="utf-8") as file:
+        file.write("\nlenet5:\n  epochs: 5\n")
+    place = "recipes.yaml:documented.lenet5.epochs=5"
+    with pytest.raises(InputError, match=rf"^params.yaml: lenet5.epochs is not .* -S '{place}'`$"):
+        hooks.check()
+
+
 @pytest.mark.parametrize("stage", INPUTS)
 def test_a_runs_datasets_are_the_splits_that_its_stage_reads(prepared, declared, stage):
     assert hooks.reads(declared[stage]) == ([] if stage == "prepare" else ["data/prepared"])
@@ -101,7 +114,10 @@ def test_the_numbers_of_further_outs_become_metrics_and_a_cell_has_a_curve(prepa
     details = {"mlp": {"errors": 7, "accuracy_interval": [0.1, 0.2]}, "outputs": ["a  mlp"]}
     files.write_json(files.EVALUATION, details)
     files.FIGURES.mkdir(exist_ok=True)
+    drawn = files.REPORTS / "plot.json"
+    files.write_json(drawn, {"figures": 7, "mlp": {"accuracy": 0.9}})
     for out, expected in (
+        (drawn, {"figures": 7}),  # its scores are those of evaluate, which MLflow has once
         (cell, {"test_loss": 0.3, "test_accuracy": 0.7}),
         (files.DATA_PREPARED, {"train_images": 7, "test_images": 5}),
         (report, {"fast.mlp": 0.5}),
