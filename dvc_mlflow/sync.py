@@ -104,6 +104,9 @@ def sync(
     with contextlib.ExitStack() as stack:
         known = Known()
         for commit in commits:
+            if many and commit and _is_shown(commit, known, project):
+                report.has_results = report.written = True
+                continue
             with state_of(commit) as current:
                 chosen = [read for read in current.projects if project in (None, read.folder)]
                 report.add(chosen, commit if many else None)
