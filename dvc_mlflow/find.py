@@ -223,9 +223,10 @@ def logged_model(what: str) -> Any:
     if re.fullmatch(r"m-[0-9a-f]{32}", name):
         model = store.get(client().get_logged_model, name)
     elif match := re.fullmatch("(.*?)([@/])(.*)", name):
-        by = "get_model_version_by_alias" if match[2] == "@" else "get_model_version"
+        asked = client()
+        by = asked.get_model_version_by_alias if match[2] == "@" else asked.get_model_version
         # In a database, only the source of the version names the model
-        if version := store.get(getattr(client(), by), match[1], match[3]):
+        if version := store.get(by, match[1], match[3]):
             model = store.get(
                 client().get_logged_model,
                 version.model_id or version.source.removeprefix("models:/"),

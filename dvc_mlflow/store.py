@@ -7,13 +7,14 @@ import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 from urllib.parse import quote, unquote
 
 from dvc_kit.commands import quoted
 from dvc_kit.errors import StageError
 from dvc_mlflow import database, projects
 from dvc_mlflow.hooks import settings
+from dvc_mlflow.tracker import Tracker
 
 
 def experiment(project: Path = projects.MAIN) -> str:
@@ -165,11 +166,11 @@ def find_experiment(project: Path = projects.MAIN, make: bool = False) -> str | 
     return experiment_id
 
 
-def client() -> Any:
+def client() -> Tracker:
     """MLflow's client. For a store that is not there, it is one that finds nothing."""
     from mlflow import MlflowClient
 
-    return _Nothing() if uri() in _lacking else MlflowClient()
+    return cast(Tracker, _Nothing()) if uri() in _lacking else MlflowClient()
 
 
 class _Nothing:
