@@ -325,9 +325,9 @@ def make_clone(path: Path) -> Clone:
     listed = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"]
     names = subprocess.run(listed, cwd=ROOT, capture_output=True, check=True).stdout
     for name in filter(None, names.decode().split("\0")):
-        if (ROOT / name).is_file():
+        if (ROOT / name).is_file() or (ROOT / name).is_symlink():
             (path / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(ROOT / name, path / name)
+            shutil.copy2(ROOT / name, path / name, follow_symlinks=False)
     shutil.copytree(ROOT / files.DATA_RAW, path / files.DATA_RAW)
     (path / ".venv").symlink_to(sys.prefix)
     clone = Clone(path)

@@ -45,7 +45,7 @@ SLOW = {
 def copy_of_the_project(scratch: Path) -> Path:
     """With git, which tells the tests that clone it which files there are."""
     folder = Path(tempfile.mkdtemp(dir=scratch)) / "project"
-    shutil.copytree(ROOT, folder, ignore=shutil.ignore_patterns(*NOT_COPIED))
+    shutil.copytree(ROOT, folder, symlinks=True, ignore=shutil.ignore_patterns(*NOT_COPIED))
     (folder / ".venv").symlink_to(sys.prefix)
     subprocess.run(["git", "init", "--quiet"], cwd=folder, check=True)
     return folder

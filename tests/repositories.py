@@ -29,7 +29,7 @@ def make_repository(folder: Path, files: dict[str, str], *, git: bool = True) ->
     repository = Here(folder)
     lay(folder, files)
     for house in ("dvc_kit", "dvc_mlflow", "dvc_guard"):
-        ignored = shutil.ignore_patterns("__pycache__", "*.md", "*.png")
+        ignored = shutil.ignore_patterns("__pycache__", "*.md", "linked")
         shutil.copytree(ROOT / house, folder / house, ignore=ignored)
     if git:
         repository.run("git", "init", "--quiet", "--initial-branch=main")
