@@ -5,7 +5,11 @@ VENV := .venv
 MODEL ?= models:/mnist@champion
 # Values that a user gives are data: no $ in them is expanded, and a recipe reads them from its
 # environment ("$$WHAT"), so no quote in them ends a string of the shell.
-GIVEN := PYTHON VENV MODEL WHAT REV IMAGE FORMAT ATTEST SCHEDULER WORKERS PORT ENGINE AUDIT MIRROR
+GIVEN := PYTHON VENV MODEL WHAT REV IMAGE FORMAT ATTEST SCHEDULER WORKERS HOST PORT ENGINE AUDIT MIRROR
+# Only from the command line: tcsh and conda have a HOST of their own in the environment
+ifneq ($(origin HOST),command line)
+override HOST := 127.0.0.1
+endif
 $(foreach name,$(GIVEN),$(if $(filter undefined,$(origin $(name))),,\
     $(eval override $(name) := $$(value $(name)))$(eval export $(name))))
 # By its path, because make 3.81 (macOS) does not look for programs in the PATH that is set here
@@ -43,6 +47,7 @@ help:
 	@echo "             (IMAGE=- reads standard input, FORMAT=json writes JSON)"
 	@echo "make ui      browse the runs in MLflow (PORT=...)"
 	@echo "make serve   answer images over HTTP with the champion"
+	@echo "             both for other machines, too: HOST=0.0.0.0, or an address of this machine"
 
 .DEFAULT:
 	@echo "error: there is no target $@: \`make\` lists those that there are" >&2; exit 2
@@ -136,12 +141,12 @@ predict: $(INSTALLED)
 	@$(PY) -m stages.predict $${FORMAT:+"--format=$$FORMAT"} -- "$$IMAGE"
 
 serve: $(INSTALLED)
-	@$(PY) -m stages.serve "$$MODEL" "$${PORT:-5001}"
+	@$(PY) -m stages.serve "$$MODEL" "$${PORT:-5001}" "$${HOST:-127.0.0.1}"
 
 # Without PORT it is 5000, or the first free one after it. The pages open although a sync fails.
 ui: $(INSTALLED)
 	@[ "$$MIRROR" = off ] || $(PY) -m dvc_mlflow sync || true
-	@$(PY) -m dvc_mlflow view -- "$$PORT"
+	@$(PY) -m dvc_mlflow view "--host=$${HOST:-127.0.0.1}" -- "$$PORT"
 
 # Clones the last commit, computes everything anew and compares with dvc.lock (two to seven minutes)
 verify: $(INSTALLED)

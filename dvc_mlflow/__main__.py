@@ -16,7 +16,9 @@ def program() -> Program:
     sync.add_argument("--pull", action="store_true", help="fetch what is not in the cache of DVC")
     sync.add_argument("--project", metavar="FOLDER", help="only the runs of the project there")
     sync.add_argument("--address", action="store_true", help="say where the runs are shown")
-    command("status", "which results have no run, and which runs no commit", "status.status")
+    status = command(
+        "status", "which results have no run, and which runs no commit", "status.status"
+    )
     find = command("find", "from a run, model or file to its commits, and back", "find.find")
     find.add_argument("what", help="id of a run or model, models:/NAME@ALIAS, file or commit")
     verify = command("verify", "compute the results of a run anew, compare bytes", "verify.verify")
@@ -27,8 +29,19 @@ def program() -> Program:
     prune.add_argument("--older", metavar="DATE", help="only runs that began before a date")
     view = command("view", "the pages of MLflow", "view.show")
     view.add_argument("port", nargs="?", default="")
+    view.add_argument("--host", default="127.0.0.1", help="where it listens (%(default)s)")
     install = command("install", "let git start sync after a commit or a merge", "install.install")
     install.add_argument("--remove", action="store_true", help="take that back")
+    for made_command, example in (
+        (sync, "dvc-mlflow sync --rev HEAD~1"),
+        (status, "dvc-mlflow status || dvc-mlflow sync"),
+        (find, "dvc-mlflow find models:/NAME@champion"),
+        (verify, "dvc-mlflow verify HEAD"),
+        (prune, "dvc-mlflow prune --dry"),
+        (view, "dvc-mlflow view 5001"),
+        (install, "dvc-mlflow install --remove"),
+    ):
+        made_command.epilog = f"example: {example}"
     return made
 
 

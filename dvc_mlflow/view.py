@@ -1,6 +1,7 @@
 """``view``: the pages of MLflow, from the tracking server or from one that is started here."""
 
 import contextlib
+import errno
 import os
 import signal
 import socket
@@ -12,7 +13,7 @@ import urllib.request
 from dvc_kit.errors import InputError, StageError
 from dvc_mlflow import addresses, pages, projects, reasons, schema, store, upkeep
 
-PORT = 5000
+HOST, PORT = "127.0.0.1", 5000
 NEWEST = 100  # runs that the links are chosen from
 OF_SERVER = {
     # Seven processes, for pages that no run of ours is on
@@ -57,14 +58,15 @@ def links(ui: str = addresses.UI) -> str:
     return "\n".join(f"{name:14} {address}" for name, address in lines)
 
 
-def show(port: str = "") -> None:
+def show(port: str = "", host: str = HOST) -> None:
     """Print the addresses of the pages. For a store without a server, run MLflow's until Ctrl-C.
 
     Args:
         port: Of the new server; by default the first free one from PORT on.
+        host: The address of this machine that it listens on.
 
     Raises:
-        InputError: The port is taken, or is not a port.
+        InputError: The port is taken, or is not a port, or the host is another machine.
         StageError: The server ended.
     """
     if store.is_remote(store.uri()):
@@ -75,17 +77,23 @@ def show(port: str = "") -> None:
         except StageError as error:  # its address is all that can be told
             print(f"warning: {error}", file=sys.stderr)
         return
-    number = str(_free(port))
+    number = str(_free(port, host))
     with contextlib.redirect_stdout(sys.stderr):  # only the addresses go to the output
         upkeep.settle()
     upkeep.ignore()  # the server makes a store that is not there
-    ui = f"http://127.0.0.1:{number}"
+    ui = f"http://{HOST if host == '0.0.0.0' else host}:{number}"
     addresses_of_pages = links(ui)
+    if host != HOST:
+        print(
+            f"warning: it listens on {host}: who reaches port {number} there can read, change and "
+            "delete these runs, without a password",
+            file=sys.stderr,
+        )
     print("the server of MLflow starts, which takes some seconds", file=sys.stderr)
     for ending in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(ending, signal.getsignal(signal.SIGINT))
     server = subprocess.Popen(
-        [sys.executable, "-m", "mlflow", "ui", "--port", number],
+        [sys.executable, "-m", "mlflow", "ui", "--host", host, "--port", number],
         cwd=store.root(),
         env={**OF_SERVER, **os.environ, "MLFLOW_BACKEND_STORE_URI": store.uri()},  # not in `ps`
         stdout=2,
@@ -117,15 +125,18 @@ def _answers(ui: str, server: subprocess.Popen[bytes]) -> bool:
     return False
 
 
-def _free(port: str) -> int:
+def _free(port: str, host: str = HOST) -> int:
     if port and not (port.isdecimal() and 0 < int(port) < 2**16):
         raise InputError(f"PORT is {port}, expected a number from 1 to 65535")
     for number in [int(port)] if port else range(PORT, PORT + 100):
         with socket.socket() as tried:
             tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
-                tried.bind(("127.0.0.1", number))
-            except OSError:
+                tried.bind((host, number))
+            except OSError as error:
+                if error.errno == errno.EADDRNOTAVAIL or isinstance(error, socket.gaierror):
+                    reason = f"HOST is {host}, expected an IPv4 address or a name of this machine"
+                    raise InputError(reason) from error
                 continue
             return number
     taken = port or f"{PORT} and the 99 after it"

@@ -1,6 +1,6 @@
 """``make serve``: a registered model answers images over HTTP, and a page to draw them.
 
-    python -m stages.serve [MODEL [PORT]]
+    python -m stages.serve [MODEL [PORT [HOST]]]
 
 The model is built from the weights that a commit's dvc.lock holds. The server is MLflow's scoring
 server, as `mlflow models serve` starts it, with a check before it. Without the check it would cut
@@ -9,8 +9,10 @@ limit the length of a request, and for which host it is.
 """
 
 import asyncio
+import ipaddress
 import os
 import re
+import socket
 import sys
 import tempfile
 from email.message import Message
@@ -31,6 +33,7 @@ from stages.show import page
 
 MODEL = "models:/mnist@champion"
 PORT = 5001
+LISTENS = "127.0.0.1"  # without a HOST
 CONNECTIONS = 100  # at once; the next requests are answered with 503
 LARGEST_BODY = 40 * 2**20  # bytes; 10,000 images are 25 to 40 MB of JSON
 # A list, an object or a text costs the parser much more memory than its bytes, so what begins one
@@ -87,11 +90,25 @@ async def whole_body(receive: Any) -> bytes:
     return bytes(body)
 
 
-def application(model: Path, drawing: str) -> Any:
+def is_named(told: str, host: str) -> bool:
+    """Whether a request that names a host is for a server that listens on another one, too.
+
+    An address in numbers is no name that a page could have taken.
+    """
+    name = re.sub(r":\d+$", "", told).lower()
+    try:
+        ipaddress.ip_address(name.strip("[]"))
+    except ValueError:
+        return host != LISTENS and name in {host.lower(), socket.gethostname().lower()}
+    return host != LISTENS
+
+
+def application(model: Path, drawing: str, listens: str = LISTENS) -> Any:
     """MLflow's scoring server for a model in a folder, behind :func:`refusal`.
 
     Args:
         drawing: The page at `/`.
+        listens: The address of this machine that the server is at.
     """
     from fastapi.responses import HTMLResponse, JSONResponse
     from mlflow.pyfunc import scoring_server
@@ -106,7 +123,8 @@ def application(model: Path, drawing: str) -> Any:
         refused, checked_body = None, []
         if scope["type"] == "http":
             headers = Headers(scope=scope)
-            if not HOST.fullmatch(host := headers.get("host", "localhost")):
+            host = headers.get("host", "localhost")
+            if not HOST.fullmatch(host) and not is_named(host, listens):
                 refused = 403, f"the host is {host[:100]}, expected {HOSTS}"
             elif scope["path"] == "/invocations":
                 body = await whole_body(receive)
@@ -173,9 +191,10 @@ def build(what: str, folder: Path) -> tuple[str, str]:
 
 @main_function
 def main() -> None:
-    what, port, *more = [*sys.argv[1:], *(MODEL, str(PORT))[len(sys.argv) - 1 :]]
-    if more or not port.isdecimal() or not 0 < int(port) < 2**16:
-        raise InputError("usage: python -m stages.serve [MODEL [PORT]]")
+    default = (MODEL, str(PORT), LISTENS)
+    what, port, host, *more = [*sys.argv[1:], *default[len(sys.argv) - 1 :]]
+    if more or not host or not port.isdecimal() or not 0 < int(port) < 2**16:
+        raise InputError("usage: python -m stages.serve [MODEL [PORT [HOST]]]")
     os.chdir(Path(__file__).parents[1])
     with tempfile.TemporaryDirectory(prefix="serve-") as scratch:
         folder = Path(scratch) / "model"
@@ -183,12 +202,21 @@ def main() -> None:
             store.find_experiment()
             said, drawing = build(what, folder)
             print(said)
-            app = application(folder, drawing)
+            app = application(folder, drawing, host)
         import uvicorn
 
-        print(f"draw a digit: http://127.0.0.1:{port}/")
-        print(f"answers POST http://127.0.0.1:{port}/invocations", flush=True)
-        uvicorn.run(app, port=int(port), limit_concurrency=CONNECTIONS, log_level="warning")
+        shown = LISTENS if host == "0.0.0.0" else host
+        print(f"draw a digit: http://{shown}:{port}/")
+        print(f"answers POST http://{shown}:{port}/invocations", flush=True)
+        if host != LISTENS:
+            print(
+                f"warning: it listens on {host}: who reaches port {port} there may ask, without a "
+                "password",
+                file=sys.stderr,
+            )
+        uvicorn.run(
+            app, host=host, port=int(port), limit_concurrency=CONNECTIONS, log_level="warning"
+        )
 
 
 if __name__ == "__main__":

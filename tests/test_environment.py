@@ -220,6 +220,7 @@ GIVEN_TO = (
     *("WHAT=find", "REV=sync", "ATTEST=verify", "SCHEDULER=worker", "WORKERS=worker"),
     *("MODEL=serve", "PORT=serve", "PORT=ui", "PORT=scheduler", "ENGINE=study", "AUDIT=study"),
     *("MIRROR=repro", "VENV=attest", "PYTHON=environment", "IMAGE=predict", "FORMAT=predict"),
+    *("HOST=serve", "HOST=ui"),
 )
 GIVEN = 'it\'s "a" $b ${b} $(touch bad) `touch bad`; touch bad #'
 
@@ -232,6 +233,8 @@ def test_every_variable_of_make_is_data(tmp_path, given_to, in_environment, give
     shutil.copy(ROOT / "Makefile", tmp_path)
     if name == "VENV":  # which is not taken from the environment, and no name of a script is --all
         in_environment, given = False, given.lstrip("-")
+    if name == "HOST":  # nor is this, because tcsh and conda set it to something else
+        in_environment = False
     python = tmp_path / (given if name == "VENV" else ".venv")
     (python / "bin").mkdir(parents=True)
     shown = f'#!/bin/sh\n[ "$2" = dvc ] || printf "<%s>" "$@" "${name}"\n'

@@ -295,10 +295,10 @@ def test_others_are_answered_while_a_body_is_checked(address, monkeypatch):
 
 # --- what it is started with ---
 
-USAGE = (2, "usage: python -m stages.serve [MODEL [PORT]]\n")
+USAGE = (2, "usage: python -m stages.serve [MODEL [PORT [HOST]]]\n")
 STARTED = {
     **{("models:/mnist/1", port): USAGE for port in ("0", "65536", "-1", "80.5", "http", "")},
-    ("models:/mnist/1", "5001", "more"): USAGE,
+    ("models:/mnist/1", "5001", "127.0.0.1", "more"): USAGE,
     # The next step is the store, in the project's folder wherever it was started from
     (): (1, "no model is registered in sqlite:///"),
     ("models:/mnist/1", "65535"): (2, "models:/mnist/1 is no model of sqlite:///"),
