@@ -32,16 +32,13 @@ def program() -> Program:
     view.add_argument("--host", default="127.0.0.1", help="where it listens (%(default)s)")
     install = command("install", "let git start sync after a commit or a merge", "install.install")
     install.add_argument("--remove", action="store_true", help="take that back")
-    for made_command, example in (
-        (sync, "dvc-mlflow sync --rev HEAD~1"),
-        (status, "dvc-mlflow status || dvc-mlflow sync"),
-        (find, "dvc-mlflow find models:/NAME@champion"),
-        (verify, "dvc-mlflow verify HEAD"),
-        (prune, "dvc-mlflow prune --dry"),
-        (view, "dvc-mlflow view 5001"),
-        (install, "dvc-mlflow install --remove"),
-    ):
-        made_command.epilog = f"example: {example}"
+    sync.epilog = "example: dvc-mlflow sync --rev HEAD~1"
+    status.epilog = "example: dvc-mlflow status || dvc-mlflow sync"
+    find.epilog = "example: dvc-mlflow find models:/NAME@champion"
+    verify.epilog = "example: dvc-mlflow verify HEAD"
+    prune.epilog = "example: dvc-mlflow prune --dry"
+    view.epilog = "example: dvc-mlflow view 5001"
+    install.epilog = "example: dvc-mlflow install --remove"
     return made
 
 

@@ -293,12 +293,22 @@ def call(fresh, monkeypatch, capsys):
         (["find"], "the following arguments are required: what; `dvc-mlflow find --help` shows"),
         (["find", ""], "nothing to find: name a run, a model version"),
         (["view", "0"], "PORT is 0"),
+        (
+            ["view", "--host", "192.0.2.1"],
+            "HOST is 192.0.2.1, expected an IPv4 address or a name of",
+        ),
     ],
 )
 def test_a_command_that_is_none_is_told(call, arguments, said):
     code, _, told = call(*arguments)
     assert code == 2
     assert told.startswith(f"error: {said}") and told.count("\n") == 1
+
+
+@pytest.mark.parametrize("command", ["sync", "status", "find", "view", "install"])
+def test_each_command_shows_an_example(call, command):
+    code, said, _ = call(command, "--help")
+    assert code == 0 and f"\nexample: dvc-mlflow {command}" in said
 
 
 def test_each_command_does_what_its_name_says(fresh, call):

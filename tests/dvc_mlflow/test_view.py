@@ -39,6 +39,23 @@ def test_what_is_no_port_or_is_taken_is_told(port):
     assert view._free(number) == int(number) and view._free("65535") == 65535
 
 
+@pytest.mark.parametrize("host", ["127.0.0.1", "0.0.0.0"])
+def test_who_can_reach_the_pages_is_told_unless_it_is_this_machine_alone(
+    standing_in, tmp_path, monkeypatch, capsys, host
+):
+    started, number = [], free_port()
+    with standing_in(make_code(tmp_path / "project")):
+        monkeypatch.setattr(view.upkeep, "settle", lambda: None)
+        monkeypatch.setattr(view.upkeep, "ignore", lambda: None)
+        monkeypatch.setattr(view, "links", lambda ui: ui)
+        monkeypatch.setattr(view.subprocess, "Popen", lambda command, **_: started.append(command))
+        with pytest.raises(AttributeError):  # nothing was started
+            view.show(number, host)
+    assert started[0][-4:] == ["--host", host, "--port", number]
+    told = f"warning: it listens on {host}: who reaches port {number} there can read, change and "
+    assert (told in capsys.readouterr().err) == (host != "127.0.0.1")
+
+
 def test_without_a_port_the_first_free_one_is_taken(monkeypatch):
     first = int(free_port())
     monkeypatch.setattr(view, "PORT", first)

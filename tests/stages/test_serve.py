@@ -5,6 +5,7 @@ import hashlib
 import itertools
 import json
 import shutil
+import socket
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -275,6 +276,23 @@ def test_a_request_for_another_host_is_refused_and_told_which_are_allowed(addres
     ):
         assert answer.status_code == status
         assert ("expected localhost, 127.0.0.1 or [::1]" in answer.text) == (status == 403)
+
+
+@pytest.mark.parametrize(
+    ("told", "host", "named"),
+    [
+        ("192.0.2.1:5001", "0.0.0.0", True),  # no page can take an address in numbers as its name
+        ("[2001:db8::1]:5001", "0.0.0.0", True),
+        ("Digits.example:5001", "digits.example", True),
+        (f"{socket.gethostname()}:5001", "0.0.0.0", True),
+        ("evil.example:5001", "0.0.0.0", False),
+        ("192.0.2.1.evil.example", "0.0.0.0", False),
+        ("192.0.2.1:5001", "127.0.0.1", False),
+        (socket.gethostname(), "127.0.0.1", False),
+    ],
+)
+def test_a_server_for_other_machines_answers_to_its_addresses_and_names(told, host, named):
+    assert serve.is_named(told, host) == named
 
 
 def test_others_are_answered_while_a_body_is_checked(address, monkeypatch):
