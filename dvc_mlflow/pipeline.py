@@ -16,6 +16,7 @@ from dvc_mlflow.store import client
 from dvc_mlflow.values import LONGEST_TAG, only_numbers
 
 MOST_COLUMNS = 5  # of metrics on the page of runs
+MOST_STAGES = 20  # whose metrics, curves and files the run over all stages shows
 
 Locked = Mapping[str, Result]
 
@@ -43,6 +44,11 @@ def last(locked: Locked) -> list[Result]:
     ]
 
 
+def few(stages: Sequence[Result]) -> Sequence[Result]:
+    """Some stages, or none if they are too many for a run that people look at."""
+    return stages if len(stages) <= MOST_STAGES else []
+
+
 def evaluations(locked: Locked) -> list[Result]:
     """The stages with metrics that read a model of another stage."""
     made = {path for result in locked.values() for path in result.models}
@@ -53,7 +59,7 @@ def wanted(project: Project, locked: Locked) -> list[str]:
     """The files that :func:`connect` reads."""
     judged = evaluations(locked)
     whole = _whole(project, locked)
-    paths = [path for result in (*judged, *last(locked)) for path in shown.wanted(result)]
+    paths = [path for result in (*judged, *few(last(locked))) for path in shown.wanted(result)]
     evidence = [path for result in judged for path in registry.evidence(result, locked).values()]
     return [*paths, *(path.as_posix() for path in evidence), *whole.metrics, *whole.plots]
 
@@ -192,8 +198,8 @@ def _write(
 def _whole(project: Project, locked: Locked) -> Result:
     """The last stages, and the metrics of all stages, as one result."""
     metrics, plots = project.loose()
-    results = locked.values()
-    ends = {path: md5 for result in last(locked) for path, md5 in result.outs.items()}
+    results, ends = locked.values(), few(last(locked))
+    measured = few([result for result in results if result.metrics])
     links = sorted(f"{tag}={value}" for result in results for tag, value in result.links.items())
     return Result(
         project=project.folder,
@@ -202,16 +208,16 @@ def _whole(project: Project, locked: Locked) -> Result:
         params=_agreed([result.full for result in results]),
         outs={
             path: md5
-            for path, md5 in ends.items()
+            for end in ends
+            for path, md5 in end.outs.items()
             if not any(path in result.models for result in results)
         },
         deps={},
         state=hashlib.md5("".join(links).encode()).hexdigest(),
         identity=identity.of(sorted(result.identity for result in results)),
         sizes={path: size for result in results for path, size in result.sizes.items()},
-        metrics=(*(path for result in results for path in result.metrics), *metrics),
-        plots={path: plot for result in last(locked) for path, plot in result.plots.items()}
-        | plots,
+        metrics=(*(path for result in measured for path in result.metrics), *metrics),
+        plots={path: plot for end in ends for path, plot in end.plots.items()} | plots,
     )
 
 
@@ -228,7 +234,7 @@ def _agreed(settings: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 def description(locked: Locked, of_stage: Mapping[str, Any]) -> str:
     """The Markdown of evaluations and of the last stages, and a table of the runs of all stages.
     The model card is in the registry."""
-    ends = [*evaluations(locked), *last(locked)]
+    ends = [*evaluations(locked), *few(last(locked))]
     outs = dict.fromkeys(out for result in ends for out in result.outs)
     texts = [
         Path(out).read_text(encoding="utf-8")
