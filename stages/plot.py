@@ -39,15 +39,17 @@ def read(path: Path, stage: str) -> dict[str, list[float]]:
         return files.read_csv(path)
 
 
-def comparison() -> tuple[str, str]:
-    """The sentence that comes first on the page, and the Markdown that evaluate wrote."""
+def comparison() -> tuple[str, str, str]:
+    """The first sentence of the page, its cards, and the Markdown that evaluate wrote."""
     with reading(files.COMPARISON, "evaluate"), files.COMPARISON.open(encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
         source = rows[0]["source"]
         ours = [row for row in rows if row["source"] == source]
         first, *others = (
-            f"{MODELS[row['model']].spoken} {{}}on {float(row['accuracy']):.2%}" for row in ours
+            f"{MODELS[row['model']].spoken} {{}}on {100 * float(row['accuracy']):.2f}\u00a0%"
+            for row in ours
         )
+        cards = page.cards(ours)
     parts = [
         f"{first.format('is right ')} of the test images",
         *(text.format("") for text in others),
@@ -55,7 +57,7 @@ def comparison() -> tuple[str, str]:
     finding = f"With the {source}, {', '.join(parts)}."
     readable = files.COMPARISON.with_suffix(".md")
     with reading(readable, "evaluate"):
-        return finding, readable.read_text(encoding="utf-8")
+        return finding, cards, readable.read_text(encoding="utf-8")
 
 
 def numbers(
@@ -114,10 +116,7 @@ def main() -> None:
             with reading(files.model_path(name), f"train_{name}"):
                 weights = files.model_path(name).read_bytes()
             networks[name] = page.Trained(weights, settings.of_model(name).dropout)
-        finding, compared = comparison()
-        whole = page.report(
-            finding, compared, histories, predictions, matrices, bins, images, networks
-        )
+        whole = page.report(*comparison(), histories, predictions, matrices, bins, images, networks)
         write_text(page.PATH, whole)
         files.write_json(NUMBERS, numbers(histories, predictions, len(drawn)))
 

@@ -1,5 +1,6 @@
 """The files of study/templates, with values in their gaps."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,11 @@ from stages.show.tables import interval, percent, table
 
 
 def aligned(text: str, align: str) -> str:
-    """Lines of cells as a Markdown table, see :func:`stages.show.tables.table`."""
-    given = filter(None, text.splitlines())
+    """Lines of cells as a Markdown table, see :func:`stages.show.tables.table`.
+
+    A number that is rounded to zero has no sign.
+    """
+    given = filter(None, re.sub(r"[+-](?=0\.0+\b)", "", text).splitlines())
     lines = [[cell.strip() for cell in line.split("|")] for line in given]
     return table(" | ".join(lines[0]), align, lines[1:]) + "\n"
 

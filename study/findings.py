@@ -1,6 +1,6 @@
 """Stage findings: the search in tables, a figure and a page, and the recipes that it chose."""
 
-import base64
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib import rc_context
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from scipy.stats import kruskal
 
@@ -24,6 +25,7 @@ from study.filling import TEMPLATES, filled
 from study.settings import FOLDER
 
 FINDINGS = FOLDER / "findings"
+SEARCH = FINDINGS / "search.html"
 OF_OPTIMIZERS = ("learning_rate", "weight_decay")
 PARTS = 3  # groups that the values of a range are put into
 LEAST = 4  # trials in each group of values that is compared with the others
@@ -163,63 +165,86 @@ def markdown(found: Search, tables: Tables, shares: Shares) -> str:
     )
 
 
+def draw_settings(bars: Axes, name: ModelName, tables: Tables, shares: Shares) -> None:
+    """The share of each setting."""
+    settings = list(shares[name][0])
+    height = 0.8 / JUDGED
+    for rung, (found, alpha) in enumerate(zip(shares[name], (1.0, 0.4), strict=True)):
+        values = [100 * found[one].share if one in found else 0.0 for one in settings]
+        places = np.arange(len(settings)) + (rung - (JUDGED - 1) / 2) * height
+        epochs = tables[name][rung][0]["epochs"]
+        label = f"rung {rung + 1}: {epochs} epoch{'s' if epochs > 1 else ''}"
+        bars.barh(places, values, height, color=figures.COLORS[name], alpha=alpha, label=label)
+    bars.set_yticks(range(len(settings)), [one.replace("_", " ") for one in settings])
+    bars.invert_yaxis()
+    bars.legend(loc="best")
+    bars.set_xlabel("share of the variance of the ranks (%)")
+    bars.grid(axis="y", visible=False)
+    bars.grid(axis="x")
+
+
+def draw_trials(errors: Axes, name: ModelName, tables: Tables, shares: Shares) -> None:
+    """The accuracy of each trial, rung by rung."""
+    rungs = tables[name]
+    lines: dict[int, list[tuple[int, float]]] = {}
+    for rows in rungs:
+        for row in (row for row in rows if row["accuracy"]):
+            point = (row["epochs"], 100 - 100 * row["accuracy"])
+            lines.setdefault(row["trial"], []).append(point)
+    last = {row["trial"] for row in rungs[-1]}
+    for trial, points in lines.items():
+        stayed = trial in last
+        errors.plot(
+            *zip(*points, strict=True),
+            color=figures.COLORS[name] if stayed else figures.SOFT,
+            alpha=0.9 if stayed else 0.25,
+            marker=figures.MARKERS[name],
+            markersize=4,
+            zorder=3 if stayed else 2,
+        )
+    errors.set_xscale("log")
+    lengths = [rows[0]["epochs"] for rows in rungs]
+    errors.set_xticks(lengths, [str(number) for number in lengths])
+    figures.show_errors_as_accuracy(errors, "y")
+    errors.set_xlabel("epochs of the rung")
+    errors.set_ylabel("accuracy on the validation images (%)")
+
+
+PANELS = {
+    "what the settings decide": draw_settings,
+    "all trials, the last rung in colour": draw_trials,
+}
+
+
 def figure(tables: Tables, shares: Shares) -> Figure:
-    """Left: the share of each setting. Right: the error of each trial, rung by rung."""
+    """A row of panels for each model."""
     with rc_context(figures.STYLE):
-        drawn = Figure(figsize=(11, 7.5), layout="constrained")
-        panels = drawn.subplots(len(tables), 2, squeeze=False)
-        for (bars, errors), (name, rungs) in zip(panels, tables.items(), strict=True):
-            color = figures.COLORS[name]
-            settings = list(shares[name][0])
-            height = 0.8 / JUDGED
-            for rung, (found, alpha) in enumerate(zip(shares[name], (1.0, 0.4), strict=True)):
-                values = [100 * found[one].share if one in found else 0.0 for one in settings]
-                places = np.arange(len(settings)) + (rung - (JUDGED - 1) / 2) * height
-                epochs = rungs[rung][0]["epochs"]
-                label = f"rung {rung + 1}: {epochs} epoch{'s' if epochs > 1 else ''}"
-                bars.barh(places, values, height, color=color, alpha=alpha, label=label)
-            bars.set_yticks(range(len(settings)), [one.replace("_", " ") for one in settings])
-            bars.invert_yaxis()
-            bars.set_xlim(0, 100)
-            bars.legend(loc="lower right")
-            bars.set_xlabel("share of the variance of the ranks (%)")
-            bars.set_title(f"{TITLES[name]}: settings", fontsize=11)
-            bars.grid(axis="y", visible=False)
-            lines: dict[int, list[tuple[int, float]]] = {}
-            for rows in rungs:
-                for row in (row for row in rows if row["accuracy"]):
-                    point = (row["epochs"], 100 - 100 * row["accuracy"])
-                    lines.setdefault(row["trial"], []).append(point)
-            last = {row["trial"] for row in rungs[-1]}
-            for trial, points in lines.items():
-                stayed = trial in last
-                errors.plot(
-                    *zip(*points, strict=True),
-                    color=color if stayed else "#999999",
-                    alpha=0.9 if stayed else 0.3,
-                    marker=figures.MARKERS[name],
-                    markersize=4,
-                    zorder=3 if stayed else 2,
-                )
-            errors.set_xscale("log")
-            errors.set_yscale("log")
-            lengths = [rows[0]["epochs"] for rows in rungs]
-            errors.set_xticks(lengths, [str(number) for number in lengths])
-            errors.minorticks_off()
-            shown = figures.error_ticks(*errors.get_ylim())
-            errors.set_yticks(shown, [f"{tick:g}" for tick in shown])
-            errors.set_xlabel("epochs of the rung")
-            errors.set_ylabel("wrong validation images (%)")
-            errors.set_title(f"{TITLES[name]}: trials; in colour: in the last rung", fontsize=11)
+        drawn = figures.blank(12, 8.5)
+        rows = drawn.subplots(len(tables), len(PANELS), squeeze=False)
+        for row, name in zip(rows, tables, strict=True):
+            for axes, (title, draw) in zip(row, PANELS.items(), strict=True):
+                draw(axes, name, tables, shares)
+                axes.set_title(f"{TITLES[name]}: {title}")
         return drawn
 
 
-def html(report: str, picture: bytes) -> str:
-    """The report as a page of its own, with the figure, a PNG, in it."""
-    source = f"data:image/png;base64,{base64.b64encode(picture).decode()}"
-    body = page.markdown(report).replace('src="search.png"', f'src="{source}"')
-    body += '<p><a href="../report/study.html">The page of the study</a></p>'
-    return page.assemble("The search", body, {}, [])
+def panels(tables: Tables, shares: Shares) -> str:
+    """The same panels for the page, one below the other where it is narrow."""
+    found = []
+    for name in tables:
+        for title, draw in PANELS.items():
+            with rc_context(figures.STYLE):
+                drawn = figures.blank(5, 3.9)
+                draw(drawn.subplots(), name, tables, shares)
+            caption = f"<figcaption>{TITLES[name]}: {title}</figcaption>"
+            found.append(f'<figure class="panel">{caption}\n{figures.svg(drawn, name)}</figure>')
+    return f'<div class="pair">{"".join(found)}</div>'
+
+
+def html(report: str, drawn: str) -> str:
+    """The report as a page of its own, with the panels in the place of the figure."""
+    body = re.sub(r'<p><img src="search\.png"[^>]*></p>', lambda _: drawn, page.markdown(report))
+    return page.assemble("The search", page.with_contents(body, SEARCH), {}, [])
 
 
 @main_function
@@ -240,8 +265,7 @@ def main() -> None:
         files.write_rows(FINDINGS / "settings.csv", rows)
         write_text(FINDINGS / "search.md", report)
         figures.save(drawn, FINDINGS / "search.png")
-        picture = (FINDINGS / "search.png").read_bytes()
-        write_text(FINDINGS / "search.html", html(report, picture))
+        write_text(SEARCH, html(report, panels(tables, shares)))
         print(filled("rungs.md", tables=tables), end="")
 
 

@@ -19,12 +19,13 @@ MISSED = '<div id="missed" class="digits"></div>'
 
 
 def _errors(variant: Variant) -> dict[str, Any]:
-    """In per cent of the test images."""
+    """In per cent of the test images: the scale is logarithmic in the errors."""
     published = variant.recipe == "published"
     return {
         "seeds": [cell.seed for cell in variant.cells],
         "errors": [100 - 100 * cell.scores["test_accuracy"] for cell in variant.cells],
         "mean": 100 - 100 * variant.accuracy.mean,
+        "shown": f"{100 * variant.accuracy.mean:.2f}",
         "published": 100 - 100 * scoring.PUBLISHED[variant.model][1] if published else None,
     }
 
@@ -53,7 +54,7 @@ def html(
     data = {
         "titles": {name: TITLES[name] for name in study.models},
         "scale": [low, high],
-        "ticks": figures.error_ticks(low, high),
+        "ticks": list(figures.error_ticks(low, high)),
         "groups": [
             {
                 "title": title,
@@ -68,7 +69,7 @@ def html(
         "missed": [_answers(row, study.models) for row in missed],
         **page.sprite(images[[row["index"] for row in missed]]),
     }
-    body = page.markdown(report)
+    body = page.with_contents(page.markdown(report), PATH)
     pictures = {"story": filled("story.html").rstrip(), "missed": MISSED}
     body = re.sub(r'<p><img src="(\w+)\.png"[^>]*></p>', lambda image: pictures[image[1]], body)
     return page.assemble("The study", body, data, ["charts.js", "study.js"])

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from stages.base.params import TITLES
 from stages.networks import MODELS
 from stages.networks.model import listed
-from stages.show.figures import COLORS, MARKERS, STYLE, blank
+from stages.show import figures
+from stages.show.figures import COLORS, INK, MARKERS, STYLE, blank
 
 MISSED_SHOWN = 48
 # In per cent: LeNet-5 trained on distorted images, from the paper that lenet5.py names. Its pooling
@@ -24,9 +25,9 @@ PUBLISHED_MARK: Any = {
     "marker": "D",
     "s": 110,
     "facecolor": "none",
-    "edgecolor": "black",
+    "edgecolor": INK,
     "zorder": 3,
-    "label": "published figure",
+    "label": "published experiment",
 }
 
 
@@ -41,13 +42,19 @@ def _draw_variant(
     errors, mean = [100 - value for value in accuracies], math.fsum(accuracies) / len(accuracies)
     style: dict[str, Any] = {"color": COLORS[model], "marker": MARKERS[model]}
     axes.plot(
-        errors, [height] * len(errors), linestyle="", alpha=0.45, label=TITLES[model], **style
+        errors,
+        [height] * len(errors),
+        linestyle="",
+        alpha=0.45,
+        label=f"{TITLES[model]}, a seed",
+        **style,
     )
-    axes.plot([100 - mean] * 2, [height - 0.13, height + 0.13], color="black", linewidth=1.6)
+    of_mean: dict[str, Any] = {"color": INK, "label": "mean, with its 95 % interval"}
+    axes.plot([100 - mean] * 2, [height - 0.15, height + 0.15], linewidth=2, **of_mean)
     least = min(errors)
     if interval is not None:
         low, high = interval
-        axes.plot([100 - high, 100 - low], [height, height], color="black", linewidth=1)
+        axes.plot([100 - high, 100 - low], [height, height], color=INK, linewidth=1)
         least = min(least, 100 - high)
     axes.annotate(
         f"{mean:.2f}",
@@ -55,21 +62,8 @@ def _draw_variant(
         (9, 0),
         textcoords="offset points",
         va="center",
-        fontsize=9,
-        color=COLORS[model],
+        fontsize=10,
         bbox={"color": "white", "pad": 1},
-    )
-
-
-def _show_errors_as_accuracy(axes: Axes) -> None:
-    axes.set_xscale("log")
-    ticks = [5, 3, 2, 1, 0.5, 0.3]
-    axes.set_xticks(ticks, [f"{100 - tick:g}" for tick in ticks])
-    axes.minorticks_off()
-    axes.invert_xaxis()
-    axes.set_xlabel(
-        "accuracy on the 10,000 test images (%, logarithmic in the errors)\n"
-        "One mark per seed. Bar and number: mean. Line: its 95 % interval."
     )
 
 
@@ -94,7 +88,7 @@ def story(
         rows += [ABLATIONS, *(recipe for recipe in recipes if recipe in ablations)]
     beside = dict(zip(MODELS, np.linspace(-0.18, 0.18, len(MODELS)).tolist(), strict=True))
     with rc_context(STYLE | {"axes.grid.axis": "x"}):
-        figure = blank(8, 2.2 + 0.52 * len(rows))
+        figure = blank(8, 2 + 0.44 * len(rows))
         axes = figure.subplots()
         for (recipe, model), values in accuracies.items():
             height = rows.index(recipe) + beside[model]
@@ -107,7 +101,8 @@ def story(
             linestyle=":",
             label="LeNet-5 of 1998, with distortions",
         )
-        _show_errors_as_accuracy(axes)
+        figures.show_errors_as_accuracy(axes, "x")
+        axes.set_xlabel("accuracy on the 10,000 test images (%, logarithmic in the errors)")
         axes.set_ylim(len(rows) - 0.4, -0.6)
         names = [recipe.removeprefix("record_").replace("_", " ") for recipe in rows]
         axes.set_yticks(range(len(rows)), names)
@@ -118,7 +113,7 @@ def story(
         figure.legend(
             by_label.values(), by_label, loc="outside lower center", ncols=2, frameon=False
         )
-        figure.suptitle(title, fontweight="bold")
+        figure.suptitle(title)
     return figure
 
 
@@ -140,7 +135,8 @@ def missed(images: NDArray[np.uint8], rows: Sequence[Mapping[str, Any]]) -> Figu
             axes.imshow(255 - images[row["index"]], cmap="gray", vmin=0, vmax=255)
             doubtful = " *" if row["no_majority"] else ""
             answers = ", ".join(str(row[name]) for name in MODELS)
-            axes.set_title(f"no. {row['index']}: {row['label']}{doubtful}\n{answers}", fontsize=9)
+            text = f"no. {row['index']}: {row['label']}{doubtful}\n{answers}"
+            axes.set_title(text, loc="center", fontsize=9, fontweight="normal")
         first, *others = (f"{model.spoken}'s" for model in MODELS.values())
         figure.suptitle(
             f"Label, then {listed([f'{first} answer', *others])} "

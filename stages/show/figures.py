@@ -1,6 +1,7 @@
 """The figures, with matplotlib's Agg canvas: the same data gives the same PNG bytes."""
 
 import io
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 import numpy as np
 from matplotlib import rc_context
 from matplotlib.axes import Axes
+from matplotlib.colors import LinearSegmentedColormap, to_hex, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, PercentFormatter
 from numpy.typing import NDArray
@@ -22,32 +24,73 @@ History = Mapping[str, Sequence[float]]
 COLORS = {name: model.color for name, model in MODELS.items()}
 MARKERS = {name: model.marker for name, model in MODELS.items()}
 DASHES: Any = {"train": (0, (2, 1.5)), "test": "-"}  # of the two splits
-SPLITS = {"train": "train (mean over the epoch)", "test": "test"}
+SPLITS = ("train", "test")
 AXIS_LABELS = {"loss": "cross-entropy loss (nats, logarithmic)", "accuracy": "accuracy (%)"}
+INK, SOFT, LINE = "#1b1d21", "#5b616a", "#e1e4e8"  # as in assets/style.css, in the light
 STYLE: Any = {
     "font.family": "DejaVu Sans",
     "font.size": 11,
+    "text.color": INK,
+    "axes.edgecolor": LINE,
+    "axes.labelcolor": SOFT,
+    "xtick.color": SOFT,
+    "ytick.color": SOFT,
+    "xtick.major.size": 0,
+    "ytick.major.size": 0,
     "axes.spines.top": False,
     "axes.spines.right": False,
+    "axes.spines.left": False,
+    "axes.titlelocation": "left",
+    "axes.titlesize": 11,
+    "axes.titleweight": "bold",
+    "figure.titlesize": 13,
+    "figure.titleweight": "bold",
     "axes.grid": True,
-    "grid.color": "#dddddd",
+    "axes.grid.axis": "y",
+    "grid.color": LINE,
     "axes.axisbelow": True,
+    "legend.frameon": False,
     "figure.dpi": 100,
-    "savefig.dpi": 100,
+    "savefig.dpi": 150,
+    "svg.hashsalt": "mnist",  # otherwise each run has its own ids
 }
 ERROR_TICKS = (0.1, 0.2, 0.3, 0.5, 1, 2, 3, 5, 10, 20, 50)  # of a logarithmic scale, in per cent
 MISTAKES_SHOWN = 15
 
 
-def error_ticks(low: float, high: float) -> list[float]:
-    """Where a logarithmic scale of errors from ``low`` to ``high``, in per cent, is labelled."""
-    return [tick for tick in ERROR_TICKS if low <= tick <= high]
+def error_ticks(low: float, high: float) -> dict[float, str]:
+    """Where a logarithmic scale of errors from ``low`` to ``high``, in per cent, has labels, and
+    the accuracies there."""
+    return {tick: f"{100 - tick:g}" for tick in ERROR_TICKS if low <= tick <= high}
+
+
+def show_errors_as_accuracy(axes: Axes, axis: str) -> None:
+    """Label the errors on the axis ``x`` or ``y`` by accuracy, which grows to the right or up."""
+    axes.set(**{f"{axis}scale": "log"})
+    shown = error_ticks(*getattr(axes, f"get_{axis}lim")())
+    getattr(axes, f"set_{axis}ticks")(list(shown), list(shown.values()))
+    axes.minorticks_off()
+    getattr(axes, f"invert_{axis}axis")()
 
 
 def save(figure: Figure, path: Path) -> None:
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", metadata={"Software": None})
+    with rc_context(STYLE):
+        figure.savefig(buffer, format="png", metadata={"Software": None})
     write_bytes(path, buffer.getvalue())
+
+
+def svg(figure: Figure, model: str) -> str:
+    """A figure for a page, in the page's colours and in that of its model."""
+    buffer = io.StringIO()
+    nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+    with rc_context(STYLE):
+        figure.savefig(buffer, format="svg", metadata=nothing, transparent=True)
+    drawn = re.sub(r' id="[a-z]\w*_\d+"', "", buffer.getvalue().partition("<svg")[2])
+    colors = {INK: "--ink", SOFT: "--soft", LINE: "--line", COLORS[model].lower(): "--of"}
+    for color, name in colors.items():
+        drawn = drawn.replace(color, f"var({name})")
+    return f'<svg class="{model}" aria-hidden="true"{drawn}'
 
 
 def blank(width: float, height: float) -> Figure:
@@ -82,9 +125,17 @@ def _draw_curve(axes: Axes, history: History, split: str, metric: str, model: st
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
     if metric == "loss":
         axes.set_yscale("log")
-        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))
         axes.yaxis.set_major_formatter("{x:g}")
         axes.minorticks_off()
+
+
+def _end_at_ticks(loss: Axes, accuracy: Axes) -> None:
+    """Let both axes end at a tick that lies beyond their curves."""
+    low, high = loss.get_ylim()
+    ticks = loss.yaxis.get_major_locator().tick_values(low / 2, 2 * high)
+    loss.set_ylim(max(t for t in ticks if t <= low), min(t for t in ticks if t >= high))
+    accuracy.set_ylim(top=100)
 
 
 def curves(histories: Mapping[str, History], title: str) -> Figure:
@@ -96,7 +147,8 @@ def curves(histories: Mapping[str, History], title: str) -> Figure:
             for axes, metric in zip(row, AXIS_LABELS, strict=True):
                 for split in SPLITS:
                     _draw_curve(axes, history, split, metric, model)
-                axes.set_title(f"{TITLES[model]}: {metric}", fontsize=11)
+                axes.set_title(f"{TITLES[model]}: {metric}")
+        _end_at_ticks(*panels[0])
         figure.suptitle(f"{title} (train: mean over the epoch)")
     return figure
 
@@ -105,18 +157,21 @@ def four_curves(model: str, history: History, title: str) -> Figure:
     """The four plots of the published experiment: loss and accuracy, on train and test."""
     with rc_context(STYLE):
         figure = blank(10, 7)
-        for row, split in zip(figure.subplots(2, 2, sharey="col"), SPLITS, strict=True):
-            for axes, metric in zip(row, AXIS_LABELS, strict=True):
+        panels = figure.subplots(2, 2, sharey="row")
+        for row, metric in zip(panels, AXIS_LABELS, strict=True):
+            for axes, split in zip(row, SPLITS, strict=True):
                 _draw_curve(axes, history, split, metric, model)
-                axes.set_title(f"{SPLITS[split]}: {metric}", fontsize=11)
-        figure.suptitle(title)
+                axes.set_title(f"{split} {metric}".capitalize())
+                axes.label_outer()
+        _end_at_ticks(*panels[:, 0])
+        figure.suptitle(f"{title} (train: mean over the epoch)")
     return figure
 
 
 def confusion(matrices: Mapping[str, NDArray[np.int64]]) -> Figure:
     """Confusion matrices side by side. The shade is the share of a mistake in its row."""
     with rc_context(STYLE | {"axes.grid": False}):
-        figure = blank(6 * len(matrices), 5.8)
+        figure = blank(6 * len(matrices), 5.6)
         panels = figure.subplots(1, len(matrices))
         wrong = {model: matrix * (1 - np.eye(len(matrix))) for model, matrix in matrices.items()}
         shades = {
@@ -125,10 +180,12 @@ def confusion(matrices: Mapping[str, NDArray[np.int64]]) -> Figure:
         }
         darkest = max(0.01, *(float(shade.max()) for shade in shades.values()))
         for axes, (model, matrix) in zip(panels, matrices.items(), strict=True):
-            image = axes.imshow(shades[model], cmap="Oranges", vmin=0, vmax=darkest)
+            red, green, blue = (0.4 + 0.6 * part for part in to_rgb(COLORS[model]))
+            darkest_color = to_hex((red, green, blue))  # a black number is legible on it
+            cmap = LinearSegmentedColormap.from_list(model, ["white", darkest_color])
+            image = axes.imshow(shades[model], cmap=cmap, vmin=0, vmax=darkest)
             for (actual, predicted), count in np.ndenumerate(matrix):
                 if count:
-                    dark = shades[model][actual, predicted] > 0.6 * darkest
                     axes.text(
                         predicted,
                         actual,
@@ -136,7 +193,6 @@ def confusion(matrices: Mapping[str, NDArray[np.int64]]) -> Figure:
                         ha="center",
                         va="center",
                         fontsize=9,
-                        color="white" if dark else "black",
                         fontweight="bold" if actual == predicted else "normal",
                     )
             axes.set_xticks(range(len(matrix)))
@@ -145,9 +201,9 @@ def confusion(matrices: Mapping[str, NDArray[np.int64]]) -> Figure:
             axes.set_ylabel("actual digit")
             mistaken = int(wrong[model].sum())
             axes.set_title(f"{TITLES[model]}: {mistaken} mistakes in {matrix.sum():,}")
-        scale = figure.colorbar(image, ax=panels, format=PercentFormatter(1))
-        scale.set_label("shade: mistakes as a share of the actual digit's images")
-        figure.suptitle("Confusion on the test images")
+            percent = PercentFormatter(1, 1, symbol=" %")
+            figure.colorbar(image, ax=axes, shrink=0.4, ticks=[0, darkest], format=percent)
+        figure.suptitle("Confusion on the test images (shade: share of the actual digit's images)")
     return figure
 
 
@@ -172,9 +228,12 @@ def mistakes(
             axes.set_axis_off()
         for axes, index in zip(panels, shown, strict=False):  # a good model may have fewer
             axes.imshow(255 - images[index], cmap="gray", vmin=0, vmax=255)
+            sure = f"{100 * confidence[index]:.2f} % sure"
             axes.set_title(
-                f"{actual[index]} taken for {predicted[index]}\n{confidence[index]:.2%} sure",
+                f"{actual[index]} taken for {predicted[index]}\n{sure}",
+                loc="center",
                 fontsize=10,
+                fontweight="normal",
             )
             axes.text(
                 0.5,
@@ -184,7 +243,7 @@ def mistakes(
                 ha="center",
                 va="top",
                 fontsize=8,
-                color="#555555",
+                color=SOFT,
             )
         figure.suptitle(
             f"{TITLES[model]}: the most confident of its {len(wrong)} mistakes (test images)"
@@ -202,7 +261,7 @@ def reliability(bins: Mapping[str, Sequence[CalibrationBin]]) -> Figure:
     with rc_context(STYLE):
         figure = blank(7, 7)
         upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
-        upper.plot([0, 100], [0, 100], color="#888888", linewidth=1, label="perfectly calibrated")
+        upper.plot([0, 100], [0, 100], color=SOFT, linewidth=1, label="perfectly calibrated")
         for model, parts in bins.items():
             confidence = [100 * part.confidence for part in parts]
             accuracy = [100 * part.accuracy for part in parts]
@@ -213,8 +272,10 @@ def reliability(bins: Mapping[str, Sequence[CalibrationBin]]) -> Figure:
             style |= {"linestyle": MODELS[model].dashes, "markersize": 5}
             lower.plot(confidence, [part.count for part in parts], **style)
         upper.set_ylabel("accuracy (%)")
-        upper.legend(frameon=False, loc="lower right")
+        upper.legend(loc="lower right")
         lower.set_yscale("log")
+        lower.yaxis.set_major_formatter("{x:,.0f}")
+        lower.minorticks_off()
         lower.set_ylabel("images")
         lower.set_xlabel("confidence of the predicted digit (%)")
         figure.suptitle("Reliability on the test images, with 95 % intervals")

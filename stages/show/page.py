@@ -1,11 +1,13 @@
-"""The pages reports/report.html and study/report/study.html: one file each, with all that it shows.
+"""The pages of the pipeline, the study and the search: one file each, with all that it shows.
 
 Their scripts are in the folder `assets`. They use no library, and no request leaves a page.
 """
 
 import base64
 import io
+import itertools
 import json
+import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -26,6 +28,11 @@ from stages.scoring import CalibrationBin
 from stages.show.figures import History, bin_interval
 
 PATH = files.REPORTS / "report.html"
+PAGES = {
+    "Pipeline": PATH,
+    "Study": Path("study/report/study.html"),
+    "Search": Path("study/findings/search.html"),
+}
 ASSETS = Path(__file__).parent / "assets"
 COLUMNS = 32  # of the picture with all images
 RIGHT_SHOWN = 3  # images behind a number on the diagonal of a matrix
@@ -42,10 +49,30 @@ Predictions = Mapping[str, NDArray[Any]]  # columns of a file of predictions, (N
 
 
 def markdown(text: str) -> str:
-    """Markdown with tables, as HTML. A table that is too wide scrolls by itself."""
+    """Markdown with tables, as HTML, with signs as a printer sets them. A table that is too wide
+    scrolls by itself."""
+    text = re.sub(r"(?<=\d) ?%", "\u00a0%", text)
+    text = re.sub(r"(?<![\w-])-(?=\d|ln)", "\u2212", text)
     found = str(MarkdownIt("commonmark").enable("table").render(text))
     found = found.replace("<table>", '<div class="wide" tabindex="0"><table>')
     return found.replace("</table>", "</table></div>")
+
+
+def with_contents(body: str, here: Path) -> str:
+    """A body with the names of all pages above it, and those of its own sections below its lede."""
+    pages = "".join(
+        f'<b aria-current="page">{name}</b>'
+        if path == here
+        else f'<a href="{os.path.relpath(path, here.parent)}">{name}</a>'
+        for name, path in PAGES.items()
+    )
+    names = iter(re.findall("<h2>(.*?)</h2>", body))
+    links = "".join(f'<a href="#s{at}">{name}</a>' for at, name in enumerate(names))
+    numbers = itertools.count()
+    body = re.sub("<h2>", lambda _: f'<h2 id="s{next(numbers)}">', body)
+    head, end, rest = body.partition("</p>\n")
+    sections = f'<nav class="sections" aria-label="Sections">{links}</nav>\n'
+    return f'<nav class="pages" aria-label="Pages">{pages}</nav>\n{head}{end}{sections}{rest}'
 
 
 def assemble(title: str, body: str, data: Mapping[str, Any], scripts: Iterable[str]) -> str:
@@ -74,7 +101,7 @@ def _looks() -> str:
     lines = []
     for name, model in MODELS.items():
         lines.append(f".{name} {{ --of: {model.color}; }}")
-        lines.append(f".track i.{name} {{ {SHAPES.get(model.marker, '')} }}")
+        lines.append(f"i.{name} {{ {SHAPES.get(model.marker, '')} }}")
     dark = [f".{name} {{ --of: {model.dark}; }}" for name, model in MODELS.items()]
     return "\n".join([*lines, "@media (prefers-color-scheme: dark) {", *dark, "}"])
 
@@ -149,8 +176,31 @@ def _bin(part: CalibrationBin) -> dict[str, float]:
     }
 
 
+def cards(rows: Iterable[Mapping[str, str]]) -> str:
+    """The accuracy and the loss of each model in large, and those of the published experiment.
+
+    Args:
+        rows: Our results in reports/comparison.csv.
+    """
+    found = []
+    for row in rows:
+        parts = {"model": row["model"], "title": TITLES[row["model"]]}
+        parts |= {end: f"{100 * float(row[f'accuracy_{end}']):.2f}" for end in ("low", "high")}
+        parts |= {"published_loss": "", "published_accuracy": ""}
+        ours = float(row["loss"]), float(row["accuracy"])
+        there = scoring.PUBLISHED.get(row["model"])
+        for prefix, pair in ("", ours), ("published_", there):
+            if pair:
+                before = "<br>published: " if prefix else ""
+                parts[f"{prefix}loss"] = f"{before}{pair[0]:.4f}"
+                parts[f"{prefix}accuracy"] = f"{before}{100 * pair[1]:.2f}\u00a0%"
+        found.append(_filled(_asset("cards.html"), parts))
+    return "\n".join(found)
+
+
 def report(
     finding: str,
+    cards: str,
     comparison: str,
     histories: Mapping[str, History],
     predictions: Mapping[str, Predictions],
@@ -163,6 +213,7 @@ def report(
 
     Args:
         finding: One sentence.
+        cards: From :func:`cards`.
         comparison: Markdown.
         images: All test images (N, H, W).
         networks: Like the other mappings, by model.
@@ -203,8 +254,8 @@ def report(
         ],
     }
     title = f"{listed([model.spoken for model in MODELS.values()])} on MNIST"
-    parts = {"finding": finding, "comparison": markdown(comparison), "draw": _asset("draw.html")}
-    parts["title"] = title
-    body = _filled(_asset("report.html"), parts)
+    parts = {"title": title, "finding": finding, "cards": cards, "draw": _asset("draw.html")}
+    parts["comparison"] = markdown(comparison)
+    body = with_contents(_filled(_asset("report.html"), parts), PATH)
     scripts = ["charts.js", "networks.js", "draw.js", "report.js"]
     return assemble(title, body, data, scripts)

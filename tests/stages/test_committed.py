@@ -139,7 +139,10 @@ def test_texts_of_a_figure_lie_within_it_and_not_on_each_other(again):
         assert_readable(figure)
 
 
-COMPARISON = "model,source,accuracy\nlenet5,recipe a,0.9862\nmlp,recipe a,0.9626\n"
+COMPARISON = (
+    "model,source,accuracy,accuracy_low,accuracy_high,loss\n"
+    "lenet5,recipe a,0.9862,0.98,0.99,0.04\nmlp,recipe a,0.9626,0.96,0.97,0.13\n"
+)
 
 
 @pytest.mark.parametrize("content", [None, b"", b"a,b\n1,x\n", b"a,b\n1\n", b"[", b"\xff"])

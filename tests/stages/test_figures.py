@@ -18,9 +18,9 @@ def test_fewer_mistakes_than_places_are_shown_with_the_surest_first():
     figure = figures.mistakes("lenet5", PICTURES, actual, predicted, confidence)
     shown = [axes for axes in figure.axes if axes.images]
     assert [axes.get_title() for axes in shown] == [
-        "4 taken for 7\n90.00% sure",
-        "0 taken for 3\n80.00% sure",
-        "3 taken for 6\n70.00% sure",
+        "4 taken for 7\n90.00 % sure",
+        "0 taken for 3\n80.00 % sure",
+        "3 taken for 6\n70.00 % sure",
     ]
     for axes, index in zip(shown, (4, 30, 3), strict=True):
         assert [text.get_text() for text in axes.texts] == [f"no. {index}"]
@@ -37,7 +37,7 @@ def test_a_digit_without_images_and_a_model_without_mistakes_have_no_shade():
     shade = np.asarray(axes.images[0].get_array())
     assert shade[0].tolist() == [0] * 10
     assert shade.max() == shade[4, 0] == pytest.approx(3 / 12)
-    assert ": 3 mistakes in 84" in axes.get_title()
+    assert ": 3 mistakes in 84" in axes.get_title("left")
     # A row is an actual digit, a column a predicted one
     [(x, y)] = [text.get_position() for text in axes.texts if text.get_text() == "3"]
     assert (x, y, axes.get_xlabel(), axes.get_ylabel()) == (0, 4, "predicted digit", "actual digit")

@@ -144,7 +144,7 @@ def test_a_drawing_is_answered_as_it_is_drawn_and_cleared(report):
     for part in np.split(np.array(shares), 2):
         assert len(part) == 10 and part.sum() == pytest.approx(100, abs=0.5)
     for said in report.locator("#answers p").all_inner_texts():
-        assert re.search(r"[\d.]+ % sure\. Of [\d,]+ test images with an answer about", said)
+        assert re.search(r"[\d.]+\s% sure\. Of [\d,]+ test images with an answer about", said)
 
 
 @pytest.mark.slow
@@ -244,10 +244,13 @@ def test_the_study_shows_every_seed_in_its_place(visit):
     opened = visit(PAGES["study"].as_uri())
     with (ROOT / "study/report/cells.csv").open(encoding="utf-8", newline="") as file:
         cells = [row for row in csv.DictReader(file) if row["seed"] != "validation"]
-    errors = sorted(f"{100 - 100 * float(row['test_accuracy']):.2f} % wrong" for row in cells)
-    marks = opened.locator(".track i:not(.published)")
-    titles = [mark.get_attribute("title") for mark in marks.all()]
-    assert sorted(title.split(": ")[1] for title in titles) == errors
+    expected = sorted(f"{100 * float(row['test_accuracy']):.2f} % right" for row in cells)
+    marks = opened.locator(".track i:not(.published, .mean)").all()
+    titles = [mark.get_attribute("title") for mark in marks]
+    assert sorted(title.split(": ")[1] for title in titles) == expected
+    places = [mark.bounding_box()["x"] for mark in marks]
+    rights = [float(re.findall(r"[\d.]+(?= % right)", title)[0]) for title in titles]
+    assert [*np.array(rights)[np.argsort(places)]] == sorted(rights)  # the better, the more right
 
 
 @pytest.mark.slow

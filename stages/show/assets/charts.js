@@ -1,8 +1,8 @@
 "use strict";
 const data = JSON.parse(document.getElementById("data").textContent);
 const SVG = ["svg", "g", "path", "line", "circle", "text"];
-const percent = (share, digits = 2) => `${(100 * share).toFixed(digits)} %`;
-const sureness = (share) => (share > 0.9995 ? "over 99.9 %" : percent(share, 1));
+const percent = (share, digits = 2) => `${(100 * share).toFixed(digits)}\u00a0%`;
+const sureness = (share) => (share > 0.9995 ? "over 99.9\u00a0%" : percent(share, 1));
 
 /** An element with attributes and children. An attribute that is a function listens to an event. */
 function make(name, attributes = {}, ...children) {
@@ -17,7 +17,8 @@ function make(name, attributes = {}, ...children) {
 
 /** About five round numbers from low to high. */
 function ticks(low, high, log = false) {
-  if (log) return [0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5].filter((tick) => tick >= low && tick <= high);
+  if (log) return [-3, -2, -1, 0, 1].flatMap((power) => [1, 2, 3, 5].map((digit) => Number(`${digit}e${power}`)))
+    .filter((tick, at, all) => (all[at + 1] ?? tick) > low && (all[at - 1] ?? tick) < high);  // and one on each side
   const power = 10 ** Math.floor(Math.log10((high - low) / 5));
   const step = power * [1, 2, 5, 10].find((factor) => power * factor * 6 >= high - low);
   const first = Math.ceil(low / step - 1e-9);
@@ -34,7 +35,7 @@ function ticks(low, high, log = false) {
  */
 function chart(title, xLabel, yLabel, lines, format, log = false) {
   const scale = log ? Math.log : (y) => y;
-  const [width, height, left, right, top, bottom] = [480, 300, 62, 14, 10, 44];
+  const [width, height, left, right, top, bottom] = [480, 300, 48, 14, 10, 44];
   const points = lines.flatMap((line) => line.points);
   const xs = [...new Set(points.map((point) => point.x))].sort((a, b) => a - b);
   const range = (values) => {
@@ -42,17 +43,22 @@ function chart(title, xLabel, yLabel, lines, format, log = false) {
     return low < high ? [low, high] : [low - 1, high + 1];
   };
   const [x0, x1] = range(xs);
-  const [y0, y1] = range(points.flatMap((point) => [point.y, point.low ?? point.y, point.high ?? point.y]));
+  // The axis of the values ends at its first and last tick, which lie around all values
+  const [low, high] = range(points.flatMap((point) => [point.y, point.low ?? point.y, point.high ?? point.y]));
+  const steps = ticks(low, high, log), step = steps[1] - steps[0];
+  if (!log && steps[0] > low) steps.unshift(Number((steps[0] - step).toPrecision(6)));
+  if (!log && steps.at(-1) < high) steps.push(Number((steps.at(-1) + step).toPrecision(6)));
+  const [y0, y1] = [steps[0], steps.at(-1)];
   const px = (x) => left + ((x - x0) / (x1 - x0)) * (width - left - right);
   const py = (y) => height - bottom - ((scale(y) - scale(y0)) / (scale(y1) - scale(y0))) * (height - top - bottom);
   const figure = make("svg", { viewBox: `0 0 ${width} ${height}`, tabindex: 0, role: "slider",
     "aria-label": `${title}: ${yLabel} by ${xLabel}`, "aria-valuemin": x0, "aria-valuemax": x1 });
-  for (const y of ticks(y0, y1, log))
+  for (const y of steps)
     figure.append(make("line", { class: "grid", x1: left, x2: width - right, y1: py(y), y2: py(y) }),
       make("text", { x: left - 6, y: py(y) + 4, "text-anchor": "end" }, y.toLocaleString("en")));
-  for (const x of ticks(x0, x1))
+  for (const x of new Set([...(x0 === 1 ? [1] : []), ...ticks(x0, x1)]))
     figure.append(make("text", { x: px(x), y: height - bottom + 18, "text-anchor": "middle" }, String(x)));
-  figure.append(make("text", { x: (left + width - right) / 2, y: height - 6, "text-anchor": "middle" }, xLabel));
+  figure.append(make("text", { x: (left + width - right) / 2, y: height - 4, "text-anchor": "middle" }, xLabel));
   const guide = make("line", { class: "guide", y1: top, y2: height - bottom });
   figure.append(guide);
   const legend = make("ul", { class: "legend" });
@@ -93,7 +99,7 @@ function chart(title, xLabel, yLabel, lines, format, log = false) {
   });
   show(at);
   const unit = make("p", { class: "soft" }, yLabel);
-  return make("div", {}, make("h3", {}, title), unit, figure, legend);
+  return make("div", { class: "panel" }, make("h3", {}, title), unit, figure, legend);
 }
 
 /** An image of the sprite with a text below; a button if something happens when it is pressed. */

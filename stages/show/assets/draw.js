@@ -60,16 +60,19 @@ function verdict(name, probabilities) {
 function show(image) {
   const input = image ?? new Uint8Array(INPUT_SIDE ** 2);
   paint(seen, input, INPUT_SIDE, 0, 255);
+  const maps = document.getElementById("maps");
+  maps.hidden = true;
   const boxes = Object.keys(TRAINED).map((name) => {
     const found = answer(name, input);
-    if (found.first) {
+    if (found.first && image) {
+      maps.hidden = false;
       paint(document.getElementById("maps1"), found.first, 28, -1, 1);
       paint(document.getElementById("maps2"), found.second, 10, -1, 1);
     }
     const [head, text] = image ? verdict(name, found.probabilities) : [data.titles[name], NOTHING];
     const bars = found.probabilities.map((share, at) => make("div", { class: "bar" }, make("span", {}, String(at)),
       make("i", { style: `--value: ${image ? share : 0}` }), make("span", {}, image ? percent(share, 1) : "")));
-    return make("div", { class: name }, make("h3", {}, head), ...bars, make("p", {}, text));
+    return make("div", { class: `panel ${name}` }, make("h3", {}, head), ...bars, make("p", {}, text));
   });
   document.getElementById("answers").replaceChildren(...boxes);
 }
@@ -94,6 +97,7 @@ function stroke(event) {
   const here = [event.offsetX * (pad.width / box.width), event.offsetY * (pad.height / box.height)];
   if (event.type === "pointerdown") pad.setPointerCapture(event.pointerId);
   else if (!last) return;
+  pad.parentNode.classList.remove("empty");
   Object.assign(ink, { lineWidth: 24, lineCap: "round", strokeStyle: "#fff" });
   ink.beginPath();
   ink.moveTo(...(last ?? here));
@@ -110,6 +114,7 @@ function lift() {
 }
 function clear() {
   ink.clearRect(0, 0, pad.width, pad.height);
+  pad.parentNode.classList.add("empty");
   document.getElementById("server").hidden = true;
   document.getElementById("source").textContent = "what the networks see";
   show(null);

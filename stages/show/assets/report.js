@@ -6,12 +6,12 @@ const at = (section) => document.querySelector(`#${section} .pair`);
 for (const name of NAMES)
   for (const [metric, label, format] of [
     ["loss", "cross-entropy loss (nats, logarithmic)", (value) => value.toFixed(4)],
-    ["accuracy", "accuracy (%)", (value) => `${value.toFixed(2)} %`],
+    ["accuracy", "accuracy (%)", (value) => percent(value / 100)],
   ]) {
     const scale = metric === "accuracy" ? 100 : 1, history = data.histories[name];
     const lines = ["train", "test"].map((split) => ({ name: split, model: name, dashed: split === "train",
       points: history.epoch.map((x, index) => ({ x, y: scale * history[`${split}_${metric}`][index] })) }));
-    at("curves").append(chart(`${data.titles[name]}: ${metric}`, "epoch", label, lines, format, metric === "loss"));
+    at("curves").append(chart(`${data.titles[name]} ${metric}`, "epoch", label, lines, format, metric === "loss"));
   }
 
 // --- calibration ---
@@ -21,7 +21,7 @@ for (const name of NAMES) {
     low: 100 * bin.accuracy_low, high: 100 * bin.accuracy_high, note: ` of ${bin.count.toLocaleString("en")} images` }));
   const ideal = points.map(({ x }) => ({ x, y: x }));
   const lines = [{ name: "right", model: name, points }, { name: "if perfectly calibrated", model: "", dashed: true, points: ideal }];
-  const drawn = chart(data.titles[name], "confidence (%)", "right answers (%)", lines, (value) => `${value.toFixed(1)} %`);
+  const drawn = chart(data.titles[name], "confidence (%)", "right answers (%)", lines, (value) => percent(value / 100, 1));
   at("calibration").append(drawn);
 }
 
@@ -75,9 +75,9 @@ for (const name of NAMES) {
   const rows = digits.map((actual) => make("tr", {}, make("th", { scope: "row" }, String(actual)), ...digits.map((p) => cell(actual, p))));
   const table = make("table", { class: "matrix" }, make("tr", {}, make("td"), ...headers), ...rows);
   const wrong = digits.reduce((sum, a) => sum + total[a] - counts[a][a], 0);
-  const scale = make("p", { class: "soft" }, "Row: the digit. Column: the answer. Shade: share of the digit's images, 0 %",
+  const scale = make("p", { class: "soft" }, "Row: the digit. Column: the answer. Shade: share of the digit's images, 0\u00a0%",
     make("span", { class: "scale" }), percent(darkest, 1));
-  at("confusion").append(make("div", { class: name }, make("h3", {}, `${data.titles[name]}: ${wrong} mistakes`), table, scale));
+  at("confusion").append(make("div", { class: `panel ${name}` }, make("h3", {}, `${data.titles[name]}: ${wrong} mistakes`), table, scale));
 }
 
 document.querySelector("#missed p").textContent = `${data.missed_count} test images are wrong for all networks.` +
