@@ -20,4 +20,5 @@ for (const { title, recipes } of data.groups) {
 }
 story.append(make("div", { class: "axis" }, ...data.ticks.map((tick) => make("span", { style: place(tick) }, String(Number(right(tick)))))));
 
-document.getElementById("missed").append(...data.missed.map((text, position) => digit(position, [text])));
+document.getElementById("missed").append(...data.missed.map((text, position) =>
+  digit(position, text.split(/[;,] /).flatMap((part) => [part, make("br")]))));
