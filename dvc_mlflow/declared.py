@@ -4,6 +4,7 @@ DVC itself reads them, so templates, matrices and `foreach` are resolved as alwa
 cannot read is named, and all others are read.
 """
 
+import functools
 import os
 import posixpath
 from collections.abc import Iterable, Iterator, Mapping
@@ -83,8 +84,7 @@ class Declared:
         """A path that starts in the working directory of one of DVC's stages, from the root."""
         if "://" in path or posixpath.isabs(path):
             return path
-        wdir = Path(os.path.relpath(stage.wdir, self.repo.root_dir)).as_posix()
-        return join(self.folder.as_posix(), wdir, path)
+        return join(_place(self.folder.as_posix(), stage.wdir, self.repo.root_dir), path)
 
     def outs(self) -> list[str]:
         """The paths of all outs of all stages."""
@@ -169,6 +169,12 @@ def _loaded(declared: Any, name: str) -> Any:
     if key not in _stages:
         _stages[key] = loader[name]
     return _stages[key]
+
+
+@functools.cache
+def _place(folder: str, wdir: str, root: str) -> str:
+    """A working directory, from the root."""
+    return join(folder, Path(os.path.relpath(wdir, root)).as_posix())
 
 
 def join(*parts: str) -> str:

@@ -221,14 +221,16 @@ def _whole(project: Project, locked: Locked) -> Result:
     )
 
 
+_DIFFERENT = object()
+
+
 def _agreed(settings: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """The settings that have one value in all stages which have them."""
-    return {
-        key: value
-        for of_stage in settings
-        for key, value in of_stage.items()
-        if all(other.get(key, value) == value for other in settings)
-    }
+    agreed: dict[str, Any] = {}
+    for key, value in (item for of_stage in settings for item in of_stage.items()):
+        if agreed.setdefault(key, value) != value:
+            agreed[key] = _DIFFERENT
+    return {key: value for key, value in agreed.items() if value is not _DIFFERENT}
 
 
 def description(locked: Locked, of_stage: Mapping[str, Any]) -> str:

@@ -265,7 +265,7 @@ def main() -> None:
         files.write_rows(FINDINGS / "settings.csv", rows)
         write_text(FINDINGS / "search.md", report)
         figures.save(drawn, FINDINGS / "search.png")
-        write_text(SEARCH, html(report, panels(tables, shares)))
+        write_text(FINDINGS / SEARCH.name, html(report, panels(tables, shares)))
         print(filled("rungs.md", tables=tables), end="")
 
 

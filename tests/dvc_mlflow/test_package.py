@@ -2,6 +2,7 @@
 
 import email
 import re
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -40,7 +41,10 @@ def run(*command: str | Path, cwd: Path = ROOT) -> str:
 def built(tmp_path_factory) -> tuple[Path, Path]:
     """The source distribution, and the wheel that is built from that alone."""
     folder = tmp_path_factory.mktemp("built")
-    name = run(sys.executable, "-c", BUILD, folder, cwd=ROOT / "dvc_mlflow").splitlines()[-1]
+    # A copy, because setuptools also takes what an earlier installation has noted in *.egg-info
+    copy, unwanted = folder / "dvc_mlflow", shutil.ignore_patterns("*.egg-info", "build")
+    shutil.copytree(ROOT / "dvc_mlflow", copy, ignore=unwanted)
+    name = run(sys.executable, "-c", BUILD, folder, cwd=copy).splitlines()[-1]
     build = ("-m", "pip", "wheel", "--quiet", "--no-deps", "--no-index", "--no-build-isolation")
     run(sys.executable, *build, "--wheel-dir", folder, folder / name)
     [wheel] = folder.glob("*.whl")
