@@ -50,9 +50,7 @@ def holding(stage: str) -> Iterator[None]:
     with held:
         with contextlib.chdir(main):
             _keep_locks()
-        if os.environ.get("DVC_STAGE"):
-            threading.Thread(target=_end_with_dvc, daemon=True).start()
-        else:
+        if not end_with_dvc():
             again, tell = (shown(["dvc", do, stage], folder=project) for do in ("repro", "commit"))
             print(
                 "note: DVC did not start this and will not know of its results: "
@@ -90,8 +88,14 @@ def copy_of(dvc_lock: Path) -> Path:
     return _folder() / dvc_lock.as_posix().replace("/", "-")
 
 
-def _end_with_dvc() -> None:
-    """End this process when its `dvc` has ended."""
+def end_with_dvc() -> bool:
+    """End this process when its `dvc` has ended, if there is one."""
+    if found := bool(os.environ.get("DVC_STAGE")):
+        threading.Thread(target=_follow_dvc, daemon=True).start()
+    return found
+
+
+def _follow_dvc() -> None:
     import psutil
 
     dvc = projects.dvc_process()
