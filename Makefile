@@ -5,7 +5,8 @@ VENV := .venv
 MODEL ?= models:/mnist@champion
 # Values that a user gives are data: no $ in them is expanded, and a recipe reads them from its
 # environment ("$$WHAT"), so no quote in them ends a string of the shell.
-GIVEN := PYTHON VENV MODEL WHAT REV IMAGE FORMAT ATTEST SCHEDULER WORKERS HOST PORT ENGINE AUDIT MIRROR
+GIVEN := PYTHON VENV MODEL WHAT REV IMAGE FORMAT ATTEST SCHEDULER WORKERS RENDEZVOUS HOST PORT ENGINE \
+    AUDIT MIRROR
 # Only from the command line: tcsh and conda have a HOST of their own in the environment
 ifneq ($(origin HOST),command line)
 override HOST := 127.0.0.1
@@ -25,10 +26,12 @@ WITH_ENGINES = $(PY) -m pip install --quiet --disable-pip-version-check -c const
 export PIP_USER := 0
 unexport PIP_TARGET PIP_PREFIX PIP_ROOT PIP_PYTHON PIP_NO_DEPS PIP_DRY_RUN
 
-.PHONY: help install installed environment repro study search scheduler worker verify attest test mutants lint bench sync find predict serve ui
+.PHONY: help install installed environment repro join study search scheduler worker verify attest test mutants lint bench sync find predict serve ui
 
 help:
 	@echo "make repro   run the pipeline, as far as it is not up to date, and show the comparison"
+	@echo "             WORKERS=3: three processes share each training; RENDEZVOUS=HOST:PORT: others join"
+	@echo "make join RENDEZVOUS=HOST:PORT   let this machine work for the trainings of that one"
 	@echo "make study   compare the recipes over several seeds (what is committed is not run again)"
 	@echo "make search  search for recipes on validation images (what is committed is not run again)"
 	@echo "             both on other machines: ENGINE=dask://HOST:PORT or ENGINE=slurm"
@@ -108,6 +111,12 @@ worker: $(INSTALLED)
 	@$(WITH_ENGINES)
 	$(PY) -m dvc repro prepare
 	MIRROR=off $(PY) -m dask worker "tcp://$$SCHEDULER" --nthreads 1 --nworkers "$${WORKERS:--1}" --no-dashboard
+
+# Until Ctrl-C. WORKERS=N: so many processes instead of one, which has a thread for each core
+join: $(INSTALLED)
+	@test -n "$$RENDEZVOUS" || { echo "error: make join RENDEZVOUS=HOST:PORT names the machine that trains" >&2; exit 2; }
+	$(PY) -m dvc repro prepare
+	@$(PY) -m stages.learn.launch
 
 test: $(INSTALLED)
 	$(PY) -m pytest -n 2 --dist worksteal

@@ -271,3 +271,51 @@ MailProg=/bin/true
         for process in reversed(started):
             subprocess.run([*AS_ROOT, "kill", str(process.pid)], capture_output=True)
             process.wait()
+
+
+# --- networks ---
+
+
+@dataclass
+class Host:
+    """A network namespace with a name of its own and a clone."""
+
+    name: str
+    address: str
+    clone: Clone
+
+    @property
+    def inside(self) -> list[str]:
+        named = ["unshare", "--uts", "sh", "-c", f'hostname {self.name} && exec "$@"', "sh"]
+        return ["ip", "netns", "exec", self.name, *named]
+
+    def link(self, state: str) -> None:
+        root("ip", "-n", self.name, "link", "set", f"{self.name}-0", state)
+
+    def join(self, **environment: str) -> subprocess.Popen[str]:
+        command = [*self.inside, sys.executable, "-m", "stages.learn.launch"]
+        return self.clone.start(*command, env=environment)
+
+
+@contextlib.contextmanager
+def connected(home: Clone, other: Clone) -> Iterator[list[Host]]:
+    """Two hosts, wa and wb, with a cable between them."""
+    both = [Host("wa", "10.9.0.1", home), Host("wb", "10.9.0.2", other)]
+    try:
+        for host in both:
+            root("ip", "netns", "add", host.name)
+        cable = ["type", "veth", "peer", "name", "wb-0", "netns", "wb"]
+        root("ip", "link", "add", "wa-0", "netns", "wa", *cable)
+        for host in both:
+            address = ["addr", "add", f"{host.address}/24", "dev", f"{host.name}-0"]
+            root("ip", "-n", host.name, *address)
+            root("ip", "-n", host.name, "link", "set", "lo", "up")
+            host.link("up")
+        yield both
+    finally:
+        for host in both:
+            listed = ["ip", "netns", "pids", host.name]
+            pids = subprocess.run(listed, capture_output=True, text=True).stdout.split()
+            for pid in pids:
+                os.kill(int(pid), signal.SIGKILL)
+            root("ip", "netns", "del", host.name)

@@ -220,7 +220,7 @@ GIVEN_TO = (
     *("WHAT=find", "REV=sync", "ATTEST=verify", "SCHEDULER=worker", "WORKERS=worker"),
     *("MODEL=serve", "PORT=serve", "PORT=ui", "PORT=scheduler", "ENGINE=study", "AUDIT=study"),
     *("MIRROR=repro", "VENV=attest", "PYTHON=environment", "IMAGE=predict", "FORMAT=predict"),
-    *("HOST=serve", "HOST=ui"),
+    *("HOST=serve", "HOST=ui", "RENDEZVOUS=join"),
 )
 GIVEN = 'it\'s "a" $b ${b} $(touch bad) `touch bad`; touch bad #'
 

@@ -42,7 +42,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.compiler import is_exporting
 
-from stages.arithmetic import choice, reference
+from stages.arithmetic import choice, reference, workers
 from stages.arithmetic.functions import rational_tanh
 from stages.arithmetic.grids import (
     DOUBLE,
@@ -85,7 +85,7 @@ class Linear(torch.autograd.Function):
             raise ValueError(f"layer {tuple(weight.shape)}: a sum over its weights is too long")
         weight64 = on_grid(weight.double(), step_for(largest_of(weight), STEPS))
         ctx.save_for_backward(x, weight64)
-        ctx.use, ctx.largest, ctx.shift = choice.of(x), largest, shift
+        ctx.use, ctx.largest, ctx.shift, ctx.kind = choice.of(x), largest, shift, weight.dtype
         step = None if largest is None else step_for(largest, STEPS)
         y: Tensor = ctx.use.linear(x, step, weight64, bias.double(), shift)
         return y
@@ -93,16 +93,17 @@ class Linear(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         x, weight64 = ctx.saved_tensors
-        if len(x) > LONGEST:
-            raise ValueError(f"layer {tuple(weight64.shape)}: a sum over {len(x)} rows is too long")
-        step_x = step_for(largest_of(x) if ctx.largest is None else ctx.largest, STEPS)
-        step = step_for(largest_of(gradient), STEPS)
+        if (rows := workers.of_all(len(x))) > LONGEST:
+            raise ValueError(f"layer {tuple(weight64.shape)}: a sum over {rows} rows is too long")
+        largest = workers.largest(largest_of(x)) if ctx.largest is None else ctx.largest
+        step_x = step_for(largest, STEPS)
+        step = step_for(workers.largest(largest_of(gradient)), STEPS)
         rounded = on_grid(gradient.double(), step)
         to_weight, to_bias = ctx.use.linear_back(x, step_x, rounded, ctx.shift)
         to_x = None
         if ctx.needs_input_grad[0]:
             to_x = ctx.use.linear(gradient, step, weight64.T, weight64.new_zeros(x.shape[1]))
-        return to_x, to_weight.float(), to_bias.float(), None, None
+        return to_x, to_weight.to(ctx.kind), to_bias.to(ctx.kind), None, None
 
 
 def linear(
@@ -120,6 +121,7 @@ def linear(
     """
     if is_exporting():
         return F.linear(reference.numbers(x, shift), weight, bias)
+    weight, bias = workers.apart(weight, bias)
     result: Tensor = Linear.apply(  # type: ignore[no-untyped-call]
         x, weight, bias, largest, shift
     )
@@ -176,10 +178,11 @@ class ConvTanhPool(torch.autograd.Function):
         steps = min(GRADIENT, int(2**SINGLE / (ctx.steps * number)))
         if steps < FEWEST:
             raise ValueError(f"convolution {tuple(weight.shape)}: a sum over {number} is too long")
-        spare = DOUBLE - SINGLE - (len(gradient) * ctx.groups).bit_length()
-        finest = torch.tensor(largest_of(gradient) * 0.25).clamp(min=TINY) * (1 / steps)
+        spare = DOUBLE - SINGLE - (workers.of_all(len(gradient)) * ctx.groups).bit_length()
+        largest = workers.largest(largest_of(gradient))
+        finest = torch.tensor(largest * 0.25).clamp(min=TINY) * (1 / steps)
         coarse = power_of_two(finest).item() * 2.0**-spare
-        kernels, to_x = weight, ctx.needs_input_grad[0]
+        kernels, to_x = weight.float(), ctx.needs_input_grad[0]
         if to_x:
             length = weight[:, 0].numel()
             sizes = total(weight.transpose(0, 1).flatten(1).abs(), 1)
@@ -188,7 +191,8 @@ class ConvTanhPool(torch.autograd.Function):
         to_weight, to_bias, to_images = ctx.use.convolve_back(
             kept, gradient, kernels, to_x, steps, ctx.groups, coarse
         )
-        return to_images, to_weight.float(), to_bias.float(), None, None, None, None
+        kind = weight.dtype
+        return to_images, to_weight.to(kind), to_bias.to(kind), None, None, None, None
 
 
 def conv_tanh_pool(
@@ -217,6 +221,7 @@ def conv_tanh_pool(
         added = on_grid(bias.double(), grid * step).float()
         y = F.conv2d(on_grid(reference.numbers(x, shift), step), on_grid(weight, grid), added)
         return F.avg_pool2d(rational_tanh(y.detach()), 2)
+    weight, bias = workers.apart(weight, bias)
     result: Tensor = ConvTanhPool.apply(  # type: ignore[no-untyped-call]
         x, weight, bias, largest, step, groups, shift
     )

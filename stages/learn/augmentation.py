@@ -10,7 +10,7 @@ import math
 import torch
 from torch import Tensor
 
-from stages.arithmetic import choice, grids
+from stages.arithmetic import choice, grids, workers
 from stages.base.params import Augmentation
 from stages.base.splits import INPUT_SIDE
 
@@ -56,12 +56,12 @@ def distort(images: Tensor, settings: Augmentation, generator: torch.Generator) 
     Returns:
         (B, 1, 32, 32), uint8.
     """
-    size, device = len(images), images.device
+    size, device = workers.of_all(len(images)), images.device
     weights = _spline_weights().to(device)
     side = len(POINTS)
 
     def uniform(largest: float) -> Tensor:
-        return largest * (2 * torch.rand(size, 1, generator=generator).double() - 1)
+        return workers.own(largest * (2 * torch.rand(size, 1, generator=generator).double() - 1))
 
     cos, sin = _cos_sin(uniform(math.radians(settings.rotation)))
     scale_x, scale_y = 1 + uniform(settings.scale), 1 + uniform(settings.scale)
@@ -73,7 +73,7 @@ def distort(images: Tensor, settings: Augmentation, generator: torch.Generator) 
     moves_x = (cos * scale_x - 1) * x + (shear * cos * scale_x - sin * scale_y) * y
     moves_y = sin * scale_x * x + (shear * sin * scale_x + cos * scale_y - 1) * y
     shift_x, shift_y = uniform(settings.shift), uniform(settings.shift)
-    drawn = torch.rand(4, size, 2, side * side, generator=generator)
+    drawn = workers.own(torch.rand(4, size, 2, side * side, generator=generator), 1)
     moves = drawn[0].double()
     for more in drawn[1:]:
         moves.add_(more)

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from dvc_guard.alone import FOLDER
-from dvc_kit.files import write_bytes
+from dvc_kit.files import sha256, write_bytes
 from stages.base.params import Recipe
 from stages.base.splits import Split
 from stages.learn.training import State
@@ -23,24 +23,48 @@ from stages.networks import models
 CODE = Path(__file__).parents[1]  # of the pipeline
 
 
-def key(state: State, splits: Mapping[str, Split], recipe: Recipe) -> bytes:
-    """SHA-256 of everything that a training depends on, before its first step: our code, the
-    settings, the libraries, the images, the initial weights, and the state of every generator."""
-    digest = hashlib.sha256()
+def digests(state: State, splits: Mapping[str, Split], recipe: Recipe) -> dict[str, str]:
+    """SHA-256, by name, of everything that a training depends on, before its first step: our code,
+    the libraries, the settings, the images, the initial weights and the state of every generator.
+
+    They are the same on each processor.
+    """
     sources = {getattr(module, "__file__", None) for module in [*sys.modules.values()]}
-    for path in sorted(Path(name) for name in sources if name):
-        if CODE in path.parents:
-            digest.update(path.read_bytes())
-    digest.update(repr((recipe, torch.__version__, np.__version__, sys.version)).encode())
-    digest.update(models.to_bytes(state.network))
-    for generator in (state.generator.get_state(), torch.get_rng_state()):
-        digest.update(generator.numpy().data)
+    paths = {path for path in map(Path, filter(None, sources)) if CODE in path.parents}
+    paths |= {*CODE.glob("arithmetic/**/*.py")}  # kernels are imported by the first computation
+    # Without what tells the builds of a version for different processors apart
+    libraries = torch.__version__.partition("+")[0], np.__version__, sys.version.split()[0]
+    found = {name: hashlib.sha256() for name in ("code", "images", "initial weights")}
+    for path in sorted(paths):
+        found["code"].update(path.read_bytes())
     for name, part in splits.items():
-        digest.update(f"{name} {len(part)}".encode())
-        digest.update(np.ascontiguousarray(part.images).data)
-        digest.update(np.ascontiguousarray(part.labels).data)
+        found["images"].update(f"{name} {len(part)}".encode())
+        found["images"].update(np.ascontiguousarray(part.images).data)
+        found["images"].update(np.ascontiguousarray(part.labels).data)
         part.release()
-    return digest.digest()
+    found["initial weights"].update(models.to_bytes(state.network))
+    for generator in (state.generator.get_state(), torch.get_rng_state()):
+        found["initial weights"].update(generator.numpy().data)
+    given = {"libraries": libraries, "settings": (recipe, state.generator.initial_seed())}
+    return {name: sha256(repr(value).encode()) for name, value in given.items()} | {
+        name: digest.hexdigest() for name, digest in found.items()
+    }
+
+
+def key(found: Mapping[str, str]) -> bytes:
+    """SHA-256 of :func:`digests`."""
+    return hashlib.sha256(repr(found).encode()).digest()
+
+
+def written(state: State) -> bytes:
+    buffer = io.BytesIO()
+    torch.save(state.state_dict(), buffer)
+    return buffer.getvalue()
+
+
+def read(state: State, content: bytes) -> None:
+    """Load what :func:`written` has returned."""
+    state.load_state_dict(torch.load(io.BytesIO(content), "cpu", weights_only=True))
 
 
 class Checkpoint:
@@ -51,9 +75,7 @@ class Checkpoint:
         self.key = key
 
     def save(self, state: State) -> None:
-        buffer = io.BytesIO()
-        torch.save(state.state_dict(), buffer)
-        content = self.key + buffer.getvalue()
+        content = self.key + written(state)
         write_bytes(self.path, hashlib.sha256(content).digest() + content)
 
     def restore(self, state: State) -> None:
@@ -66,8 +88,7 @@ class Checkpoint:
         if hashlib.sha256(found[size:]).digest() != found[:size]:
             print(f"warning: {self.path} is damaged, so the training starts again", file=sys.stderr)
         elif found[size : 2 * size] == self.key:
-            saved = torch.load(io.BytesIO(found[2 * size :]), "cpu", weights_only=True)
-            state.load_state_dict(saved)
+            read(state, found[2 * size :])
 
     def remove(self) -> None:
         self.path.unlink(missing_ok=True)

@@ -8,8 +8,8 @@ from tqdm import tqdm
 
 from stages.base.params import Device, Distillation, ModelName, Recipe
 from stages.base.splits import SPLITS, Split
-from stages.learn import teachers, training
-from stages.learn.checkpoint import Checkpoint, key
+from stages.learn import checkpoint, meeting, teachers, training
+from stages.learn.checkpoint import Checkpoint
 from stages.learn.training import Row
 from stages.networks import models
 
@@ -45,8 +45,12 @@ class Training:
         network = models.build(name, recipe).to(device)
         steps = training.total_steps(recipe, len(splits["train"]))
         self.state = training.begin(network, recipe, steps, generator)
-        self.checkpoint = Checkpoint(stage, key(self.state, splits, recipe))
-        self.checkpoint.restore(self.state)
+        found = checkpoint.digests(self.state, splits, recipe)
+        self.checkpoint = Checkpoint(stage, checkpoint.key(found))
+        if meeting.is_first():
+            self.checkpoint.restore(self.state)
+        meeting.agree(found)
+        meeting.share(self.state)
         if done := len(self.state.history):
             text = f"{stage} resumes after epoch {done} of {recipe.epochs}"
             print(prefix + text, flush=True)
@@ -68,10 +72,12 @@ class Training:
             initial=done,
             desc=self.prefix + self.name,
             unit="epoch",
-            disable=None,
+            disable=meeting.is_silent() or None,
         ) as progress:
             for row in training.epochs(self.state, self.splits, self.recipe):
-                self.checkpoint.save(self.state)
+                meeting.agree({"weights": self.state.weights[-1][1]})
+                if meeting.is_first():
+                    self.checkpoint.save(self.state)
                 progress.update()
                 progress.write(self.prefix + line(row, total))
                 yield row

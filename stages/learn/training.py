@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from dvc_kit.errors import StageError
-from stages.arithmetic import losses
+from stages.arithmetic import losses, workers
 from stages.base import files
 from stages.base.params import Recipe
 from stages.base.splits import Split
@@ -101,7 +101,8 @@ def epochs(state: State, splits: Mapping[str, Split], recipe: Recipe) -> Iterato
         state.record_weights(f"epoch {epoch}")
         for name in ("validation", "test"):
             if name in data:
-                outputs = models.outputs(state.result, data[name].images)
+                own = data[name].images[workers.rows(len(data[name].labels))]
+                outputs = workers.whole(models.outputs(state.result, own))
                 loss = losses.cross_entropy(outputs, data[name].labels.long())
                 row[f"{name}_loss"] = loss.item()
                 row[f"{name}_accuracy"] = models.accuracy(outputs, data[name].labels)
@@ -148,13 +149,16 @@ def train_epoch(
     network, device = state.network, data.labels.device
     loss_sum, correct = 0.0, torch.zeros((), dtype=torch.int64, device=device)
     for step, batch in enumerate(torch.split(order.to(device), recipe.batch_size), start=1):
-        labels, images = data.labels[batch].long(), data.images.index_select(0, batch)
+        own = workers.rows(len(batch))
+        labels, images = data.labels[batch].long(), data.images.index_select(0, batch[own])
         if recipe.augmentation:
             images = augmentation.distort(images, recipe.augmentation, state.generator)
         taught = None
         if recipe.distillation:
-            taught = teachers.answers(state.teachers, images, recipe.distillation.temperature)
-        outputs = network(images)
+            taught = workers.whole(
+                teachers.answers(state.teachers, images, recipe.distillation.temperature)
+            )
+        outputs = workers.whole(network(images))
         loss = teachers.loss(outputs, labels, taught, recipe.distillation)
         loss_value = loss.item()
         if not math.isfinite(loss_value):
@@ -164,6 +168,7 @@ def train_epoch(
             )
         state.optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
+        workers.add_gradients()
         state.optimizer.step(state.rate(state.optimizer.steps))
         if state.average:
             average.update(state.average, network, recipe.averaging, state.optimizer.steps)

@@ -21,7 +21,7 @@ from torch.compiler import is_exporting
 
 from dvc_kit.errors import InputError
 from dvc_kit.files import sha256, write_bytes
-from stages.arithmetic import choice, losses
+from stages.arithmetic import choice, losses, workers
 from stages.base.params import ModelName, Recipe
 from stages.base.splits import INPUT_SIDE, Split
 from stages.networks import MODELS
@@ -66,13 +66,14 @@ class Network(nn.Module):
 
     def _few(self, x: Tensor) -> Sequence[Tensor]:
         """The outputs, and all gradients if they are wanted."""
-        with torch.random.fork_rng(devices=[]):  # which dropout uses
+        # Dropout draws random numbers, and each worker has other images
+        with torch.random.fork_rng(devices=[]), workers.alone():
             outputs = self.model.logits(self, x)
-        loss = losses.cross_entropy(outputs, outputs.argmax(1))
-        if not torch.is_grad_enabled():
-            return outputs, loss
-        weights = [weight for weight in self.parameters() if weight.requires_grad]
-        return outputs, loss, *torch.autograd.grad(loss, weights)
+            loss = losses.cross_entropy(outputs, outputs.argmax(1))
+            if not torch.is_grad_enabled():
+                return outputs, loss
+            weights = [weight for weight in self.parameters() if weight.requires_grad]
+            return outputs, loss, *torch.autograd.grad(loss, weights)
 
     def weights(self, layer: str) -> tuple[Tensor, Tensor]:
         """The weights and the biases of a layer."""
@@ -91,7 +92,8 @@ def dropout(x: Tensor, probability: float) -> Tensor:
     """
     if probability == 0:
         return x
-    keep = (torch.rand(x.shape) >= probability).to(x.device)
+    shape = workers.of_all(len(x)), *x.shape[1:]
+    keep = workers.own(torch.rand(shape) >= probability).to(x.device)
     return x * (keep * (1 / (1 - probability)))
 
 

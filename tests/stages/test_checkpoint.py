@@ -163,7 +163,7 @@ def key(splits=PARTS, recipe=RECIPE, name="mlp", seed=0, threads=1) -> bytes:
     """Of a training that has not begun."""
     generator = numerics.configure(threads, seed)
     state = training.begin(models.build(name, recipe), recipe, steps=9, generator=generator)
-    return checkpoint.key(state, splits, recipe)
+    return checkpoint.key(checkpoint.digests(state, splits, recipe))
 
 
 def with_another(name: str, part: str) -> dict[str, Split]:
@@ -197,13 +197,13 @@ def test_the_key_is_another_for_each_setting_seed_image_label_and_library(monkey
 def test_the_key_is_another_for_each_generators_state_and_each_weight():
     generator = numerics.configure(threads=1, seed=0)
     state = training.begin(models.build("mlp", RECIPE), RECIPE, steps=9, generator=generator)
-    keys = [checkpoint.key(state, PARTS, RECIPE)]
+    keys = [checkpoint.key(checkpoint.digests(state, PARTS, RECIPE))]
     changes = [lambda of=of: torch.rand(1, generator=of) for of in (generator, None)]
     changes += [lambda weight=weight: weight.add_(1) for weight in state.network.parameters()]
     with torch.no_grad():
         for change in changes:
             change()
-            keys.append(checkpoint.key(state, PARTS, RECIPE))
+            keys.append(checkpoint.key(checkpoint.digests(state, PARTS, RECIPE)))
     assert len(set(keys)) == 3 + 4
 
 
