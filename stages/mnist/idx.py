@@ -68,6 +68,7 @@ TEST_LABELS = IdxFile(
     (10_000,),
 )
 FILES = (TRAIN_IMAGES, TRAIN_LABELS, TEST_IMAGES, TEST_LABELS)
+AT_ONCE = 2**12  # images in one call of Pillow
 
 
 def check(file: IdxFile, content: bytes) -> None:
@@ -165,8 +166,20 @@ def resize(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
     torchvision 0.28.0, `ATEN_CPU_CAPABILITY=default`). Pillow, and the `F.interpolate` of
     :mod:`stages.networks.models`, give the same bytes with and without these kernels.
     """
-    size = (INPUT_SIDE, INPUT_SIDE)
-    resized = np.empty((len(images), *size), np.uint8)
-    for index, image in enumerate(images):
-        resized[index] = np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BILINEAR))
+    resized = np.empty((len(images), INPUT_SIDE, INPUT_SIDE), np.uint8)
+    for start in range(0, len(images), AT_ONCE):
+        wide = _stretched(images[start : start + AT_ONCE])
+        resized[start : start + AT_ONCE] = _stretched(wide.swapaxes(1, 2)).swapaxes(1, 2)
     return resized
+
+
+def _stretched(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """The rows of images (N, rows, 28), resized to (N, rows, 32).
+
+    Pillow, too, resizes all rows, rounds, and then resizes all columns. With a call for each image,
+    half of the time goes into the calls.
+    """
+    count, rows, side = images.shape
+    stack = Image.fromarray(images.reshape(count * rows, side))
+    stretched = stack.resize((INPUT_SIDE, count * rows), Image.Resampling.BILINEAR)
+    return np.asarray(stretched).reshape(count, rows, INPUT_SIDE)
