@@ -5,9 +5,13 @@ What is right is read from the dvc.lock files by a YAML parser, and computed fro
 """
 
 import contextlib
+import gc
 import hashlib
 import io
+import itertools
+import os
 import shutil
+import signal
 import sqlite3
 import subprocess
 from collections.abc import Callable, Iterator
@@ -19,12 +23,14 @@ import psutil
 from mlflow import MlflowClient
 from mlflow.entities import ViewType
 from ruamel.yaml import YAML
+from sqlalchemy import Engine, event
 
-from conftest import Clone, forget_the_folder
+from conftest import Clone, forget_the_folder, forget_the_history
 from dvc_kit.errors import StageError
 from dvc_mlflow import sync, writers
 
 STAGES = ("train", "score", "note")
+STORE = ("mlflow.db", "mlartifacts")
 OUTS = ("tree.bin", "answers.txt", "note.md", "figures")  # those that only DVC keeps
 FILES = {
     "dvc.yaml": """
@@ -126,6 +132,17 @@ class World(Clone):
             repo.reproduce()
         forget_the_folder()
 
+    def drop_the_model(self) -> None:
+        """Declare no model, and register none, from the first commit on."""
+        for name, first in (("dvc.yaml", "artifacts:"), ("pyproject.toml", "registered_model")):
+            text = (self.path / name).read_text(encoding="utf-8").partition(first)[0]
+            (self.path / name).write_text(text, encoding="utf-8")
+        self.git("commit", "--quiet", "--amend", "--no-edit", "--all")
+
+    @property
+    def has_model(self) -> bool:
+        return "artifacts:" in (self.path / "dvc.yaml").read_text(encoding="utf-8")
+
     def lock(self, rev: str | None = None) -> dict[str, dict[str, Any]]:
         """The entry of each stage in dvc.lock: of this checkout, or of a commit."""
         text = self.git("show", f"{rev}:dvc.lock") if rev else (self.path / "dvc.lock").read_text()
@@ -184,7 +201,8 @@ class World(Clone):
             for run in shown.values():
                 above = self.client.get_run(run.data.tags["mlflow.parentRunId"])
                 assert above.data.tags["stage"] == "pipeline"
-            self._assert_model(lock["train"], shown["train"])
+            if self.has_model:
+                self._assert_model(lock["train"], shown["train"])
         results = [(run.data.tags["stage"], run.data.tags["result"]) for run in runs]
         assert len({*results}) == len(results), "two runs of one result"
         assert not self.client.search_experiments(filter_string="name LIKE '%-claim'")
@@ -192,7 +210,7 @@ class World(Clone):
     def _assert_shown(self, runs: list[Any], stage: str, entry: dict[str, Any]) -> Any:
         """The one run of a result, with the tags, params, metrics and files that it has to have."""
         params = {k: str(v) for k, v in entry.get("params", {}).get("params.yaml", {}).items()}
-        params |= {"model": "tree"} if stage == "train" else {}
+        params |= {"model": "tree"} if stage == "train" and self.has_model else {}
         outs = {out["path"]: out["md5"] for out in entry["outs"]}
         [run] = [
             run
@@ -205,7 +223,7 @@ class World(Clone):
         for path, md5 in outs.items():
             if path == "figures":
                 assert {file.name for file in folder.iterdir()} == {"note.md", "a.txt", "b.svg"}
-            elif path != "tree.bin":
+            elif path != "tree.bin" or not self.has_model:
                 assert hashlib.md5((folder / path).read_bytes()).hexdigest() == md5
         return run
 
@@ -224,13 +242,46 @@ class World(Clone):
         assert version.description.endswith(f"champion: accuracy 0.{rate}")
         assert self.client.get_model_version_by_alias("world", "champion")
 
-    # --- what a store can lose ---
+    # --- what can happen to a store ---
+
+    def killed_sync(self, commits: int, **options: Any) -> None:
+        """Sync in another process, which is killed before its database commits so many times."""
+        if child := os.fork():
+            os.waitpid(child, 0)
+            forget_the_history()
+            return
+        left = itertools.count(commits - 1, -1)
+        for engine in engines():  # its connections are those of this process
+            engine.dispose(close=False)
+        event.listen(
+            Engine, "commit", lambda _: next(left) or os.kill(os.getpid(), signal.SIGKILL)
+        )
+        try:
+            said_by(lambda: sync.sync(**options))
+        finally:
+            os._exit(0)
+
+    def keep_the_store(self) -> None:
+        for name in STORE:
+            self.run("cp", "-a", name, f"../{self.path.name}.{name}")
+
+    def restore_the_store(self) -> None:
+        for name in STORE:
+            self.run("rm", "-rf", name)
+            self.run("cp", "-a", f"../{self.path.name}.{name}", name)
+        for engine in engines():
+            engine.dispose()
 
     def lose_file(self, at: int = 0, below: str = "") -> Path:
         """Delete one of the artifacts, or of those with a text in their path."""
         files = sorted(path for path in self.kept() if below in str(path))
         files[at % len(files)].unlink()
         return files[at % len(files)]
+
+
+def engines() -> list[Engine]:
+    """The databases that this process is connected to."""
+    return [found for found in gc.get_objects() if isinstance(found, Engine)]
 
 
 def said_by(command: Callable[[], Any]) -> list[str]:

@@ -24,14 +24,17 @@ def machine(world_template, standing_in, folder) -> type[RuleBasedStateMachine]:
     class Mirror(RuleBasedStateMachine):
         world: World
 
-        @initialize()
-        def enter(self) -> None:
+        @initialize(plain=st.booleans())
+        def enter(self, plain) -> None:
             self.stack = contextlib.ExitStack()
             patch = self.stack.enter_context(pytest.MonkeyPatch.context())
             made = copy_of(world_template, folder / str(next(NUMBER)))
+            if plain:
+                made.drop_the_model()
             self.world = self.stack.enter_context(made.entered(standing_in, patch))
             self.commits = [made.git("rev-parse", "HEAD")]
             self.world.sync_twice()
+            self.world.keep_the_store()
 
         def teardown(self) -> None:
             if hasattr(self, "stack"):
@@ -75,6 +78,14 @@ def machine(world_template, standing_in, folder) -> type[RuleBasedStateMachine]:
             tags |= {"backfilled": "true"} if by_sync else {}
             self.world.client.create_run("1", tags=tags)
 
+        @rule(commits=st.integers(1, 60), every=st.booleans())
+        def kill_a_sync(self, commits, every) -> None:
+            self.world.killed_sync(commits, all=every)
+
+        @rule()
+        def restore_the_store_from_a_copy(self) -> None:
+            self.world.restore_the_store()
+
         @rule()
         def sync_this_checkout(self) -> None:
             self.world.sync_twice()
@@ -99,7 +110,7 @@ def machine(world_template, standing_in, folder) -> type[RuleBasedStateMachine]:
 
 @pytest.mark.parametrize(
     ("examples", "steps"),
-    [(3, 8), pytest.param(60, 20, marks=[pytest.mark.weekly, pytest.mark.slow])],
+    [(4, 8), pytest.param(120, 20, marks=[pytest.mark.weekly, pytest.mark.slow])],
 )
 def test_mlflow_agrees_with_the_history_after_each_sync(
     world_template, standing_in, tmp_path, examples, steps
