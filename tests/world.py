@@ -253,9 +253,7 @@ class World(Clone):
         left = itertools.count(commits - 1, -1)
         for engine in engines():  # its connections are those of this process
             engine.dispose(close=False)
-        event.listen(
-            Engine, "commit", lambda _: next(left) or os.kill(os.getpid(), signal.SIGKILL)
-        )
+        event.listen(Engine, "commit", lambda _: next(left) or os.kill(os.getpid(), signal.SIGKILL))
         try:
             said_by(lambda: sync.sync(**options))
         finally:
