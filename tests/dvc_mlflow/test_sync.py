@@ -108,6 +108,21 @@ def test_a_commit_is_written_with_its_name_whatever_lies_here(world):
         assert (tags["commit"], tags["dirty"]) == (commit, "false")
 
 
+def test_dvc_reads_a_commit_again_only_if_its_runs_are_not_whole(world, monkeypatch):
+    world.drop_the_model()
+    world.make(rate=6)
+    world.commit()
+    world.sync_twice(all=True)
+    read = []
+    state_of = sync.state_of
+    monkeypatch.setattr(sync, "state_of", lambda commit: read.append(commit) or state_of(commit))
+    assert said_by(lambda: sync.sync(all=True)) == [] and read == []
+    place(world.runs("note")[0].info.artifact_uri).joinpath("a.txt").unlink()
+    assert said_by(lambda: sync.sync(all=True)) == [completed("note", "a.txt")]
+    assert read == [world.git("rev-parse", "HEAD")]
+    world.assert_whole(*world.git("rev-list", "HEAD").split())
+
+
 def test_all_commits_and_experiments_get_their_runs_once(world):
     dated = ("git", "-c", "user.name=test", "-c", "user.email=test@example.com", "commit",
              "--amend", "--quiet", "--no-edit")  # fmt: skip
