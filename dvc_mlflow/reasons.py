@@ -42,6 +42,11 @@ MEANINGS = (
         "MLFLOW_TRACKING_SERVER_CERT_PATH=FILE names the certificate to trust",
     ),
     (
+        "failed with error code 401 ",
+        "MLflow: {server} does not let this user in: MLFLOW_TRACKING_USERNAME and "
+        "MLFLOW_TRACKING_PASSWORD name the user and the password",
+    ),
+    (
         "ReadTimeoutError|Read timed out",
         f"MLflow: {{server}} did not answer in {{seconds}} s: {store.TIMEOUT}=60 gives it longer",
     ),
@@ -130,7 +135,7 @@ def _short(reason: str) -> str:
 
 def _meaning(reason: str) -> str:
     """What is wrong with the server or the file of the store, and the cure; empty for all else."""
-    asked = re.search("API request to (.+?)/(?:ajax-)?api/", reason)
+    asked = re.search("API request to (http.+?)/(?:ajax-)?api/", reason)
     own = store.name().rstrip("/")
     server = asked[1] if asked else own
     for words, meaning in MEANINGS:

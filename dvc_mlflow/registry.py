@@ -108,7 +108,7 @@ def _version(model: str, md5: str, run_id: str) -> Any:
         model_id=logged[0].model_id,
         tags={schema.MODEL: model, schema.MD5: md5, schema.EVALUATION: run_id},
     )
-    link = json.dumps([{"name": name(), "version": version.version}])
+    link = json.dumps([{"name": name(), "version": int(version.version)}])
     client().set_logged_model_tags(logged[0].model_id, {schema.VERSIONS: link})
     return version
 

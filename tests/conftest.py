@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -152,32 +153,83 @@ BUSY = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "60"}  # for a server on a machine that d
 
 
 @contextlib.contextmanager
-def mlflow_server(backend: str, folder: Path) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
-    """A real `mlflow server` that keeps and proxies the artifacts; its address and process."""
-    port = free_port()
+def mlflow_server(
+    backend: str,
+    folder: Path,
+    *options: str,
+    env: dict[str, str] | None = None,
+    port: str = "",
+    prefix: str = "",
+) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
+    """A real `mlflow server` that keeps and proxies the artifacts; its address and process.
+
+    Options of its command line are added to ours, or replace them.
+    """
+    port = port or free_port()
+    address = f"http://127.0.0.1:{port}{prefix}"
+    if prefix:
+        options = (*options, "--static-prefix", prefix)
     store = ["--backend-store-uri", backend, "--artifacts-destination", str(folder / "artifacts")]
     process = subprocess.Popen(
-        ["mlflow", "server", "--port", port, "--workers", "1", "--serve-artifacts", *store],
+        [
+            "mlflow",
+            "server",
+            "--port",
+            port,
+            "--workers",
+            "1",
+            "--serve-artifacts",
+            *store,
+            *options,
+        ],
         cwd=folder,
-        env=environment(),
+        # Its jobs, which no test needs, would be more processes to start
+        env=environment({"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", **(env or {})}),
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         start_new_session=True,
     )
     try:
-        for _ in range(300):
+        for _ in range(900):  # a busy machine takes a minute to start it
             with contextlib.suppress(OSError):
-                urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=2)
+                urllib.request.urlopen(f"{address}/health", timeout=2)
                 break
             assert process.poll() is None, "mlflow server ended"
             time.sleep(0.2)
         # The first request opens the store, which on a busy machine takes longer than a stage waits
-        first = f"http://127.0.0.1:{port}/api/2.0/mlflow/experiments/search?max_results=1"
-        urllib.request.urlopen(first, timeout=60).close()
-        yield f"http://127.0.0.1:{port}", process
+        first = f"{address}/api/2.0/mlflow/experiments/search?max_results=1"
+        try:
+            urllib.request.urlopen(first, timeout=60).close()
+        except urllib.error.HTTPError as error:
+            assert error.code == 401  # it asks for a password
+        yield address, process
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+@pytest.fixture
+def s3(monkeypatch):
+    """A bucket on a real server, and the variables by which MLflow finds it, which are set here."""
+    try:
+        import boto3
+        import moto  # noqa: F401
+    except ImportError:
+        missing("moto is not installed: pip install -c constraints.txt -e '.[s3]'")
+    port = free_port()
+    address = f"http://127.0.0.1:{port}"
+    named = {"MLFLOW_S3_ENDPOINT_URL": address, "AWS_DEFAULT_REGION": "us-east-1"}
+    named |= {"AWS_ACCESS_KEY_ID": "any", "AWS_SECRET_ACCESS_KEY": "any"}
+    for variable, value in named.items():
+        monkeypatch.setenv(variable, value)
+    moto_server = [sys.executable, "-m", "moto.server", "--host", "127.0.0.1", "--port", port]
+    process = subprocess.Popen(moto_server, stderr=subprocess.DEVNULL)
+    try:
+        wait_for(lambda: urllib.request.urlopen(f"{address}/moto-api/", timeout=5), 180)
+        yield named, boto3.resource("s3", endpoint_url=address).create_bucket(Bucket="artifacts")
+    finally:
+        process.kill()
         process.wait()
 
 

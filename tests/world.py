@@ -20,7 +20,7 @@ from typing import Any
 from urllib.parse import urlparse
 
 import psutil
-from mlflow import MlflowClient
+from mlflow import MlflowClient, artifacts
 from mlflow.entities import ViewType
 from ruamel.yaml import YAML
 from sqlalchemy import Engine, event
@@ -32,6 +32,7 @@ from dvc_mlflow import sync, writers
 STAGES = ("train", "score", "note")
 STORE = ("mlflow.db", "mlartifacts")
 OUTS = ("tree.bin", "answers.txt", "note.md", "figures")  # those that only DVC keeps
+UNLIKE = ("artifact_path", "model_uuid", "utc_time_created")  # in two stores, of one model
 FILES = {
     "dvc.yaml": """
 stages:
@@ -290,6 +291,68 @@ def said_by(command: Callable[[], Any]) -> list[str]:
         except StageError as error:
             print(error)
     return said.getvalue().splitlines()
+
+
+def content(uri: str, folder: Path) -> dict[str, Any]:
+    """All that a store shows of a world, read through MLflow's client. Equal for two stores with
+    the same results: names stand for ids, and what tells of time or of a process is left out.
+
+    Args:
+        folder: Artifacts are downloaded to it.
+    """
+    client = MlflowClient(uri)
+    experiments = client.search_experiments()
+    ids = [experiment.experiment_id for experiment in experiments]
+    runs, models = client.search_runs(ids), client.search_logged_models(ids)
+    names = {run.info.run_id: f"run of {run.data.tags.get('stage')}" for run in runs}
+    names |= {model.model_id: f"model {model.tags.get('md5')}" for model in models}
+
+    def named(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: named(its) for key, its in value.items() if key != "process"}
+        text = value.decode("latin-1") if isinstance(value, bytes) else str(value)
+        for its_id, name in names.items():
+            text = text.replace(its_id, name)
+        return text
+
+    def read(uri_of_artifacts: str, to: str) -> dict[str, Any]:
+        (folder / to).mkdir(parents=True)
+        local = Path(artifacts.download_artifacts(uri_of_artifacts, None, None, folder / to, uri))
+        files = [path for path in local.rglob("*") if path.is_file()]
+        found = {path.relative_to(local).as_posix(): path.read_bytes() for path in files}
+        if described := found.pop("MLmodel", None):
+            loaded = YAML(typ="safe").load(described)
+            found |= {key: its for key, its in loaded.items() if key not in UNLIKE}
+        return found
+
+    def steps(run: Any) -> dict[str, list[tuple[int, float]]]:
+        points = {key: client.get_metric_history(run.info.run_id, key) for key in run.data.metrics}
+        return {key: sorted((it.step, it.value) for it in its) for key, its in points.items()}
+
+    def rows(*parts: Any) -> list[Any]:
+        return sorted(([named(part) for part in its] for its in parts), key=repr)
+
+    versions = client.search_model_versions("name = 'world'")
+    registered = [*client.search_registered_models()]
+    return {
+        "experiments": sorted(its.name for its in experiments),
+        "runs": rows(
+            *(
+                (run.info.status, run.data.tags, run.data.params, steps(run),
+                 read(run.info.artifact_uri, run.info.run_id))
+                for run in runs
+            )
+        ),
+        "models": rows(
+            *(
+                (model.status, model.tags, {it.key: it.value for it in model.metrics or ()},
+                 read(model.artifact_location, model.model_id))
+                for model in models
+            )
+        ),
+        "versions": rows(*((it.version, it.tags, it.source, it.description) for it in versions)),
+        "registered": rows(*((it.name, it.tags, it.aliases, it.description) for it in registered)),
+    }  # fmt: skip
 
 
 def place(uri: str) -> Path:
