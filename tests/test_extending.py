@@ -103,7 +103,7 @@ def test_the_page_has_three_models_with_their_own_looks_and_answers(third):
     text = (third.path / page.PATH).read_text(encoding="utf-8")
     [data] = re.findall(r'<script type="application/json" id="data">(.*?)</script>', text, re.S)
     assert [*json.loads(data)["titles"].values()] == ["LeNet-5", "MLP", "Softmax regression"]
-    looks = dict(re.findall(r"^\.track i\.(\w+) {(.*)}$", text, re.M))
+    looks = dict(re.findall(r"^i\.(\w+) {(.*)}$", text, re.M))
     colors = dict(re.findall(r"^\.(\w+) { --of: (#\w+); }$", text, re.M))
     assert [*looks] == [*colors] == [*SHOWN]
     assert len({*looks.values()}) == len({*colors.values()}) == 3
