@@ -201,7 +201,8 @@ def test_a_photo_is_prepared_and_answered_as_a_drawing(report):
             row = [max(part["low"], 0.01), *[0.0] * 9]
             alike = CalibrationBin(part["count"], part["confidence"], part["accuracy"])
             said = report.evaluate("([name, row]) => verdict(name, row)", [name, row])
-            assert tuple(said) == answers.verdict(name, answers.Answer(row, alike))
+            plain = tuple(line.replace("\xa0", " ") for line in said)
+            assert plain == answers.verdict(name, answers.Answer(row, alike))
 
 
 @pytest.mark.slow
