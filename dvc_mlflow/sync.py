@@ -1,6 +1,7 @@
 """``sync``: write the runs that MLflow lacks, from the results that DVC keeps."""
 
 import contextlib
+import functools
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -96,6 +97,7 @@ def sync(
     many = all or since is not None
     commits = history.commits(since) if many else [git.commit_of(rev) if rev else None]
     report, claimed, said = Report(), False, set[str]()
+    opened = functools.cache(upkeep.open_store)  # once for all commits of a project
     if not dry:
         upkeep.settle()
     store.find_experiment()
@@ -119,12 +121,12 @@ def sync(
                             said.add(result.identity)
                     elif work.is_due():
                         if not claimed:
-                            upkeep.open_store(read.folder)
+                            opened(read.folder)
                             # Another machine may have written them meanwhile
                             stack.enter_context(claims.held())
                             known, claimed = Known(), True
                             work = Work(read, current, known, report, many, pull)
-                        work.write()
+                        work.write(opened(read.folder))
         known.settle()
     shown_project = project or projects.MAIN
     if address and (experiment_id := store.find_experiment(shown_project)):
@@ -197,10 +199,9 @@ class Work:
         for reason, names in self.refused.items():
             self.report.fail(f"{some(names, f' and {len(names) - 3} more')}: {reason}", self.commit)
 
-    def write(self) -> None:
+    def write(self, experiment_id: str) -> None:
         """Write everything that is lacking."""
         folder, logged = self.project.folder, list[str]()
-        experiment_id = upkeep.open_store(folder)
         with self._refusing():
             try:
                 bar = tqdm(self.behind, "logging", unit="run", leave=False, delay=2, disable=None)
