@@ -63,7 +63,7 @@ def finish(clone: Clone) -> str:
 # --- killed ---
 
 
-@pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("sent", [signal.SIGKILL, *weekly(signal.SIGTERM, signal.SIGINT)])
 def test_a_training_whose_process_group_is_killed_goes_on_where_it_was(copy, sent):
     copy.commit("small")
     copy.edit("recipes.yaml", "epochs: 2", "epochs: 60", count=-1)
@@ -131,7 +131,7 @@ def test_a_torn_rwlock_stops_every_dvc_command_and_make_repro_removes_it(copy):
     assert "up to date" in said
 
 
-@pytest.mark.parametrize("share", [0.0, 0.6, *weekly(0.3, 0.95)])
+@pytest.mark.parametrize("share", [0.6, *weekly(0.0, 0.3, 0.95)])
 @pytest.mark.parametrize("kept", [True, False])
 def test_a_torn_dvc_lock_is_taken_back(copy, share, kept):
     copy.commit("small")

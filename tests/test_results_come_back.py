@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 
-from conftest import Clone
+from conftest import Clone, weekly
 
 pytestmark = pytest.mark.slow
 
@@ -20,7 +20,7 @@ def results(clone: Clone) -> tuple[bytes, dict[str, str]]:
     return (clone.path / "dvc.lock").read_bytes(), clone.outs()
 
 
-@pytest.mark.parametrize("link", ["copy", "symlink", "hardlink"])
+@pytest.mark.parametrize("link", ["symlink", *weekly("copy", "hardlink")])
 def test_a_switch_of_the_recipe_there_and_back_trains_nothing(copy, link):
     copy.run("dvc", "config", "--local", "cache.type", link)
     copy.run("dvc", "checkout", "--relink")

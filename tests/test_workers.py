@@ -13,12 +13,13 @@ import pytest
 from machines import Host, connected
 from shared import trained
 
-from conftest import Clone, flip_bit, free_port, make_clone, missing, qemu, wait_for
+from conftest import Clone, flip_bit, free_port, make_clone, missing, qemu, wait_for, weekly
 from dvc_kit.errors import InputError
 from dvc_kit.files import md5
 from stages.learn import launch
 
 slow = pytest.mark.slow
+rare = [slow, pytest.mark.weekly]
 
 
 @pytest.fixture(scope="module")
@@ -40,11 +41,11 @@ def alone(tmp_path_factory):
     [
         ("mlp", "plain", [1, 2]),
         pytest.param("lenet5", "full", [2, 1, 3], marks=slow),
-        pytest.param("lenet5", "taught", [1, 2], marks=slow),
         pytest.param("mlp", "taught", [3, 1, 1], marks=slow),
-        pytest.param("mlp", "full", [1, 4, 1, 1, 2], marks=slow),
-        pytest.param("lenet5", "full", [1, 9, 1, 2, 1, 1, 5], marks=slow),
-        pytest.param("lenet5", "plain", [9, 1, 1, 1, 1], marks=slow),
+        pytest.param("lenet5", "taught", [1, 2], marks=rare),
+        pytest.param("mlp", "full", [1, 4, 1, 1, 2], marks=rare),
+        pytest.param("lenet5", "full", [1, 9, 1, 2, 1, 1, 5], marks=rare),
+        pytest.param("lenet5", "plain", [9, 1, 1, 1, 1], marks=rare),
     ],
 )
 def test_workers_compute_the_bits_of_one_process(tmp_path, alone, model, recipe, threads):
@@ -53,7 +54,7 @@ def test_workers_compute_the_bits_of_one_process(tmp_path, alone, model, recipe,
 
 
 @slow
-@pytest.mark.parametrize("before", [["env", "KERNELS=off"], ["Nehalem"]])
+@pytest.mark.parametrize("before", [["Nehalem"], *weekly(["env", "KERNELS=off"])])
 def test_a_worker_without_kernels_or_avx_beside_one_with_them_changes_no_bit(
     tmp_path, alone, before
 ):
@@ -116,7 +117,7 @@ def workers_of(process: subprocess.Popen) -> list[psutil.Process]:
 
 
 @slow
-@pytest.mark.parametrize("at", [0, 1])
+@pytest.mark.parametrize("at", [0, *weekly(1)])
 def test_a_killed_worker_costs_an_epoch_at_most(made, home, at):
     process = start(home, WORKERS="3")
     wait_for((home.path / CHECKPOINT).is_file, 300)
@@ -128,7 +129,7 @@ def test_a_killed_worker_costs_an_epoch_at_most(made, home, at):
 
 
 @slow
-@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize("sent", [signal.SIGKILL, *weekly(signal.SIGINT, signal.SIGTERM)])
 def test_workers_end_with_the_process_that_dvc_has_started(made, home, sent):
     process = start(home, WORKERS="2")
     wait_for((home.path / CHECKPOINT).is_file, 300)
@@ -211,6 +212,7 @@ def test_a_machine_waits_for_home_and_the_network_stops_for_20_s(machines):
 
 
 @slow
+@pytest.mark.weekly
 def test_a_machine_joins_later_and_is_switched_off(machines):
     home, other = machines
     where, log = rendezvous(), home.clone.path / "said.log"
