@@ -1,6 +1,7 @@
 """The addresses of the pages in the UI of MLflow."""
 
 import json
+import os
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -26,7 +27,7 @@ def overview(experiment_id: str, ui: str = UI, view: str = pages.TABLE) -> str:
 def page_of_runs(experiment_id: str, view: str = pages.TABLE) -> str:
     """The page of all runs, below the address of the UI."""
     mode = "&compareRunsMode=CHART" if view == pages.CHARTS else ""
-    asked = f"viewStateShareKey={view.removeprefix(schema.VIEW)}{mode}&{TRAINING}"
+    asked = f"viewStateShareKey={view.removeprefix(schema.VIEW)}{mode}&{_side()}"
     return f"#/experiments/{experiment_id}/runs?{asked}"
 
 
@@ -41,13 +42,13 @@ def address(*, run: Any = None, model: Any = None) -> str:
     """Where the UI shows a run or a logged model."""
     if run is not None:
         return f"{_ui()}/{page_of(run)}"
-    return f"{_ui()}/#/experiments/{model.experiment_id}/models/{model.model_id}?{TRAINING}"
+    return f"{_ui()}/#/experiments/{model.experiment_id}/models/{model.model_id}?{_side()}"
 
 
 def page_of(run: Any) -> str:
     """The page of a run, below the address of the UI: its curves, if it has any."""
     tab = "/model-metrics" if curves_of(run) else ""
-    return f"#/experiments/{run.info.experiment_id}/runs/{run.info.run_id}{tab}?{TRAINING}"
+    return f"#/experiments/{run.info.experiment_id}/runs/{run.info.run_id}{tab}?{_side()}"
 
 
 def curves_of(run: Any) -> list[str]:
@@ -63,7 +64,13 @@ def comparison(runs: Sequence[Any], ui: str = UI) -> str:
         return ""
     ids = quote(json.dumps([run.info.run_id for run in compared]))
     of = quote(json.dumps([compared[0].info.experiment_id]))
-    return f"{_ui(ui)}/#/compare-runs?runs={ids}&experiments={of}&{TRAINING}"
+    return f"{_ui(ui)}/#/compare-runs?runs={ids}&experiments={of}&{_side()}"
+
+
+def _side() -> str:
+    """What each address asks for: the side of the UI that knows runs, and the workspace of them."""
+    workspace = os.environ.get("MLFLOW_WORKSPACE", "default")
+    return TRAINING if workspace == "default" else f"{TRAINING}&workspace={quote(workspace)}"
 
 
 def _ui(ui: str = UI) -> str:

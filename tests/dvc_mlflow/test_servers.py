@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import mlflow
 import pytest
 from world import content, copy_of
 
@@ -17,6 +18,7 @@ from conftest import BUSY, Clone, free_port, missing, mlflow_server
 
 pytestmark = [pytest.mark.weekly, pytest.mark.slow]
 
+FIND = ("python", "-m", "dvc_mlflow", "find", "HEAD")
 SYNC = ("python", "-m", "dvc_mlflow", "sync")
 OUTS = ("tree.bin", "answers.txt", "score.json", "history.csv", "figures/a.txt", "figures/b.svg")
 
@@ -124,6 +126,25 @@ def test_a_server_with_users_takes_only_the_right_password(served, monkeypatch):
             monkeypatch.setenv(variable, value)
         assert served.sync(uri)[0] == 0
         served.assert_mirrored(uri)
+
+
+def test_each_workspace_of_a_server_has_the_runs_that_are_synced_to_it(served, monkeypatch):
+    with served.serving("--enable-workspaces") as (uri, _):
+        mlflow.set_tracking_uri(uri)
+        mlflow.create_workspace("a-team")
+        served.env = {"MLFLOW_WORKSPACE": "a-team"}
+        assert served.sync(uri)[0] == 0
+        assert content(uri, served.folder / "default")["runs"] == []
+        found = served.clone.run(*FIND, env={"MLFLOW_TRACKING_URI": uri, **served.env}).stdout
+        addresses = [line for line in found.splitlines() if uri in line]
+        assert addresses and all("&workspace=a-team" in line for line in addresses)
+        monkeypatch.setenv("MLFLOW_WORKSPACE", "a-team")
+        shown = repr(content(uri, served.folder / "a-team")["runs"])
+        assert shown.count("&workspace=a-team") >= 1  # the links in a run's description
+        assert shown.replace("&workspace=a-team", "") == repr(served.expected["runs"])
+        before = served.kept()
+        assert served.sync(uri) == (0, "", "")
+        assert served.kept() == before
 
 
 # What the database has when the server dies: within a run, a model, and the run of the pipeline
