@@ -32,7 +32,8 @@ REFUSED = (
     "BAD_REQUEST",
     "INVALID_PARAMETER_VALUE",
 )  # MLflow's codes for a request it does not take
-
+# A server was stopped in the middle of an answer, or drops a request that is too large for it
+BROKE_OFF = "Connection aborted|Connection broken|IncompleteRead"
 
 # What the words of a reason mean. The group `why` is shown, too. The first row that fits counts
 MEANINGS = (
@@ -49,6 +50,11 @@ MEANINGS = (
     (
         "ReadTimeoutError|Read timed out",
         f"MLflow: {{server}} did not answer in {{seconds}} s: {store.TIMEOUT}=60 gives it longer",
+    ),
+    (
+        BROKE_OFF,
+        "MLflow: {server} broke off in the middle, and its log says why: when it runs again, "
+        "`dvc-mlflow sync` writes what is missing",
     ),
     (
         "NewConnectionError|NameResolutionError|ConnectTimeoutError",
@@ -95,7 +101,8 @@ def is_refusal(error: BaseException) -> bool:
         return True
     if _blamed(error) != "MLflow":
         return True
-    if _meaning(one_line(error)):
+    reason = one_line(error)
+    if _meaning(reason) and not re.search(BROKE_OFF, reason):
         return False
     try:
         store.client().search_experiments(max_results=1)

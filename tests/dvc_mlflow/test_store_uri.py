@@ -11,6 +11,7 @@ import sys
 import threading
 from pathlib import Path
 
+import mlflow
 import pytest
 from dvc.repo import Repo
 from mlflow import MlflowClient
@@ -183,6 +184,26 @@ def test_what_a_store_says_is_one_line_with_what_to_do(uri, said, expected):
     assert str(told.value) == named.replace("SAID", said)
 
 
+class Breaking(http.server.BaseHTTPRequestHandler):
+    """Says a part of an answer, or nothing, and ends, as a server that is killed. It searches."""
+
+    def do_GET(self) -> None:
+        if "registered-models" in self.path:
+            self.send_response(200)
+            self.send_header("Content-Length", "1000")
+            self.end_headers()
+            self.wfile.write(b"{")
+
+    def do_POST(self) -> None:
+        self.send_response(200)
+        self.send_header("Content-Length", "2")
+        self.end_headers()
+        self.wfile.write(b"{}")
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
 @pytest.fixture(scope="module")
 def servers(tmp_path_factory):
     """The address of a server of each kind."""
@@ -195,20 +216,26 @@ def servers(tmp_path_factory):
     with (
         http.server.ThreadingHTTPServer(("127.0.0.1", 0), kind) as tls,
         socket.create_server(("127.0.0.1", 0)) as hanging,
+        http.server.ThreadingHTTPServer(("127.0.0.1", 0), Breaking) as breaking,
     ):
         tls.socket = context.wrap_socket(tls.socket, server_side=True)
-        threading.Thread(target=tls.serve_forever, daemon=True).start()
+        for server in (tls, breaking):
+            threading.Thread(target=server.serve_forever, daemon=True).start()
         yield {
             "TLS": f"https://localhost:{tls.server_address[1]}",
             "hanging": f"http://127.0.0.1:{hanging.getsockname()[1]}",
+            "breaking off": f"http://127.0.0.1:{breaking.server_address[1]}",
             "none": "http://127.0.0.1:8",
         }
         tls.shutdown()
+        breaking.shutdown()
 
 
 SERVERS = [
     ("hanging", "MLflow: ADDRESS did not answer in 1 s: MLFLOW_HTTP_REQUEST_TIMEOUT=60 gives it "
      "longer"),
+    ("breaking off", "MLflow: ADDRESS broke off in the middle, and its log says why: when it "
+     "runs again, `dvc-mlflow sync` writes what is missing"),
     ("none", "MLflow: nothing answers at ADDRESS: start it, or name another in VARIABLE"),
     ("TLS", "the certificate of ADDRESS is not trusted (self-signed certificate): "
      "MLFLOW_TRACKING_SERVER_CERT_PATH=FILE names the certificate to trust"),
@@ -232,6 +259,19 @@ def test_a_server_that_cannot_be_used_is_named_with_what_to_do(
     with pytest.raises(StageError) as failed, reasons.explained():
         ask("0" * 32)
     assert str(failed.value) == expected.replace("ADDRESS", address).replace("VARIABLE", variable)
+
+
+def test_a_request_that_a_server_drops_while_it_answers_others_concerns_one_run(servers):
+    before = mlflow.get_tracking_uri()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLFLOW_TRACKING_URI", "")  # and back at the end, because MLflow sets it
+        mlflow.set_tracking_uri(servers["breaking off"])
+        with pytest.raises(MlflowException) as dropped:
+            MlflowClient().get_run("0" * 32)
+        assert reasons.is_refusal(dropped.value)
+        mlflow.set_tracking_uri(servers["none"])
+        assert not reasons.is_refusal(dropped.value)
+        mlflow.set_tracking_uri(before)
 
 
 AGAIN = "move it away, and the next `dvc-mlflow sync` writes all runs anew from the results"
