@@ -66,7 +66,8 @@ def of_file(path: Path) -> dict[str, float]:
     """The numbers of a metrics file, or of all files in a folder, by their flat keys.
 
     As for `dvc metrics show`, `true` is 1 and lists are no metrics. A number that has no key has
-    the name of its file. What MLflow does not show is named.
+    the name of its file. What MLflow does not show is named, and so is a file in another format,
+    such as CSV, which YAML reads as one text.
 
     Raises:
         StageError: A JSON, YAML or TOML file cannot be read.
@@ -74,15 +75,19 @@ def of_file(path: Path) -> dict[str, float]:
     if path.is_dir():
         inside = sorted(file for file in path.rglob("*") if file.suffix in TREES)
         return joined({file: of_file(file) for file in inside})
+    is_tree = path.suffix in TREES or not path.suffix
     try:
         tree = files.read_tree(path)
     except StageError:
-        if path.suffix in TREES or not path.suffix:
+        if is_tree:
             raise
-        note(f"{path} is no JSON, YAML or TOML: its metrics are not in MLflow")
-        return {}
+        tree = ""
     named = {key or path.stem: value for key, value in flat(tree).items()}
     found = only_numbers(named)
+    if not (is_tree or found) and isinstance(tree, str):
+        cure = "; under `plots`, its columns are curves" if path.suffix in (".csv", ".tsv") else ""
+        note(f"{path} is no JSON, YAML or TOML: its metrics are not in MLflow{cure}")
+        return {}
     others = [key for key in named if key not in found and not isinstance(named[key], list)]
     for key, value in found.items():
         if changed := stored(value):
