@@ -9,13 +9,13 @@ import os
 import posixpath
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from dvc_kit.errors import StageError
-from dvc_mlflow import declaration, identity, projects
-from dvc_mlflow.naming import NONE, Item, flat
+from dvc_mlflow import declaration, identity, projects, schema
+from dvc_mlflow.naming import NONE, Item, flat, named
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,7 @@ class Stage:
     folder: Path  # of its dvc.yaml, from the root
     groups: Mapping[str, Any]  # DVC's definitions in its dvc.yaml
     identity: str = ""  # of its result in dvc.lock; empty if that has none
+    settings: Mapping[str, Any] = field(default_factory=dict)  # in dvc.lock, by file
 
     @property
     def item(self) -> Item:
@@ -62,6 +63,8 @@ class Declared:
         models: The name of each model that is declared under `artifacts`, by path.
         names: The same of other data.
         problems: One line for each stage or file that cannot be read.
+        undeclared: The stages and outs that are in dvc.lock alone, and the tag of a run that shows
+            them.
 
     Args:
         folder: The folder of the project.
@@ -77,6 +80,7 @@ class Declared:
         self.models: dict[str, str] = {}
         self.names: dict[str, str] = {}
         self.problems: list[str] = []
+        self.undeclared: dict[str, tuple[str, str]] = {}
         for file in files:
             self._load(file)
 
@@ -106,16 +110,22 @@ class Declared:
         # As for DVC, a copy of a project that is an out of a stage is data
         if declaration.is_ignored(self.repo, path) or is_in(file.as_posix(), self.outs()):
             return
-        declared = ProjectFile(self.repo, path)
+        declared, problems = ProjectFile(self.repo, path), len(self.problems)
         with self._noting(file):
             left_out = declaration.read(declared)
             self.problems += [f"{file}: {part}; the rest of it is read" for part in left_out]
             self._load_stages(file, declared)
             self._load_sections(file, declared)
+            if len(self.problems) == problems:  # else nobody knows what it declares
+                self._find_undeclared(file, declared.stages.lockfile_data)
+
+    def _address(self, file: Path) -> str:
+        """What `dvc repro` in the folder of the project wants before a name in a dvc.yaml."""
+        below = file.relative_to(self.folder)
+        return "" if below.parent == Path() else f"{below.as_posix()}:"
 
     def _load_stages(self, file: Path, declared: Any) -> None:
-        below = file.relative_to(self.folder)
-        at = "" if below.parent == Path() else f"{below.as_posix()}:"
+        at = self._address(file)
         self._load_lock(declared)
         locked, names = declared.stages.lockfile_data, dict[str, None]()
         definitions = declared.resolver.definitions
@@ -124,10 +134,28 @@ class Declared:
                 names |= dict.fromkeys(declaration.items(group, definition))
         for name in names:
             with self._noting(f"{file}: {name}"):
-                stage, of_lock = _loaded(declared, name), ""
+                stage, of_lock, entry = _loaded(declared, name), "", locked.get(name, {})
                 if name in locked and all(out.hash_info for out in stage.outs):
-                    of_lock = identity.of_entry(file.parent, name, locked[name])
-                self.stages[at + name] = Stage(stage, name, file.parent, definitions, of_lock)
+                    of_lock = identity.of_entry(file.parent, name, entry)
+                settings = entry.get("params") or {}
+                self.stages[at + name] = Stage(
+                    stage, name, file.parent, definitions, of_lock, settings
+                )
+
+    def _find_undeclared(self, file: Path, locked: Mapping[str, Any]) -> None:
+        at = self._address(file)
+        for name, entry in locked.items():
+            if at + name not in self.stages:
+                of_lock = identity.of_entry(file.parent, name, entry)
+                self.undeclared[f"stage {at + name}"] = (schema.RESULT, of_lock)
+                continue
+            stage = self.stages[at + name].dvc
+            paths = {out.def_path for out in stage.outs}
+            for out in entry.get("outs") or ():
+                if out["path"] not in paths:
+                    path = self.path(stage, out["path"])
+                    shown = (named(f"{schema.OUT}{path}"), str(out.get("md5")))
+                    self.undeclared[f"out {path} of stage {at + name}"] = shown
 
     def _load_lock(self, declared: Any) -> None:
         """Read dvc.lock. DVC 3 refuses a lock of DVC 1, which only has the stages."""

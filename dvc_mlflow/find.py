@@ -179,7 +179,7 @@ def find_commit(rev: str) -> None:
     known, report = Known(), Report()
     with sync.state_of(commit) as state:
         count = sum(_print_project(commit, project, known) for project in state.projects)
-        report.add(state.projects)
+        report.add(state.projects, known)
     if count:
         addresses.print_how_to_open()
     none = f"no run in {store.name()} has the results of commit {commit[:10]}"

@@ -9,6 +9,7 @@ from dvc_kit.errors import StageError
 from dvc_mlflow import projects
 from dvc_mlflow.result import Result
 from dvc_mlflow.results import Project
+from dvc_mlflow.state import Known
 
 
 @dataclass
@@ -17,19 +18,24 @@ class Report:
 
     problems: dict[str, list[str]] = field(default_factory=dict)  # with the commits that have it
     missing: dict[str, None] = field(default_factory=dict)  # the paths of files
+    undeclared: dict[str, None] = field(default_factory=dict)  # what is in dvc.lock alone
     has_results: bool = False
     written: bool = False  # any run at all
 
-    def add(self, read: Sequence[Project], commit: str | None = None) -> None:
+    def add(self, read: Sequence[Project], known: Known, commit: str | None = None) -> None:
         """Note what is not shown of the projects of a state.
 
         Args:
+            known: What an older commit declares may have a run already.
             commit: To be named, where several are looked at.
         """
         for project in read:
             for problem in project.problems:
                 self.fail(problem, commit)
             self.has_results |= bool(project.locked())
+            for what, tag in project.undeclared.items():
+                if not known.having(tag):
+                    self.undeclared[name_in(project.folder, what)] = None
 
     def fail(self, problem: str, commit: str | None = None) -> None:
         """Note a problem, once for all commits that have it."""
@@ -49,6 +55,14 @@ class Report:
                 f"{len(self.missing)} files are not here, and are only linked "
                 f"({some([*self.missing])}): `dvc pull` brings those that DVC keeps, or "
                 "`dvc-mlflow sync --pull`",
+                file=sys.stderr,
+            )
+        if self.undeclared:
+            names = [*self.undeclared]
+            print(
+                "note: dvc.lock has results that dvc.yaml does not declare any more, and no run "
+                f"shows them ({some(names, f' and {len(names) - 3} more')}): `dvc-mlflow sync "
+                "--all` writes those that an older commit declares",
                 file=sys.stderr,
             )
         if not self.has_results and not self.problems:

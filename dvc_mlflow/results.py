@@ -21,6 +21,7 @@ class Project:
         folder: Its folder, from the root.
         repo: DVC's object for it.
         problems: One line for each stage or file that cannot be read.
+        undeclared: What is in dvc.lock alone, see :class:`~dvc_mlflow.declared.Declared`.
         files: If it is of a commit, a hash of its files there.
 
     Args:
@@ -38,6 +39,7 @@ class Project:
         self._declared = Declared(folder, declarations, self.repo)
         self._stages = self._declared.stages
         self.problems = self._declared.problems
+        self.undeclared = self._declared.undeclared
         self._made = {*self.outs()}
         self._above = {folder for path in self._made for folder in _above(path)}
 
@@ -87,6 +89,9 @@ class Project:
             for dep in stage.dvc.deps
             if _is_settings(dep)
         }
+        if not now:  # what ran also had the settings that dvc.yaml does not list any more
+            for file, read in stage.settings.items():
+                tracked[file] = {**tracked.get(file, {}), **read}
         deps = {dep.def_path: md5_of(dep) for dep in stage.dvc.deps if not _is_settings(dep)}
         made = {out.def_path: md5_of(out) for out in stage.dvc.outs if with_outs}
 

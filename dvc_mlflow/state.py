@@ -38,14 +38,14 @@ class Known:
         self._lost.pop(run_id, None)
         self._insert(client().get_run(run_id))
 
-    def _having(self, link: tuple[str, str]) -> list[Any]:
+    def having(self, link: tuple[str, str]) -> list[Any]:
         """The runs with a tag, the newest first."""
         runs = [self.runs[run_id] for run_id in reversed(self._by_tag.get(link, {}))]
         return [run for run in runs if link in run.data.tags.items()]
 
     def finished(self, result: Result) -> Any:
         """The newest run that shows a result, or None."""
-        return _showing(result, self._having(next(iter(result.tags.items()))))
+        return _showing(result, self.having(next(iter(result.tags.items()))))
 
     def deleted(self, result: Result) -> Any:
         """The newest finished run of a result that was deleted, or None."""
@@ -61,7 +61,7 @@ class Known:
         """
         bare = [
             run
-            for run in self._having((schema.READ, result.read))
+            for run in self.having((schema.READ, result.read))
             if not is_complete(run) and not self._is_child(run)
         ]
         run, begun = self.finished(result), max(bare, key=_ended, default=None)
@@ -102,11 +102,11 @@ class Known:
         Args:
             files: See :func:`dvc_mlflow.history.files_of`.
         """
-        parents = self._having((schema.FILES, files))
+        parents = self.having((schema.FILES, files))
         if not parents or self.lost_files(parents[0]):
             return False
         for identity in identities:
-            having = self._having((schema.RESULT, identity))
+            having = self.having((schema.RESULT, identity))
             if not having or not is_complete(having[0]) or schema.PARENT not in having[0].data.tags:
                 return False
             if having[0].outputs.model_outputs:

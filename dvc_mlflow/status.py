@@ -21,7 +21,7 @@ def status() -> None:
     store.find_experiment()
     behind, known, report = list[Result](), Known(), Report()
     with state_of(None) as current:
-        report.add(current.projects)
+        report.add(current.projects, known)
         for project in current.projects:
             work = Work(project, current, known, report)
             behind += work.behind

@@ -111,7 +111,7 @@ def sync(
                 continue
             with state_of(commit) as current:
                 chosen = [read for read in current.projects if project in (None, read.folder)]
-                report.add(chosen, commit if many else None)
+                report.add(chosen, known, commit if many else None)
                 for read in chosen:
                     work = Work(read, current, known, report, many, pull and not dry)
                     if dry:

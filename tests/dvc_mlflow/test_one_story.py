@@ -76,7 +76,11 @@ BROKEN, EMPTY = "stages: {a: [", "schema: '2.0'\nstages: {}\n"
 @pytest.mark.parametrize(
     ("files", "expected"),
     [
-        ({"dvc.yaml": DVC_YAML.partition("  grid:")[0]}, []),
+        ({"dvc.yaml": f"{DVC_YAML}# with a comment\n"}, []),
+        (
+            {"dvc.yaml": DVC_YAML.partition("  grid:")[0]},
+            [r"note: dvc.lock has .* no run shows them \(stage grid@d1, stage grid@d2\): "],
+        ),
         ({"x/dvc.yaml": BROKEN}, ["error: x/dvc.yaml: .*did not find expected node"]),
         ({"x/dvc.yaml": BROKEN, ".dvcignore": "x/\n"}, []),
         (
@@ -115,6 +119,29 @@ def test_status_sync_and_find_name_what_is_not_shown_once_with_its_reason(
     if problems:
         ending = "no run is written" if nothing else "all other runs are written"
         assert said["sync"][1][-1] == f"{problems} problems; {ending}"
+
+
+def test_a_setting_that_only_dvc_lock_has_is_shown_and_the_rest_is_named_until_a_run_shows_it(
+    copy, standing_in, capsys
+):
+    train = "  train: {{cmd: echo 1 | tee c.out > d.out, params: [{}], outs: [{}]}}\n"
+    old = "  old: {cmd: echo 2 > e.out, outs: [e.out]}\n"
+    ran, now = train.format("rate, depth", "c.out, d.out"), train.format("depth", "c.out")
+    (copy.path / "params.yaml").write_text("rate: 5\ndepth: 1\n", encoding="utf-8")
+    (copy.path / "dvc.yaml").write_text(DVC_YAML + ran + old, encoding="utf-8")
+    copy.run("dvc", "repro")
+    copy.commit("as it ran")
+    (copy.path / "dvc.yaml").write_text(DVC_YAML + now, encoding="utf-8")
+    copy.commit("less is declared")
+    forget_the_history()
+    with standing_in(copy) as client:
+        code, [line] = told(capsys, sync.sync)
+        assert code == 0 and "(out d.out of stage train, stage old): `dvc-mlflow sync" in line
+        place = [client.get_experiment_by_name("fixed").experiment_id]
+        [run] = client.search_runs(place, "tags.stage = 'train'")
+        assert run.data.params == {"rate": "5", "depth": "1"}
+        assert told(capsys, lambda: sync.sync(all=True)) == (0, [])
+        assert told(capsys, status.status) == (0, [])
 
 
 def test_a_run_over_two_dvc_yaml_files_and_a_project_that_is_gone_here_have_their_commit(

@@ -41,7 +41,7 @@ def written(experiment: str, given: dict[str, str], options=None, **more):
         ({"a.json": '{"a": "word", "l": [1], "n": null, "y": 1}'}, {"y": 1},
          "a.json: a, n are no numbers"),
         ({"a.csv": "acc,loss\n0.9,0.1\n"}, {},
-         "a.csv is no JSON, YAML or TOML: its metrics are not in MLflow; under `plots`, its columns"),
+         "a.csv is no JSON, YAML or TOML: its metrics are not in MLflow; under `plots`, its"),
         ({"a.log": "acc: [0.9"}, {}, "a.log is no JSON, YAML or TOML: its metrics are not in"),
         ({"a.txt": "0.9\n"}, {"a": 0.9}, ""),
         ({"a.json": '{"acc": 1}', "b/c.json": '{"acc": 2}'}, {"a.acc": 1, "b.c.acc": 2}, ""),
