@@ -63,7 +63,7 @@ def test_the_wheel_has_our_modules_their_types_and_the_license(built):
     with zipfile.ZipFile(built[1]) as wheel:
         [info] = {name.split("/")[0] for name in wheel.namelist() if ".dist-info/" in name}
         files = {name for name in wheel.namelist() if not name.startswith(info)}
-        assert files == modules() | {"dvc_mlflow/py.typed", "dvc_guard/py.typed"}
+        assert files == modules() | {f"{house}/py.typed" for house in HOUSES}
         license_text = wheel.read(f"{info}/licenses/LICENSE")
         metadata = email.message_from_bytes(wheel.read(f"{info}/METADATA"))
     assert license_text == (ROOT / "LICENSE").read_bytes()
