@@ -117,15 +117,10 @@ class Declared:
             self._load_stages(file, declared)
             self._load_sections(file, declared)
             if len(self.problems) == problems:  # else nobody knows what it declares
-                self._find_undeclared(file, declared.stages.lockfile_data)
-
-    def _address(self, file: Path) -> str:
-        """What `dvc repro` in the folder of the project wants before a name in a dvc.yaml."""
-        below = file.relative_to(self.folder)
-        return "" if below.parent == Path() else f"{below.as_posix()}:"
+                self.undeclared |= _undeclared(self, file, declared.stages.lockfile_data)
 
     def _load_stages(self, file: Path, declared: Any) -> None:
-        at = self._address(file)
+        at = _before_names(file.relative_to(self.folder))
         self._load_lock(declared)
         locked, names = declared.stages.lockfile_data, dict[str, None]()
         definitions = declared.resolver.definitions
@@ -141,21 +136,6 @@ class Declared:
                 self.stages[at + name] = Stage(
                     stage, name, file.parent, definitions, of_lock, settings
                 )
-
-    def _find_undeclared(self, file: Path, locked: Mapping[str, Any]) -> None:
-        at = self._address(file)
-        for name, entry in locked.items():
-            if at + name not in self.stages:
-                of_lock = identity.of_entry(file.parent, name, entry)
-                self.undeclared[f"stage {at + name}"] = (schema.RESULT, of_lock)
-                continue
-            stage = self.stages[at + name].dvc
-            paths = {out.def_path for out in stage.outs}
-            for out in entry.get("outs") or ():
-                if out["path"] not in paths:
-                    path = self.path(stage, out["path"])
-                    shown = (named(f"{schema.OUT}{path}"), str(out.get("md5")))
-                    self.undeclared[f"out {path} of stage {at + name}"] = shown
 
     def _load_lock(self, declared: Any) -> None:
         """Read dvc.lock. DVC 3 refuses a lock of DVC 1, which only has the stages."""
@@ -180,6 +160,30 @@ class Declared:
             for name, entry in declared.artifacts.items():
                 kind = self.models if entry.get("type") == "model" else self.names
                 kind[join(at, entry["path"])] = name
+
+
+def _undeclared(
+    declared: Declared, file: Path, locked: Mapping[str, Any]
+) -> Iterator[tuple[str, tuple[str, str]]]:
+    """See :class:`Declared`."""
+    at = _before_names(file.relative_to(declared.folder))
+    for name, entry in locked.items():
+        if at + name not in declared.stages:
+            of_lock = identity.of_entry(file.parent, name, entry)
+            yield f"stage {at + name}", (schema.RESULT, of_lock)
+            continue
+        stage = declared.stages[at + name].dvc
+        paths = {out.def_path for out in stage.outs}
+        for out in entry.get("outs") or ():
+            if out["path"] not in paths:
+                path = declared.path(stage, out["path"])
+                tag = (named(f"{schema.OUT}{path}"), str(out.get("md5")))
+                yield f"out {path} of stage {at + name}", tag
+
+
+def _before_names(file: Path) -> str:
+    """What `dvc repro` in the folder of a project wants before the name of a stage."""
+    return "" if file.parent == Path() else f"{file.as_posix()}:"
 
 
 _stages: dict[str, Any] = {}  # of commits

@@ -9,7 +9,7 @@ from typing import Any
 
 from dvc_kit.errors import InputError
 from dvc_mlflow import hooks, identity, naming, projects
-from dvc_mlflow.declared import Declared, is_in
+from dvc_mlflow.declared import Declared, Stage, is_in
 from dvc_mlflow.git import GitError, git
 from dvc_mlflow.result import Result
 
@@ -84,14 +84,7 @@ class Project:
         self, name: str, md5_of: Callable[[Any], str], now: bool, with_outs: bool
     ) -> Result:
         stage, declared = self._stages[name], self._declared
-        tracked = {
-            dep.def_path: (dep.read_params() if now else dep.hash_info.value) or {}
-            for dep in stage.dvc.deps
-            if _is_settings(dep)
-        }
-        if not now:  # what ran also had the settings that dvc.yaml does not list any more
-            for file, read in stage.settings.items():
-                tracked[file] = {**tracked.get(file, {}), **read}
+        tracked = _tracked(stage, now)
         deps = {dep.def_path: md5_of(dep) for dep in stage.dvc.deps if not _is_settings(dep)}
         made = {out.def_path: md5_of(out) for out in stage.dvc.outs if with_outs}
 
@@ -172,6 +165,18 @@ def _is_settings(dep: Any) -> bool:
     from dvc.dependency.param import ParamsDependency
 
     return isinstance(dep, ParamsDependency)
+
+
+def _tracked(stage: Stage, now: bool) -> dict[str, dict[str, Any]]:
+    """The settings of a stage by file: those that it lists as they are now, or all in dvc.lock."""
+    listed = {
+        dep.def_path: (dep.read_params() if now else dep.hash_info.value) or {}
+        for dep in stage.dvc.deps
+        if _is_settings(dep)
+    }
+    # What ran had also those that dvc.yaml does not list any more
+    ran = {} if now else stage.settings
+    return {file: {**listed.get(file, {}), **(ran.get(file) or {})} for file in {**listed, **ran}}
 
 
 def _entries(md5s: dict[str, str]) -> list[dict[str, str]]:
