@@ -1,9 +1,10 @@
 """What a run is called, and the colour of its curves.
 
 A name begins with the stage. Behind it stands what tells the run from others of its stage: the
-values of the settings that `run_name` in pyproject.toml lists, the DVC experiment, and how a run
-ended that did not finish. Filters such as `attributes.run_name LIKE 'train%'` go on working. The
-tag `stage` is the plain stage. A run keeps the name that it was given: sync renames none.
+values of the settings that `run_name` in pyproject.toml lists, and the DVC experiment. How a run
+ended that did not finish stands right behind the stage. Filters such as `attributes.run_name LIKE
+'train%'` go on working. The tag `stage` is the plain stage. A run keeps the name that it was given:
+sync renames none.
 """
 
 import colorsys
@@ -30,9 +31,13 @@ def shortened(words: Sequence[str]) -> str:
 
 
 def unfinished(name: str, status: str) -> str:
-    """The name of a run that ended without results."""
-    end = f" ({status.lower()})"
-    return name if name.endswith(end) else f"{cut(name, values.LONGEST_NAME - len(end))}{end}"
+    """The name of a run that ended without results, which MLflow's list of charts cuts off behind
+    some twenty letters."""
+    how = f" ({status.lower()})"
+    if how in name:
+        return name
+    stage, space, rest = cut(name, values.LONGEST_NAME - len(how)).partition(" ")
+    return f"{stage}{how}{space}{rest}"
 
 
 def color_of(result: Result, tags: Mapping[str, str]) -> str:
