@@ -2,8 +2,10 @@
 
 import json
 import os
+import shlex
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
@@ -29,6 +31,22 @@ def page_of_runs(experiment_id: str, view: str = pages.TABLE) -> str:
     mode = "&compareRunsMode=CHART" if view == pages.CHARTS else ""
     asked = f"viewStateShareKey={view.removeprefix(schema.VIEW)}{mode}&{_side()}"
     return f"#/experiments/{experiment_id}/runs?{asked}"
+
+
+def print_pages(experiment_id: str) -> None:
+    """Say where plain `mlflow ui`, or the server, shows the runs and their charts."""
+    has_charts = pages.CHARTS in store.client().get_experiment(experiment_id).tags
+    opens = "" if store.is_remote(store.uri()) else f", when `{_mlflow()} ui` runs in this folder"
+    # Each address has a line of its own: most terminals have 120 columns, and make it a link
+    print(f"Runs{' and charts' * has_charts}{opens}:\n{overview(experiment_id)}")
+    if has_charts:
+        print(overview(experiment_id, view=pages.CHARTS))
+
+
+def _mlflow() -> str:
+    """What starts MLflow, also where no environment is activated."""
+    beside, here = Path(sys.executable).with_name("mlflow"), Path.cwd()
+    return shlex.quote(str(beside.relative_to(here))) if beside.is_relative_to(here) else "mlflow"
 
 
 def print_how_to_open() -> None:

@@ -66,12 +66,14 @@ def _charts(
     filter: str,
     order_by: str = f"tags.`{schema.USER}`",  # by time, the UI folds runs into the pipeline's
     list_runs: bool = True,
+    per_row: int = 2,
 ) -> dict[str, Any]:
     """Charts of those runs that pass a filter.
 
     Args:
         draw: For each chart, the names on its axes. Metrics alone are curves in one chart, one
             setting and one metric make a scatter plot, all others lines over parallel axes.
+        per_row: Charts beside each other.
     """
     return {
         **_table(columns, order_by),
@@ -80,7 +82,13 @@ def _charts(
         "runListHidden": not list_runs,
         "isAccordionReordered": True,  # else the UI sorts the sections
         "compareRunSections": [
-            {"uuid": "ours", "name": "Charts", "display": True, "columns": 2, "cardHeight": 440},
+            {
+                "uuid": "ours",
+                "name": "Charts",
+                "display": True,
+                "columns": per_row,
+                "cardHeight": 440,
+            },
             {"uuid": "all", "name": "Model metrics", "display": False},
         ],
         "compareRunCharts": [_chart(names) for names in draw],
@@ -93,7 +101,10 @@ def _lines(curves: Sequence[str]) -> dict[str, Any]:
     for name in sorted(curves):
         charts.setdefault(re.split(r"[_./ ]", name)[-1], []).append(f"metrics.`{name}`")
     draw = [names[:MOST] for names in charts.values()][:MOST]
-    return {"draw": draw, "filter": f"metrics.`{curves[0]}` > -1e300"} if draw else {}
+    if not draw:
+        return {}
+    # The UI shows two lines of a legend. In a wide chart they have room for some six curves
+    return {"draw": draw, "filter": f"metrics.`{curves[0]}` > -1e300", "per_row": 1}
 
 
 def _chart(names: Sequence[str]) -> dict[str, Any]:

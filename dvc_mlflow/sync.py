@@ -130,8 +130,7 @@ def sync(
         known.settle()
     shown_project = project or projects.MAIN
     if address and (experiment_id := store.find_experiment(shown_project)):
-        opens = "" if store.is_remote(store.uri()) else ", when `mlflow ui` runs in this folder"
-        print(f"Runs: {addresses.overview(experiment_id)}{opens}")
+        addresses.print_pages(experiment_id)
     report.end(
         "" if dry else f"; {'all other runs are' if report.written else 'no run is'} written"
     )

@@ -43,14 +43,25 @@ def open_store(project: Path = projects.MAIN) -> str:
 
 
 def describe(experiment_id: str) -> None:
-    """Let the description of the experiment begin with a link to its runs, whatever it says.
+    """Let the description of the experiment begin with links to its runs and their charts, whatever
+    it says.
 
     MLflow opens an experiment on its GenAI side, which shows this text and none of our runs.
     """
-    link = f"[Open the runs]({addresses.page_of_runs(experiment_id)})."
-    text = store.client().get_experiment(experiment_id).tags.get(schema.NOTE, "").strip()
-    if link not in text:
-        store.client().set_experiment_tag(experiment_id, schema.NOTE, f"{link} {text}".strip())
+    tags = store.client().get_experiment(experiment_id).tags
+    text = before = tags.get(schema.NOTE, "").strip()
+    names = {"Open the runs": pages.TABLE}
+    if pages.CHARTS in tags:
+        names["Open the charts"] = pages.CHARTS
+    links = [
+        f"[{name}]({addresses.page_of_runs(experiment_id, view)})." for name, view in names.items()
+    ]
+    if any(link not in text for link in links):
+        for link in links:
+            text = text.replace(link, "").strip()
+        text = " ".join([*links, text]).strip()
+    if text != before:
+        store.client().set_experiment_tag(experiment_id, schema.NOTE, text)
 
 
 def settle() -> None:
@@ -114,8 +125,11 @@ def show_views(
     project: Path, experiment_id: str, metrics: Sequence[str] = (), curves: Sequence[str] = ()
 ) -> None:
     """Let the page of runs have the views of :func:`pages.views`."""
-    present = store.client().get_experiment(experiment_id).tags
+    present, changed = store.client().get_experiment(experiment_id).tags, False
     for tag, value in pages.views(project, metrics, curves).items():
         chosen = tag != pages.TABLE or metrics or "columns" in pages.settings_of(project)
         if chosen and present.get(tag) != value:
             store.client().set_experiment_tag(experiment_id, tag, value)
+            changed = True
+    if changed:
+        describe(experiment_id)  # the first charts get their link

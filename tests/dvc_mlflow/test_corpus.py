@@ -125,14 +125,18 @@ def held(client: Any, names: dict[str, str]) -> dict[str, Any]:
 
 
 def description_of(experiment: Any) -> str | None:
-    """The description without its link to the runs, which ours begin with."""
+    """The description without its links to the runs and charts, which ours begin with."""
     text: str | None = experiment.tags.get("mlflow.note.content")
     if not text:
         return None
-    link, _, rest = text.partition("). ")
-    page = f"#/experiments/{experiment.experiment_id}/runs?viewStateShareKey=stages"
-    assert link == f"[Open the runs]({page}&workflowType=machine_learning"
-    return rest
+    page = f"#/experiments/{experiment.experiment_id}/runs?viewStateShareKey="
+    side, charts = "workflowType=machine_learning", "compareRunsMode=CHART"
+    links = [f"[Open the runs]({page}stages&{side})."]
+    if "mlflow.sharedViewState.charts" in experiment.tags:
+        links.append(f"[Open the charts]({page}charts&{charts}&{side}).")
+    begin = " ".join([*links, ""])
+    assert text.startswith(begin)
+    return text.removeprefix(begin)
 
 
 def plain(text: str, names: dict[str, str]) -> str:

@@ -127,10 +127,12 @@ def test_an_experiment_is_made_once_with_its_description_columns_and_place(
             found = client.get_experiment(experiment_id)
             assert found.name == name
             assert found.artifact_location == f"file://{project.path}/mlartifacts"
-            link, _, text = found.tags["mlflow.note.content"].partition("). ")
-            page_of_runs = f"#/experiments/{experiment_id}/runs?viewStateShareKey=stages"
-            assert link == f"[Open the runs]({page_of_runs}&workflowType=machine_learning"
-            assert text == page["description"].strip()
+            page_of_runs = f"#/experiments/{experiment_id}/runs?viewStateShareKey="
+            side, charts = "workflowType=machine_learning", "compareRunsMode=CHART"
+            links = f"[Open the runs]({page_of_runs}stages&{side}). "
+            if "charts" in page:
+                links += f"[Open the charts]({page_of_runs}charts&{charts}&{side}). "
+            assert found.tags["mlflow.note.content"] == links + page["description"].strip()
             view = json.loads(found.tags["mlflow.sharedViewState.stages"])
             assert view["orderByAsc"] is False and view["selectedColumns"] == page["columns"]
             assert view["orderByKey"] == page.get("order_by", "attributes.start_time")

@@ -4,6 +4,7 @@ import contextlib
 import json
 import signal
 import socket
+import sys
 import urllib.request
 from pathlib import Path
 
@@ -14,7 +15,8 @@ from tiny import make_code
 
 from conftest import free_port, wait_for
 from dvc_kit.errors import InputError
-from dvc_mlflow import addresses, upkeep, view
+from dvc_mlflow import addresses, projects, upkeep, view
+from dvc_mlflow.pages import CHARTS
 
 STUDY = Path("study")
 
@@ -118,6 +120,32 @@ def test_links_lead_to_the_curves_and_to_the_newest_trainings_side_by_side(stand
         assert drawn == [["test_loss", "train_loss"], ["train_accuracy"]]
         chosen = client.search_runs([experiment], shown["searchFilter"])
         assert {run.info.run_id for run in chosen} > {*older, *newer}
+
+
+def test_the_first_curves_get_a_link_and_an_address(standing_in, tmp_path, monkeypatch, capsys):
+    project = make_code(tmp_path / "project")
+    monkeypatch.setattr(sys, "executable", f"{project.path}/some env/bin/python")
+    with standing_in(project) as client:
+        experiment = upkeep.open_store()
+        runs, charts = addresses.overview(experiment), addresses.overview(experiment, view=CHARTS)
+        opens = "when `'some env/bin/mlflow' ui` runs in this folder:"
+        addresses.print_pages(experiment)
+        assert capsys.readouterr().out == f"Runs, {opens}\n{runs}\n"
+        client.set_experiment_tag(experiment, "mlflow.note.content", "ours")
+        upkeep.show_views(projects.MAIN, experiment, curves=["loss"])
+        addresses.print_pages(experiment)
+        assert capsys.readouterr().out == f"Runs and charts, {opens}\n{runs}\n{charts}\n"
+        text = client.get_experiment(experiment).tags["mlflow.note.content"]
+        page_of_charts = charts.removeprefix(addresses.UI + "/")
+        assert text.startswith("[Open the runs](#")
+        assert text.endswith(f"). [Open the charts]({page_of_charts}). ours")
+        monkeypatch.setattr(sys, "executable", "/elsewhere/bin/python")
+        addresses.print_pages(experiment)
+        assert "when `mlflow ui` runs" in capsys.readouterr().out
+        # What somebody wrote before the links stays there
+        client.set_experiment_tag(experiment, "mlflow.note.content", f"mine {text}")
+        upkeep.open_store()
+        assert client.get_experiment(experiment).tags["mlflow.note.content"] == f"mine {text}"
 
 
 def test_the_views_of_an_older_store_become_those_of_the_settings(standing_in, tmp_path):
