@@ -45,7 +45,7 @@ def views(project: Path, metrics: Sequence[str] = (), curves: Sequence[str] = ()
 
 def _table(columns: Sequence[str], order_by: str) -> dict[str, Any]:
     """A table view: columns as wide as their names, sorted by `order_by`, highest first."""
-    fixed = {"attributes.`Run Name`": 300, "runDateAndNestInfo": 130}
+    fixed = {"attributes.`Run Name`": 290, "runDateAndNestInfo": 140}
     return {
         "orderByKey": order_by,
         "orderByAsc": False,
