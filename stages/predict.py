@@ -160,7 +160,8 @@ def main() -> None:
     each = iter(answers(fit) if fit else [])
     said = [(name, found, {} if isinstance(found, str) else next(each)) for name, found in images]
     if given.format == "json":
-        print(json.dumps([as_json(*one) for one in said], indent=1))
+        lines = ",\n".join(json.dumps(as_json(*one)) for one in said)  # a line for each image
+        print(f"[\n{lines}\n]")
     else:
         texts = [
             f"{named(name)}{found.note and f' ({found.note})'}\n"

@@ -107,7 +107,7 @@ def test_the_others_of_a_call_are_answered_as_text_and_json(project, monkeypatch
 
     code, said, errors = call(monkeypatch, capsys, "--format=json", "gone.png", "7.png")
     missing, found = json.loads(said)
-    assert code == len(errors) == 1
+    assert code == len(errors) == 1 and len(said.splitlines()) == 4
     assert missing == {"image": "gone.png", "error": "cannot be read (No such file or directory)"}
     assert found["seen"] == image.tolist() and list(found["models"]) == list(MODEL_NAMES)
     for one in found["models"].values():
