@@ -177,7 +177,8 @@ def draw_settings(bars: Axes, name: ModelName, tables: Tables, shares: Shares) -
         bars.barh(places, values, height, color=figures.COLORS[name], alpha=alpha, label=label)
     bars.set_yticks(range(len(settings)), [one.replace("_", " ") for one in settings])
     bars.invert_yaxis()
-    bars.legend(loc="best")
+    # Below the axes: among the bars, its patches look like those of the settings beside them
+    bars.legend(loc="upper right", bbox_to_anchor=(1, -0.14), ncols=JUDGED, columnspacing=1)
     bars.set_xlabel("share of the variance of the ranks (%)")
     bars.grid(axis="y", visible=False)
     bars.grid(axis="x")

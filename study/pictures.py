@@ -124,10 +124,11 @@ def missed(images: NDArray[np.uint8], rows: Sequence[Mapping[str, Any]]) -> Figu
         images: All test images (N, H, W).
         rows: From :func:`study.comparison.missed`.
     """
-    columns, shown = 8, rows[:MISSED_SHOWN]
+    shown = rows[:MISSED_SHOWN]
+    columns = max(1, min(8, len(shown)))
     lines = max(1, -(-len(shown) // columns))
     with rc_context(STYLE | {"axes.grid": False}):
-        figure = blank(11, 0.9 + 1.75 * lines)
+        figure = blank(max(5, 1.375 * columns), 1.1 + 1.75 * lines)  # as wide as the title, or more
         panels = figure.subplots(lines, columns, squeeze=False).ravel()
         for axes in panels:
             axes.set_axis_off()
@@ -139,7 +140,7 @@ def missed(images: NDArray[np.uint8], rows: Sequence[Mapping[str, Any]]) -> Figu
             axes.set_title(text, loc="center", fontsize=9, fontweight="normal")
         first, *others = (f"{model.spoken}'s" for model in MODELS.values())
         figure.suptitle(
-            f"Label, then {listed([f'{first} answer', *others])} "
+            f"Label, then {listed([f'{first} answer', *others])}\n"
             "(* no majority of annotators for a label)"
         )
     return figure

@@ -50,11 +50,15 @@ function images(positions, names) {
   });
 }
 
+// One scale for all networks, as in confusion.png: an equal shade is an equal share of mistakes
+const sum = (row) => row.reduce((a, b) => a + b);
+const wrongShares = (row, actual) => row.filter((_, predicted) => predicted !== actual).map((count) => count / Math.max(1, sum(row)));
+const darkest = Math.max(0.01, ...NAMES.flatMap((name) => data.matrices[name].flatMap(wrongShares)));
+
 for (const name of NAMES) {
-  const counts = data.matrices[name], total = counts.map((row) => row.reduce((a, b) => a + b));
+  const counts = data.matrices[name], total = counts.map(sum);
   const share = (actual, predicted) => counts[actual][predicted] / Math.max(1, total[actual]);
   const digits = counts.map((_, number) => number);
-  const darkest = Math.max(0.01, ...digits.flatMap((a) => digits.filter((p) => p !== a).map((p) => share(a, p))));
   const open = (actual, predicted, button) => {
     for (const other of document.querySelectorAll(".matrix button")) other.setAttribute("aria-pressed", other === button);
     const positions = data.cells[name][`${actual}-${predicted}`] ?? [], count = counts[actual][predicted];
@@ -81,5 +85,6 @@ for (const name of NAMES) {
 }
 
 document.querySelector("#missed p").textContent = `${data.missed_count} test images are wrong for all networks.` +
-  (data.missed.length < data.missed_count ? ` The first ${data.missed.length}:` : "");
+  (data.missed.length < data.missed_count ? ` The first ${data.missed.length},` : " All of them,") +
+  " each with its number and label, and the answers:";
 document.querySelector("#missed .digits").append(...images(data.missed, NAMES));
