@@ -1,5 +1,6 @@
 """How the pages look in a real browser, at two widths and in the light and the dark."""
 
+import importlib.resources
 import io
 
 import numpy as np
@@ -7,7 +8,7 @@ import pytest
 from PIL import Image
 from test_page import SEVEN, browser, draw, visit  # noqa: F401  (fixtures)
 
-from conftest import ROOT
+from conftest import ROOT, missing
 from stages.show import page
 
 WIDTHS = {1400: "wide", 390: "narrow"}
@@ -77,6 +78,28 @@ def test_no_page_scrolls_sideways_and_every_text_is_legible(visit, address, widt
     texts = opened.evaluate(TEXTS)
     faint = [text for text in texts if contrast(text["color"], text["behind"]) < LEAST_CONTRAST]
     assert faint == [] and len(texts) > 100
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_axe_finds_no_fault(visit, address, scheme):  # noqa: F811
+    """All rules of axe-core: names and roles, headings, languages, keyboards, contrast."""
+    try:
+        rules = importlib.resources.files("axe_playwright_python") / "axe.min.js"
+    except ImportError:
+        missing("axe is not installed: pip install -c constraints.txt -e '.[browser]'")
+    opened = visit(address, 1400, scheme)
+    if address.endswith("report.html"):
+        draw(opened, SEVEN)
+        opened.locator(".matrix button").first.click()
+    # It reads no colour off a gradient, such as the shadow at the edge of a wide table
+    opened.add_style_tag(content=".wide, .sections { background: var(--page) !important; }")
+    opened.evaluate(rules.read_text(encoding="utf-8"))
+    found = opened.evaluate("axe.run()")
+    faults = {
+        rule["id"]: [node["target"] for node in rule["nodes"]] for rule in found["violations"]
+    }
+    assert faults == {} and len(found["passes"]) > 20
 
 
 @pytest.mark.slow
