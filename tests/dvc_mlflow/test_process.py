@@ -110,7 +110,7 @@ def test_a_stage_that_does_not_finish_has_a_run_that_says_why_and_no_outs(
     assert (run.info.status, run.data.tags["reason"]) == (status, reason)
     assert not [tag for tag in run.data.tags if tag.startswith("out:")]
     assert run.data.params["recipe"] == "documented"
-    assert run.info.run_name == f"plot documented ({status.lower()})"
+    assert run.info.run_name == f"plot ({status.lower()}) documented"
     said = f"**{status.lower()}**: {reason}\n\nDraw the curves"
     assert run.data.tags["mlflow.note.content"] == said
     follow("plot", FINISHED)
