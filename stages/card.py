@@ -13,8 +13,6 @@ from stages.show.tables import table
 if TYPE_CHECKING:
     from stages.networks.models import Answers
 
-# The labels that no majority of annotators confirms, as NO_MAJORITY of study/comparison.py
-DISPUTED = (947, 1621, 1901, 2130, 2462, 2597, 2654, 3520, 3558, 5937, 6651, 6783, 8527, 9679, 9729)
 COLUMNS = "model | test accuracy | 95 % interval | calibration error | wrong | of these disputed"
 TEXT = """# Model card: {titles} on MNIST
 
@@ -44,7 +42,7 @@ def text(settings: Params, answers: Mapping[str, "Answers"]) -> str:
         correct, metric = given.correct, scoring.METRICS["calibration_error"]
         ends = " to ".join(f"{end:.2%}" for end in rounded(scoring.accuracy_interval(correct)))
         error = format(rounded(metric.of(given)), metric.form)
-        disputed = np.isin(np.arange(len(correct)), DISPUTED)
+        disputed = np.isin(np.arange(len(correct)), scoring.NO_MAJORITY)
         wrong = [f"{int((~correct).sum())}", f"{int((~correct & disputed).sum())}"]
         rows.append([TITLES[name], f"{scoring.accuracy(correct):.2%}", ends, error, *wrong])
         chosen = settings.of_model(name).model_dump(exclude_defaults=True)
@@ -54,5 +52,5 @@ def text(settings: Params, answers: Mapping[str, "Answers"]) -> str:
         titles=" and ".join(TITLES[name] for name in answers), all=TRAIN_SIZE, train=train,
         scores=table(COLUMNS, "lrcrrr", rows), recipes="\n".join(recipes), test=len(correct),
         recipe=settings.recipe, seed=settings.seed, bins=scoring.CALIBRATION_BINS,
-        disputed=len(DISPUTED),
+        disputed=len(scoring.NO_MAJORITY),
     )  # fmt: skip

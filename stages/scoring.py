@@ -20,6 +20,12 @@ if TYPE_CHECKING:
 CONFIDENCE = 0.95
 NORMAL_QUANTILE = 1.959963984540054  # of (1 + CONFIDENCE) / 2
 CALIBRATION_BINS = 15
+# No majority of five annotators agrees on the label of these test images: C. Northcutt, A. Athalye,
+# J. Mueller, "Pervasive label errors in test sets", NeurIPS 2021, labelerrors.com
+NO_MAJORITY = (
+    *(947, 1621, 1901, 2130, 2462, 2597, 2654, 3520),
+    *(3558, 5937, 6651, 6783, 8527, 9679, 9729),
+)
 # Loss and accuracy on the test images, from the published experiment
 PUBLISHED = {name: model.published for name, model in MODELS.items() if model.published}
 

@@ -20,12 +20,6 @@ from study.settings import CELLS, PATH, VALIDATION, Study, cell_path
 
 Floats = NDArray[np.float64]
 
-# No majority of five annotators agrees on the label of these test images: C. Northcutt, A. Athalye,
-# J. Mueller, "Pervasive label errors in test sets", NeurIPS 2021, labelerrors.com
-NO_MAJORITY = (
-    *(947, 1621, 1901, 2130, 2462, 2597, 2654, 3520),
-    *(3558, 5937, 6651, 6783, 8527, 9679, 9729),
-)
 RESAMPLES = 2_000
 
 
@@ -220,12 +214,12 @@ def missed(variants: Mapping[ModelName, Variant]) -> list[dict[str, Any]]:
         entry: dict[str, int] = {"index": index, "label": any_cell.labels[index]}
         for model, variant in variants.items():
             entry[model] = mode(cell.predicted[index] for cell in variant.cells)
-        found.append(entry | {"no_majority": int(index in NO_MAJORITY)})
+        found.append(entry | {"no_majority": int(index in scoring.NO_MAJORITY)})
     return found
 
 
 def with_majority(count: int) -> scoring.Bools:
     """Whether a majority of annotators agrees on the label, for the first ``count`` test images."""
     mask = np.ones(count, bool)
-    mask[[index for index in NO_MAJORITY if index < count]] = False
+    mask[[index for index in scoring.NO_MAJORITY if index < count]] = False
     return mask

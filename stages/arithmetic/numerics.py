@@ -54,6 +54,9 @@ def configure(threads: int, seed: int, device: str = "cpu") -> "torch.Generator"
         os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # deterministic algorithms ask for it
 
     _keep_freed_memory()
+    # oneMKL chooses the code of a function at its first call. Threads that make this call at once
+    # may get code of low precision (https://github.com/pytorch/pytorch/issues/188792): so alone
+    torch.ones(1, dtype=torch.float64).sqrt()
     pool.use(threads)
     torch.set_num_threads(pool.number())
     # As use_deterministic_algorithms(True), which also imports a compiler, for a second

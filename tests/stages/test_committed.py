@@ -17,12 +17,11 @@ from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 from conftest import ROOT, as_inputs, assert_readable
 from dvc_kit.errors import InputError
 from dvc_kit.files import sha256
-from stages import card, evaluate, plot, scoring
+from stages import evaluate, plot, scoring
 from stages.base import files, splits
 from stages.base.params import MODEL_NAMES, TITLES
 from stages.mnist import idx
 from stages.show import figures, page
-from study import comparison
 
 
 def weights_on_the_page() -> dict[str, bytes]:
@@ -110,8 +109,7 @@ def test_the_tables_of_a_model_are_scikit_learns(again, raw, name):
     assert metrics["accuracy"] == (actual == predicted).mean()
 
 
-def test_the_model_card_has_the_scores_of_the_files_and_the_disputed_labels_of_the_study(again):
-    assert card.DISPUTED == comparison.NO_MAJORITY
+def test_the_model_card_has_the_scores_and_disputed_labels_of_the_files(again):
     text = (again.folder / "reports/model_card.md").read_text(encoding="utf-8")
     shown = [[cell.strip() for cell in line.split("|")] for line in text.splitlines()]
     scores = json.loads((ROOT / files.EVALUATION).read_text(encoding="utf-8"))
@@ -121,7 +119,7 @@ def test_the_model_card_has_the_scores_of_the_files_and_the_disputed_labels_of_t
         wrong = np.array(predictions["actual"]) != np.array(predictions["predicted"])
         low, high = (f"{end:.2%}" for end in scores[name]["accuracy_interval"])
         assert row[2:4] == [f"{(~wrong).mean():.2%}", f"{low} to {high}"]
-        counts = [int(wrong.sum()), int(wrong[[*comparison.NO_MAJORITY]].sum())]
+        counts = [int(wrong.sum()), int(wrong[[*scoring.NO_MAJORITY]].sum())]
         assert row[4:7] == [f"{scores[name]['calibration_error']:.4f}", *map(str, counts)]
 
 
