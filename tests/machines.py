@@ -285,12 +285,17 @@ class Host:
     clone: Clone
 
     @property
+    def space(self) -> str:
+        """The name of the namespace, of which each process that runs tests has its own."""
+        return f"{self.name}-{os.getpid()}"
+
+    @property
     def inside(self) -> list[str]:
         named = ["unshare", "--uts", "sh", "-c", f'hostname {self.name} && exec "$@"', "sh"]
-        return ["ip", "netns", "exec", self.name, *named]
+        return ["ip", "netns", "exec", self.space, *named]
 
     def link(self, state: str) -> None:
-        root("ip", "-n", self.name, "link", "set", f"{self.name}-0", state)
+        root("ip", "-n", self.space, "link", "set", f"{self.name}-0", state)
 
     def join(self, **environment: str) -> subprocess.Popen[str]:
         command = [*self.inside, sys.executable, "-m", "stages.learn.launch"]
@@ -303,19 +308,19 @@ def connected(home: Clone, other: Clone) -> Iterator[list[Host]]:
     both = [Host("wa", "10.9.0.1", home), Host("wb", "10.9.0.2", other)]
     try:
         for host in both:
-            root("ip", "netns", "add", host.name)
-        cable = ["type", "veth", "peer", "name", "wb-0", "netns", "wb"]
-        root("ip", "link", "add", "wa-0", "netns", "wa", *cable)
+            root("ip", "netns", "add", host.space)
+        here, there = (["name", f"{host.name}-0", "netns", host.space] for host in both)
+        root("ip", "link", "add", *here, "type", "veth", "peer", *there)
         for host in both:
             address = ["addr", "add", f"{host.address}/24", "dev", f"{host.name}-0"]
-            root("ip", "-n", host.name, *address)
-            root("ip", "-n", host.name, "link", "set", "lo", "up")
+            root("ip", "-n", host.space, *address)
+            root("ip", "-n", host.space, "link", "set", "lo", "up")
             host.link("up")
         yield both
     finally:
         for host in both:
-            listed = ["ip", "netns", "pids", host.name]
+            listed = ["ip", "netns", "pids", host.space]
             pids = subprocess.run(listed, capture_output=True, text=True).stdout.split()
             for pid in pids:
                 os.kill(int(pid), signal.SIGKILL)
-            root("ip", "netns", "del", host.name)
+            root("ip", "netns", "del", host.space)

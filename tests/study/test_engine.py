@@ -145,12 +145,14 @@ def test_what_came_is_kept_through_kills(idle):
     os.killpg(first.pid, signal.SIGKILL)
     said, _ = first.communicate()
     before = {line.split()[1] for line in said.splitlines() if line.startswith("[")}
+    written = idle.came()
     assert not idle.is_locked()
 
     said = ended(idle.command())
     came = [line.split()[1] for line in said.splitlines() if line.startswith("[")]
     kept = CELLS - len(came)
-    assert kept >= 2 and f"missing cells of the study: {len(came)};" in said
+    assert written - 1 <= kept <= written  # the last one may have been written and not kept yet
+    assert kept and f"missing cells of the study: {len(came)};" in said
     assert len(came) == len({*came}) and not before & {*came}
     assert idle.study.lock_here == idle.study.lock
     # DVC has taken all over: nothing is left to do, and its run cache restores all cells
