@@ -49,7 +49,7 @@ def describe(experiment_id: str) -> None:
     MLflow opens an experiment on its GenAI side, which shows this text and none of our runs.
     """
     tags = store.client().get_experiment(experiment_id).tags
-    text = before = tags.get(schema.NOTE, "").strip()
+    text = tags.get(schema.NOTE, "").strip()
     names = {"Open the runs": pages.TABLE}
     if pages.CHARTS in tags:
         names["Open the charts"] = pages.CHARTS
@@ -60,7 +60,6 @@ def describe(experiment_id: str) -> None:
         for link in links:
             text = text.replace(link, "").strip()
         text = " ".join([*links, text]).strip()
-    if text != before:
         store.client().set_experiment_tag(experiment_id, schema.NOTE, text)
 
 
