@@ -4,6 +4,8 @@
 :mod:`stages.arithmetic.kernels` may add in another order, and another library may multiply.
 """
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -108,6 +110,47 @@ def softmax(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     powers = exp(x)
     sums = sum_of_columns(powers)
     return x, powers / sums, log(sums)
+
+
+def displacements(affine: Tensor, drawn: Tensor, line: Tensor, elastic: float) -> Tensor:
+    """Moves of control points, for :func:`warp`: an affine map, and a random move of each one.
+
+    Args:
+        affine: Of each image, float64 (B, 6): the angle in radians, at most pi in size, the scales
+            of x and y less 1, the shear, and the shifts of x and y in pixels.
+        drawn: Four numbers from 0 to 1 for each point and axis, float32 (4, B, 2, P * P).
+        line: The points of a row, float64 (P,), in pixels from the centre.
+        elastic: Multiplies the sum of the four, less 2.
+
+    Returns:
+        Float64 (B, 2, P, P), in pixels, at most 64 in size. Whole multiples of 2^-20.
+    """
+    angle, wider, higher, shear, shift_x, shift_y = affine.unsqueeze(2).unbind(1)  # (B, 1)
+    cos, sin = cos_sin(angle)
+    scale_x, scale_y, side = 1 + wider, 1 + higher, len(line)
+    # Columns first, because the products of `warp` swap the axes
+    x, y = line.repeat_interleave(side), line.repeat(side)
+    # Displacements and not positions: with settings of 0, each pixel stays exactly where it is
+    moves_x = (cos * scale_x - 1) * x + (shear * cos * scale_x - sin * scale_y) * y
+    moves_y = sin * scale_x * x + (shear * sin * scale_x + cos * scale_y - 1) * y
+    moves = drawn[0].double()
+    for more in drawn[1:]:
+        moves.add_(more)
+    moves.sub_(2).mul_(elastic)
+    moves[:, 0] += moves_x.add_(shift_x)
+    moves[:, 1] += moves_y.add_(shift_y)
+    # 2^-20 pixels times 2^-9 times 2^-9, and at most 64 pixels times 6 times 6: less than 53 bits
+    return on_grid(moves.clamp_(-64, 64), 2.0**-20).view(-1, 2, side, side)
+
+
+def cos_sin(x: Tensor) -> tuple[Tensor, Tensor]:
+    """cos and sin of float64, at most pi in size, by their Taylor series."""
+    q = x * x
+    cos, sin = (torch.full_like(x, 1 / math.factorial(power)) for power in (28, 29))
+    for power in range(26, -1, -2):
+        cos.mul_(q).neg_().add_(1 / math.factorial(power))
+        sin.mul_(q).neg_().add_(1 / math.factorial(power + 1))
+    return cos, sin * x
 
 
 def warp(images: Tensor, moves: Tensor, weights: Tensor) -> Tensor:

@@ -123,6 +123,15 @@ def test_distortions_also_across_the_border(pixels):
     assert torch.equal(kernels.warp(*of), reference.warp(*of))
 
 
+@pytest.mark.parametrize("elastic", [0.0, 1.2, 60.0])
+def test_displacements_also_beyond_their_bounds(elastic):
+    affine = 8 * torch.rand(9, 6).double() - 4
+    drawn = torch.rand(4, 9, 2, 144)
+    line = ((augmentation.POINTS + 0.5) * augmentation.SPACING - 16).double()
+    of = affine, drawn, line, elastic
+    assert torch.equal(kernels.displacements(*of), reference.displacements(*of))
+
+
 # The code that LLVM makes
 
 FUSED = re.compile(r"\bv?fn?m(?:add|sub|la|ls)\w*|\bfml[as]\b", re.IGNORECASE)
@@ -156,6 +165,7 @@ def sources():
             (layers.compiled_linear_back, number, 400, 120),
             (probabilities.compiled_softmax, number, 10),
             (pixels.compiled_warp, 32, 12),
+            (pixels.compiled_displacements, tuple(augmentation.POINTS.double().tolist())),
         ):
             function.__wrapped__(*arguments)
     return made

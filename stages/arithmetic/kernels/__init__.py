@@ -7,7 +7,7 @@ A block is LANES images, or rows. The pixels of the block's images are neighbour
 
 from stages.arithmetic.kernels.convolution import convolve, convolve_back
 from stages.arithmetic.kernels.layers import linear, linear_back
-from stages.arithmetic.kernels.pixels import warp
+from stages.arithmetic.kernels.pixels import displacements, warp
 from stages.arithmetic.kernels.probabilities import softmax
 
-__all__ = ["convolve", "convolve_back", "linear", "linear_back", "softmax", "warp"]
+__all__ = ["convolve", "convolve_back", "displacements", "linear", "linear_back", "softmax", "warp"]

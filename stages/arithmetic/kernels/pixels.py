@@ -1,6 +1,7 @@
 """Distorted images: each pixel is taken from another place."""
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -16,6 +17,7 @@ from stages.arithmetic.kernels.emitter import (
     DOUBLE,
     DOUBLES,
     FLOAT,
+    FLOATS,
     LANES,
     WORD,
     Code,
@@ -39,6 +41,54 @@ def emit_look_up(code: Code, pixels: Any, index: Value, offset: int) -> Value:
         byte = builder.load(builder.gep(pixels, [place]))
         bytes_ = builder.insert_element(bytes_, byte, WORD(lane))
     return Value(code, bytes_).to(FLOAT)
+
+
+@functools.cache
+def compiled_displacements(line: tuple[float, ...]) -> Callable[..., None]:
+    """Here, a block is an image, and a vector holds neighbours of its control points."""
+    points = len(line) ** 2
+
+    def emit(code: Code, image: Value, last: Value, *given: Any) -> None:
+        affine, drawn, elastic, out = given
+        angle, wider, higher, shear, *shifts = (
+            code.everywhere(affine, image * 6 + number) for number in range(6)
+        )
+        q = angle * angle
+        cos, sin = (code.copies(1 / math.factorial(power), q.value.type) for power in (28, 29))
+        for power in range(26, -1, -2):
+            cos = -(cos * q) + 1 / math.factorial(power)
+            sin = -(sin * q) + 1 / math.factorial(power + 1)
+        sin = sin * angle
+        scale_x, scale_y = wider + 1.0, higher + 1.0
+        of_x = cos * scale_x - 1.0, sin * scale_x
+        of_y = shear * cos * scale_x - sin * scale_y, shear * sin * scale_x + cos * scale_y - 1.0
+        for axis in (0, 1):
+            for first in range(0, points, LANES):
+                lanes = range(first, first + LANES)
+                x = Value(code, ir.Constant(vector(DOUBLE), [line[i // len(line)] for i in lanes]))
+                y = Value(code, ir.Constant(vector(DOUBLE), [line[i % len(line)] for i in lanes]))
+                total = code.zeros(DOUBLE)
+                for number in range(4):
+                    place = ((last + 1) * number + image) * (2 * points) + (axis * points + first)
+                    total = total + code.load(drawn, place, 1).double()
+                moved = of_x[axis] * x + of_y[axis] * y + shifts[axis]
+                total = (total - 2.0) * code.copies(elastic, vector(DOUBLE)) + moved
+                total = total.clamp(-64.0, 64.0).on_grid(2.0**-20)
+                code.store(total, out, image * (2 * points) + (axis * points + first), 1)
+
+    return compiled(emit, DOUBLES, FLOATS, DOUBLE, DOUBLES)
+
+
+def displacements(affine: Tensor, drawn: Tensor, line: Tensor, elastic: float) -> Tensor:
+    """As reference.displacements."""
+    side, count = len(line), len(affine)
+    if side**2 % LANES:
+        return reference.displacements(affine, drawn, line, elastic)
+    result = affine.new_empty(count, 2, side, side)
+    affine, drawn = affine.contiguous(), drawn.contiguous()
+    to, result_at = addresses(affine, drawn), addresses(result)
+    compiled_displacements(tuple(line.tolist()))(*to, elastic, *result_at, count, 0, count)
+    return result
 
 
 @functools.cache
