@@ -44,7 +44,7 @@ ALL = ["dvc_kit", "stages/base", "stages/networks", "study/settings.py"]
 SHOWS = [*ALL, "stages/scoring.py", "stages/show", "study/filling.py", "study/templates"]
 CODE = {
     "design": [*ALL, "study/design.py"],
-    "findings": [*SHOWS, "study/design.py", "study/findings.py"],
+    "findings": [*SHOWS, *(f"study/{name}.py" for name in ("design", "findings", "ranking"))],
     "report": [
         *SHOWS,
         *(f"study/{name}.py" for name in ("comparison", "page", "pictures", "report")),

@@ -32,6 +32,7 @@ from study.settings import FOLDER
 PATH = FOLDER / "search.yaml"
 TABLES = FOLDER / "search"
 LEAST_DISTORTION = 0.2  # a smaller strength stands for no distortion
+LONGER = "longer"  # what comes after the last rung
 DIGITS = 3  # significant ones, of a value that is drawn from a range
 
 Row = dict[str, Any]
@@ -95,6 +96,28 @@ class Rung(Section):
     incumbent: Incumbent | None = None
 
 
+class Changes(Section):
+    """The incumbent with changes: each setting that is not None."""
+
+    epochs: Annotated[int, Field(ge=1)]
+    learning_rate: float | None = None
+    weight_decay: float | None = None
+    distortion: float | None = None
+    averaging: float | None = None
+    teachers: int | None = None
+    teacher_epochs: int | None = None
+    teacher_weight: float | None = None
+    temperature: float | None = None
+
+
+class Seconds(Section):
+    """How long a training takes, on all training images."""
+
+    limit: Annotated[float, Field(gt=0)]  # of a training, its teachers included
+    epoch: dict[str, Annotated[float, Field(gt=0)]]  # of each model
+    answers: Annotated[float, Field(gt=0)]  # of a teacher, in an epoch
+
+
 OfModels = dict[str, Annotated[int, Field(ge=1)]]
 
 
@@ -115,6 +138,8 @@ class Search(Section):
     teacher: Updates
     rungs: dict[str, Annotated[list[Rung], Field(min_length=1)]]
     epochs: Epochs
+    longer: dict[str, Annotated[list[Changes], Field(min_length=1)]]
+    seconds: Seconds
 
     @property
     def models(self) -> list[ModelName]:
@@ -140,11 +165,16 @@ def load() -> Search:
         for recipe, epochs in search.epochs:
             if name not in epochs:
                 raise InputError(f"{PATH}: epochs.{recipe}.{name} is missing")
+    for name in search.longer:
+        if name not in search.rungs or not search.rungs[name][-1].incumbent:
+            raise InputError(f"{PATH}: longer has {name}, and its last rung has no incumbent")
+        if name not in search.seconds.epoch:
+            raise InputError(f"{PATH}: seconds.epoch.{name} is missing")
     return search
 
 
-def table_path(name: ModelName, rung: int) -> Path:
-    """The table after a rung. Rung 0 is the design."""
+def table_path(name: ModelName, rung: int | str) -> Path:
+    """The table after a rung. Rung 0 is the design, and LONGER comes after the last one."""
     return TABLES / f"{name}-{rung}.csv"
 
 
@@ -180,6 +210,17 @@ def incumbent(search: Search, name: ModelName, settings: Incumbent) -> Row:
     """The row of a configuration that is not drawn. Its number follows the last one drawn."""
     others = dict.fromkeys(Space.model_fields)
     return {"trial": search.rungs[name][0].trials} | others | {"teachers": 0} | dict(settings)
+
+
+def longer(search: Search, name: ModelName) -> list[Row]:
+    """The rows of the incumbent with changes, numbered after the incumbent."""
+    settings = search.rungs[name][-1].incumbent
+    assert settings  # by load()
+    first = incumbent(search, name, settings)
+    return [
+        first | changes.model_dump(exclude_none=True) | {"trial": first["trial"] + number}
+        for number, changes in enumerate(search.longer[name], start=1)
+    ]
 
 
 def recipe(search: Search, row: Mapping[str, Any], epochs: int) -> Recipe:
@@ -224,7 +265,7 @@ def distorted(full: Augmentation, strength: float) -> Augmentation | None:
 # --- tables ---
 
 
-def read_table(name: ModelName, rung: int) -> list[Row]:
+def read_table(name: ModelName, rung: int | str) -> list[Row]:
     """The rows of a table, the best first.
 
     Raises:

@@ -15,13 +15,14 @@ from scipy.stats import kruskal
 from dvc_kit.errors import main_function
 from dvc_kit.files import write_text
 from stages.base import files
-from stages.base.params import TITLES, ModelName, Recipe
+from stages.base.params import TITLES, ModelName
 from stages.base.stage import running
 from stages.networks import MODELS
 from stages.show import figures, page
-from study import design
-from study.design import Row, Search, Space
+from study import design, ranking
+from study.design import Changes, Row, Search, Space
 from study.filling import TEMPLATES, filled
+from study.ranking import Longer, Tables
 from study.settings import FOLDER
 
 FINDINGS = FOLDER / "findings"
@@ -32,8 +33,6 @@ LEAST = 4  # trials in each group of values that is compared with the others
 SHOWN = 5  # configurations of the last rung in the report
 JUDGED = 2  # rungs whose trials show which settings matter. The last has too few
 NAMES = {name: model.spoken for name, model in MODELS.items()}  # within a sentence
-
-Tables = Mapping[ModelName, Sequence[Sequence[Row]]]  # the rungs of each model, from the first
 
 
 @dataclass(frozen=True)
@@ -97,26 +96,6 @@ def grouped(rows: Sequence[Row], name: str) -> dict[str, list[Row]]:
     return {f"{part[0][name]:g} to {part[-1][name]:g}": part for part in parts}
 
 
-def winners(rungs: Sequence[Sequence[Row]]) -> dict[str, Row]:
-    """The configurations of a model that the rule of study/search.yaml chooses, by recipe.
-
-    `fast` is the best without teachers of the second rung, or of the first if none is in the
-    second. `record` is the best of the last rung.
-    """
-    plain = next(row for rows in (rungs[1], rungs[0]) for row in rows if not row["teachers"])
-    return {"fast": plain, "record": rungs[-1][0]}
-
-
-def recipes(found: Search, tables: Tables) -> dict[str, dict[ModelName, Recipe]]:
-    """The recipes that the search chooses, with the epochs of study/search.yaml."""
-    chosen: dict[str, dict[ModelName, Recipe]] = {}
-    for name, rungs in tables.items():
-        for recipe, row in winners(rungs).items():
-            epochs = getattr(found.epochs, recipe)[name]
-            chosen.setdefault(recipe, {})[name] = design.recipe(found, row, epochs)
-    return chosen
-
-
 def load_tables(found: Search) -> Tables:
     """The tables of all rungs.
 
@@ -127,6 +106,16 @@ def load_tables(found: Search) -> Tables:
         name: [design.read_table(name, rung) for rung in range(1, len(found.rungs[name]) + 1)]
         for name in found.models
     }
+
+
+def load_longer(found: Search) -> Longer:
+    """The tables of the longer trainings.
+
+    Raises:
+        StageError: One is missing.
+    """
+    names = [name for name in found.models if name in found.longer]
+    return {name: design.read_table(name, design.LONGER) for name in names}
 
 
 # --- the report ---
@@ -140,7 +129,7 @@ def median(rows: Sequence[Row], score: str) -> float:
 TEMPLATES.filters["median"] = median
 
 
-def markdown(found: Search, tables: Tables, shares: Shares) -> str:
+def markdown(found: Search, tables: Tables, longer: Longer, shares: Shares) -> str:
     """The report, by the template search.md."""
     return filled(
         "search.md",
@@ -154,8 +143,14 @@ def markdown(found: Search, tables: Tables, shares: Shares) -> str:
         chosen=[
             (f"{recipe}, {TITLES[name]}", row)
             for name, rungs in tables.items()
-            for recipe, row in winners(rungs).items()
+            for recipe, row in ranking.winners(found, name, rungs, longer.get(name, ())).items()
         ],
+        longer=[
+            (TITLES[name], row, ranking.seconds(found, name, row) / 60)
+            for name, rows in longer.items()
+            for row in rows
+        ],
+        changed=[name for name in Changes.model_fields if name != "epochs"],
         last=[(TITLES[name], row) for name, rungs in tables.items() for row in rungs[-1][:SHOWN]],
         by_hand=[
             f"trial {design.incumbent(found, name, settings)['trial']} of {NAMES[name]}"
@@ -252,11 +247,11 @@ def html(report: str, drawn: str) -> str:
 def main() -> None:
     found = design.load()
     with running("findings"):
-        tables = load_tables(found)
+        tables, longer = load_tables(found), load_longer(found)
         shares = {
             name: [settings_of(rows) for rows in rungs[:JUDGED]] for name, rungs in tables.items()
         }
-        report, drawn = markdown(found, tables, shares), figure(tables, shares)
+        report, drawn = markdown(found, tables, longer, shares), figure(tables, shares)
         rows = [
             {"model": name, "rung": rung, "setting": setting} | asdict(one)
             for name, rungs in shares.items()

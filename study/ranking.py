@@ -1,11 +1,16 @@
-"""Which trials of a rung go on to the next one."""
+"""Which trials of a rung go on to the next one, and which become recipes."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from scipy.stats import rankdata
 
-from study.design import Row
+from stages.base.params import ModelName, Recipe
+from study import design
+from study.design import Row, Search
 
+Tables = Mapping[ModelName, Sequence[Sequence[Row]]]  # the rungs of each model, from the first
+Longer = Mapping[ModelName, Sequence[Row]]  # the longer trainings of each model
 GROUPS = 4  # of similar distortion
 
 
@@ -42,3 +47,37 @@ def survivors(rows: Sequence[Row], count: int) -> list[Row]:
         inside = {row["trial"] for row in weakest[low:high]}
         chosen.update([row["trial"] for row in rows if row["trial"] in inside][:places])
     return [row for row in rows if row["trial"] in chosen]
+
+
+def seconds(search: Search, name: ModelName, row: Mapping[str, Any]) -> float:
+    """How long a configuration trains on all training images, and its teachers before."""
+    times, teachers = search.seconds, int(row["teachers"])
+    before = teachers * int(row["teacher_epochs"] or 0) * times.epoch["lenet5"]
+    return before + int(row["epochs"]) * (times.epoch[name] + teachers * times.answers)
+
+
+def winners(
+    found: Search, name: ModelName, rungs: Sequence[Sequence[Row]], longer: Sequence[Row]
+) -> dict[str, Row]:
+    """The configurations of a model that the rule of study/search.yaml chooses, by recipe.
+
+    `fast` is the best without teachers of the second rung, or of the first if none is in the
+    second. `record` is the best of the last rung. `ten_minutes` is the best of the longer
+    trainings that takes at most ten minutes.
+    """
+    plain = next(row for rows in (rungs[1], rungs[0]) for row in rows if not row["teachers"])
+    limit = found.seconds.limit
+    within = [row for row in longer if seconds(found, name, row) <= limit]
+    chosen = {"fast": plain, "record": rungs[-1][0]}
+    return chosen | ({"ten_minutes": within[0]} if within else {})
+
+
+def recipes(found: Search, tables: Tables, longer: Longer) -> dict[str, dict[ModelName, Recipe]]:
+    """The recipes that the search chooses, with the epochs of study/search.yaml or of the trial."""
+    chosen: dict[str, dict[ModelName, Recipe]] = {}
+    given = dict(found.epochs)
+    for name, rungs in tables.items():
+        for recipe, row in winners(found, name, rungs, longer.get(name, ())).items():
+            epochs = given[recipe][name] if recipe in given else row["epochs"]
+            chosen.setdefault(recipe, {})[name] = design.recipe(found, row, epochs)
+    return chosen

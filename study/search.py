@@ -1,6 +1,7 @@
 """Stage rung: a search for recipes, on validation images only.
 
     python -m study.search MODEL RUNG     train the best of the table before, and write the next
+    python -m study.search MODEL longer   train the incumbent with changes, after the last rung
 
 Successive halving (K. Jamieson, A. Talwalkar, "Non-stochastic best arm identification and
 hyperparameter optimization", AISTATS 2016): many configurations are trained shortly, the best of
@@ -49,7 +50,7 @@ class Trial:
     """A trial of a rung, as a task for the engine."""
 
     name: ModelName
-    rung: int
+    rung: int | str
     number: int
     settings: Settings
 
@@ -109,8 +110,17 @@ def inputs() -> str:
     return hashlib.sha256(json.dumps(found).encode()).hexdigest()
 
 
-def run_rung(search: Search, name: ModelName, number: int, before: Sequence[Row]) -> list[Row]:
-    """Train the best configurations of the table before, and the incumbent if there is one.
+def of_rung(search: Search, name: ModelName, number: int, before: Sequence[Row]) -> list[Row]:
+    """The best configurations of the table before, and the incumbent if there is one."""
+    rung = search.rungs[name][number - 1]
+    chosen = survivors(before, rung.trials)
+    if rung.incumbent:
+        chosen.append(design.incumbent(search, name, rung.incumbent))
+    return [row | {"epochs": rung.epochs} for row in chosen]
+
+
+def train(search: Search, name: ModelName, number: int | str, chosen: Sequence[Row]) -> list[Row]:
+    """Train configurations.
 
     Returns:
         Their rows, the best first.
@@ -118,27 +128,27 @@ def run_rung(search: Search, name: ModelName, number: int, before: Sequence[Row]
     Raises:
         StageError: A trial could not be computed.
     """
-    rung, same = search.rungs[name][number - 1], inputs()
-    chosen = survivors(before, rung.trials)
-    if rung.incumbent:
-        chosen.append(design.incumbent(search, name, rung.incumbent))
-    trials = []
+    same, trials = inputs(), []
     for row in chosen:
-        recipe = design.recipe(search, row, rung.epochs)
+        recipe = design.recipe(search, row, row["epochs"])
         size = search.validation_size
         settings = Settings(recipe=recipe, seed=search.seed, validation_size=size, inputs=same)
         trials.append(Trial(name, number, row["trial"], settings))
     # The longest first, so that no worker is left alone with a long one
     in_order = sorted(trials, key=lambda trial: not trial.settings.recipe.distillation)
-    faults = engine.compute(in_order, f"missing trials of rung {number} of {name}")
+    faults = engine.compute(in_order, f"missing trials of {_of(number)} of {name}")
     if left := sum(not trial.here for trial in trials):
         raise StageError(f"{left} trials are missing, the others are kept. {'. '.join(faults)}")
-    keys = ("trial", *Space.model_fields)
+    keys = ("trial", *Space.model_fields, "epochs")
     rows = [
-        {key: row[key] for key in keys} | {"epochs": rung.epochs} | dict(trial.scores)
+        {key: row[key] for key in keys} | dict(trial.scores)
         for row, trial in zip(chosen, trials, strict=True)
     ]
     return ranked(rows)
+
+
+def _of(number: int | str) -> str:
+    return f"rung {number}" if isinstance(number, int) else "longer trainings"
 
 
 @main_function
@@ -146,13 +156,21 @@ def main() -> None:
     if len(sys.argv) != 3:
         raise InputError("usage: python -m study.search MODEL RUNG")
     name, search = params.model_name(sys.argv[1:2]), design.load()
-    numbers = range(1, len(search.rungs.get(name, [])) + 1)
-    if sys.argv[2] not in map(str, numbers):
-        raise InputError(f"rung is {sys.argv[2]}, expected a number from 1 to {len(numbers)}")
-    number = int(sys.argv[2])
-    with running(f"rung@{name}-{number}"):
+    last = len(search.rungs.get(name, []))
+    names = {design.LONGER: design.LONGER} | {str(number): number for number in range(1, last + 1)}
+    if sys.argv[2] not in names:
+        raise InputError(
+            f"rung is {sys.argv[2]}, expected a number from 1 to {last}, or {design.LONGER}"
+        )
+    number = names[sys.argv[2]]
+    stage = f"rung@{name}-{number}" if isinstance(number, int) else f"longer@{name}"
+    with running(stage):
         check_inputs()
-        rows = run_rung(search, name, number, design.read_table(name, number - 1))
+        if isinstance(number, int):
+            chosen = of_rung(search, name, number, design.read_table(name, number - 1))
+        else:
+            chosen = design.longer(search, name)
+        rows = train(search, name, number, chosen)
         files.write_rows(design.table_path(name, number), rows)
         for row in rows:
             path_of(name, number, row["trial"]).unlink(missing_ok=True)

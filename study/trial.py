@@ -55,7 +55,7 @@ class Result(Section):
     scores: Scores
 
 
-def path_of(name: ModelName, rung: int, trial: int) -> Path:
+def path_of(name: ModelName, rung: int | str, trial: int) -> Path:
     return FOLDER / f"{name}-{rung}-{trial}.json"
 
 
@@ -102,7 +102,7 @@ def compute(name: ModelName, trial: int, settings: Settings, path: Path | None =
     return scores
 
 
-def compare(name: ModelName, rung: int, trial: int) -> str:
+def compare(name: ModelName, rung: int | str, trial: int) -> str:
     """Compute a trial once more.
 
     Returns:
@@ -128,9 +128,10 @@ def compare(name: ModelName, rung: int, trial: int) -> str:
 @main_function
 def main() -> None:
     given = sys.argv[1:]
-    if len(given) not in (3, 4) or not all(text.isdecimal() for text in given[1:3]):
+    usable = len(given) in (3, 4) and given[2].isdecimal()
+    if not usable or not (given[1].isdecimal() or given[1] == design.LONGER):
         raise InputError("usage: python -m study.trial MODEL RUNG TRIAL [SETTINGS]")
-    name, rung, trial = params.model_name(given[:1]), int(given[1]), int(given[2])
+    name, rung, trial = params.model_name(given[:1]), given[1], int(given[2])
     check_inputs()
     if not given[3:]:
         print(compare(name, rung, trial))

@@ -78,7 +78,7 @@ def make_study(path: Path) -> Clone:
     (path / "study/dvc.lock").unlink()
     yaml, search = YAML(), path / "study/search.yaml"
     rungs = {"mlp": [{"trials": 2, "epochs": 1}]}
-    yaml.dump(yaml.load(search) | {"validation_size": 100, "rungs": rungs}, search)
+    yaml.dump(yaml.load(search) | {"validation_size": 100, "rungs": rungs, "longer": {}}, search)
     clone.run("python", "-m", "study.design", "mlp", env={"PYTHONPATH": str(path)})
     clone.run("dvc", "repro", "prepare")
     Clone(path / "study").run("dvc", "repro", "--quiet", "bits", env={"MIRROR": "off"})

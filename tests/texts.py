@@ -36,6 +36,7 @@ MEASURED = "\n## Public repositories"  # in docs/mirror.md, what follows was mea
 MODELS = {"lenet5": "LeNet-5", "mlp": "MLP"}
 ACCURACY = "test accuracy %"
 ONE_MORE_RUN = "95 % interval of one more run"
+SCORES = ("accuracy", "loss", "weights", "rank_sum")  # of a trial of the search
 as_is = None
 
 
@@ -164,6 +165,49 @@ def last_rung(model: str) -> list[dict[str, str]]:
 def best(trials: list[dict[str, str]]) -> str:
     """In percent."""
     return f"{100 * max(float(trial['accuracy']) for trial in trials):.2f}"
+
+
+def longer(model: str, *changed: str) -> list[dict[str, str]]:
+    """The longer trainings that differ from `record` in these settings and in length, by length."""
+    record, others = last_rung(model)[0], {"trial", "epochs", *SCORES}
+    chosen = [
+        row
+        for row in rows(f"study/search/{model}-longer.csv")
+        if {name for name in row if row[name] != record[name]} - others == {*changed}
+    ]
+    return sorted(chosen, key=lambda row: int(row["epochs"]))
+
+
+def by_length() -> Iterator[str]:
+    """For each length: of each model its epochs, accuracy and loss."""
+    for of_models in zip(*(longer(model) for model in MODELS), strict=True):
+        for row in of_models:
+            yield from (row["epochs"], best([row]), f"{float(row['loss']):.4f}")
+
+
+def stronger(model: str) -> list[str]:
+    """Of `ten_minutes`: the strength of its distortions, its accuracy, loss and epochs."""
+    name, full = "ten_minutes", search("distortions", "rotation")
+    rotation, epochs = (
+        setting(name, model, "augmentation", "rotation"),
+        setting(name, model, "epochs"),
+    )
+    [row] = [
+        row
+        for row in longer(model, "distortion")
+        if float(row["distortion"]) == rotation / full and row["epochs"] == str(epochs)
+    ]
+    return [row["distortion"], best([row]), f"{float(row['loss']):.4f}", str(epochs)]
+
+
+def taught() -> list[str]:
+    """Of the MLP's longer trainings with one teacher, and with more: epochs, accuracy."""
+    trials = longer("mlp", "teachers", "teacher_epochs", "teacher_weight", "temperature")
+    first, more = sorted(trials, key=lambda row: int(row["teachers"]))
+    assert first["teachers"] == "1" and first["teacher_epochs"] == more["teacher_epochs"]
+    assert first["epochs"] == more["epochs"]
+    of_first = [first["teacher_epochs"], best([first]), first["epochs"]]
+    return [*of_first, more["teachers"], best([more])]
 
 
 def behind_with_teachers() -> str:

@@ -136,6 +136,7 @@ def test_changed_arithmetic_makes_exactly_the_trainings_stale_that_use_it(
         for stage in cells(name, model)
     }
     searched = {f"rung@{model}-{rung}" for model in params.MODEL_NAMES for rung in (1, 2, 3, 4)}
+    searched |= {f"longer@{model}" for model in params.MODEL_NAMES}
     assert len(expected) > 5
     assert stale(whole) == expected | searched
 

@@ -129,8 +129,9 @@ def test_the_committed_study_was_made_by_this_code_with_these_settings(clone):
     study = YAML(typ="safe").load(clone.path / settings.PATH)
     cells = 2 * len(study["recipes"]) * (len(study["seeds"]) + 1)
     cells += 2 * len(study["ablations"]) * len(study["ablation_seeds"])
-    rungs = YAML(typ="safe").load(clone.path / "study/dvc.yaml")["stages"]["rung"]["foreach"]
-    assert len(status) == cells + len(rungs) + 1  # the report
+    stages = YAML(typ="safe").load(clone.path / "study/dvc.yaml")["stages"]
+    trials = len(stages["rung"]["foreach"]) + len(stages["longer"]["foreach"])
+    assert len(status) == cells + trials + 1  # the report
 
 
 def test_the_report_comes_out_of_the_committed_cells_bit_for_bit(clone, monkeypatch):

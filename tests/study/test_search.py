@@ -13,7 +13,7 @@ from dvc_kit.errors import StageError
 from dvc_kit.files import md5
 from stages.base import files, params
 from stages.base.splits import Split, save_split
-from study import design, findings, search, trial, worker
+from study import design, findings, ranking, search, trial, worker
 from study.design import Space
 from study.settings import BITS
 
@@ -59,14 +59,29 @@ def test_fast_has_no_teachers_and_record_is_the_best_of_the_last_rung(found):
     rows = sorted(drawn, key=lambda row: -row["teachers"])
     plain = next(row for row in rows if not row["teachers"])
     for second in (rows[3:], rows[:9]):  # the second has teachers only
-        chosen = findings.recipes(found, {"mlp": [rows, second, rows[5:8]]})
+        chosen = ranking.recipes(found, {"mlp": [rows, second, rows[5:8]]}, {})
         assert chosen["fast"]["mlp"] == design.recipe(found, plain, found.epochs.fast["mlp"])
         assert chosen["record"]["mlp"] == design.recipe(found, rows[5], found.epochs.record["mlp"])
 
 
-def test_fast_and_record_are_what_the_committed_tables_choose(found):
-    chosen = findings.recipes(found, findings.load_tables(found))
-    for name in "fast", "record":
+def test_ten_minutes_is_the_best_that_takes_so_long_with_its_teachers(found):
+    rows = [
+        {"teachers": teachers, "teacher_epochs": 15 if teachers else None, "epochs": epochs}
+        for teachers, epochs in ((0, 9999), (100, 10), (1, 60), (0, 60))
+    ]
+    tables = {"lenet5": [[rows[3]]] * 4}
+    for longer, chosen in (rows, rows[2]), (rows[:2], None), (rows[:2] + rows[3:], rows[3]):
+        found_rows = ranking.winners(found, "lenet5", tables["lenet5"], longer)
+        assert found_rows.get("ten_minutes") == chosen
+    teacher, student = found.seconds.epoch["lenet5"] * 15, found.seconds.epoch["lenet5"] * 60
+    assert ranking.seconds(found, "lenet5", rows[3]) == student
+    taught = teacher + student + 60 * found.seconds.answers
+    assert ranking.seconds(found, "lenet5", rows[2]) == pytest.approx(taught)
+
+
+def test_the_recipes_of_the_search_are_what_the_committed_tables_choose(found):
+    chosen = ranking.recipes(found, findings.load_tables(found), findings.load_longer(found))
+    for name in "fast", "record", "ten_minutes":
         assert params.load_recipes()[name] == params.Recipes(**chosen[name])
 
 
@@ -81,6 +96,17 @@ def test_the_last_rungs_have_the_survivors_of_the_one_before_and_the_incumbent(f
         expected = [*search.survivors(rungs[-2], settings.trials), joined]
         assert configurations(rungs[-1]) == configurations(expected)
         assert joined["trial"] not in [row["trial"] for rung in rungs[:-1] for row in rung]
+
+
+def test_the_longer_trainings_are_the_incumbent_with_the_changes_of_the_settings(found):
+    for name, rows in findings.load_longer(found).items():
+        rungs, changes = found.rungs[name], found.longer[name]
+        numbered = {rungs[0].trials + 1 + place: one for place, one in enumerate(changes)}
+        assert {row["trial"] for row in rows} == {*numbered}
+        for row in rows:
+            changed = numbered[row["trial"]].model_dump(exclude_none=True)
+            expected = dict(rungs[-1].incumbent) | {"teachers": 0} | changed
+            assert {key: row[key] for key in expected} == expected
 
 
 def test_the_findings_come_out_of_the_committed_tables_bit_for_bit(monkeypatch, tmp_path):
@@ -114,7 +140,9 @@ def folder(tmp_path, monkeypatch, resized):
     hand = content["rungs"]["mlp"][-1]["incumbent"]
     rungs = [{"trials": 9, "epochs": 1}, {"trials": 3, "epochs": 2, "incumbent": hand}]
     design.FOLDER.mkdir()
-    yaml.dump(content | {"validation_size": 200, "rungs": {"mlp": rungs}}, design.PATH)
+    longer = {"mlp": [{"epochs": 1}, {"epochs": 2, "distortion": 0.5}]}
+    changed = {"validation_size": 200, "rungs": {"mlp": rungs}, "longer": longer}
+    yaml.dump(content | changed, design.PATH)
     shutil.copy(ROOT / BITS, BITS)
     bits = {"outs": [{"path": BITS.name, "md5": md5(BITS)}]}
     YAML(typ="safe").dump({"stages": {"bits": bits}}, design.FOLDER / "dvc.lock")
@@ -126,7 +154,7 @@ def folder(tmp_path, monkeypatch, resized):
     return tmp_path
 
 
-def table(rung: int, cores: int) -> bytes:
+def table(rung: int | str, cores: int) -> bytes:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ENGINE", f"local:{cores}")
         patch.setattr(sys, "argv", ["search", "mlp", str(rung)])
@@ -165,6 +193,14 @@ def test_one_core_and_two_come_to_the_same_tables_and_a_trial_alone_to_its_line(
     with pytest.raises(StageError, match=r"weights.* and study/search/mlp-2.csv has .*0{9}"):
         trial.compare("mlp", 2, number)
 
+    table(design.LONGER, cores=2)
+    changed = {row["trial"]: row for row in design.read_table("mlp", design.LONGER)}
+    assert {key: (row["epochs"], row["distortion"]) for key, row in changed.items()} == {
+        10: (1, 1.0),
+        11: (2, 0.5),
+    }
+    assert trial.compare("mlp", design.LONGER, 11).startswith("trial 11 comes to what study/sear")
+
 
 def test_a_result_that_is_not_the_trials_is_named(found):
     row = design.design(found.space, 9, seed=1)[0]
@@ -193,7 +229,7 @@ def test_a_result_that_is_not_the_trials_is_named(found):
     [
         ([], "usage: python -m study.search MODEL RUNG"),
         (["resnet", "1"], "model is resnet, expected one of: lenet5, mlp"),
-        (["mlp", "9"], "rung is 9, expected a number from 1 to 4"),
+        (["mlp", "9"], "rung is 9, expected a number from 1 to 4, or longer"),
     ],
 )
 def test_other_arguments_are_refused_in_one_line(arguments, line, found, monkeypatch, capsys):
