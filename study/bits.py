@@ -43,8 +43,11 @@ EPOCHS, TRAIN, TEST = 3, 300, 200  # of a short training: epochs and images
 ALL = ["dvc_kit", "stages/base", "stages/networks", "study/settings.py"]
 SHOWS = [*ALL, "stages/scoring.py", "stages/show", "study/filling.py", "study/templates"]
 CODE = {
-    "design": [*ALL, "study/design.py"],
-    "findings": [*SHOWS, *(f"study/{name}.py" for name in ("design", "findings", "ranking"))],
+    "design": [*ALL, "study/design.py", "study/tables.py"],
+    "findings": [
+        *SHOWS,
+        *(f"study/{name}.py" for name in ("design", "findings", "ranking", "tables")),
+    ],
     "report": [
         *SHOWS,
         *(f"study/{name}.py" for name in ("comparison", "page", "pictures", "report")),

@@ -5,43 +5,44 @@ python -m study.design MODEL     draw the configurations of a model, and write t
 
 import sys
 from collections.abc import Mapping
-from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Generic, Literal, TypeVar
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, model_validator
+from pydantic_core import PydanticCustomError
 from scipy.stats import qmc
 
 from dvc_kit import strict
-from dvc_kit.errors import InputError, StageError, main_function
+from dvc_kit.errors import InputError, main_function
 from dvc_kit.strict import Section
 from stages.base import files, params
-from stages.base.params import (
-    CLASSES,
-    TRAIN_SIZE,
-    Augmentation,
-    Distillation,
-    ModelName,
-    PlainRecipe,
-    Recipe,
-    Seed,
-)
+from stages.base.params import CLASSES, TRAIN_SIZE, Augmentation, ModelName, Recipe, Seed
 from stages.base.stage import running
 from study.settings import FOLDER
+from study.tables import DRAWN, LONGER, Row, table_path
 
 PATH = FOLDER / "search.yaml"
-TABLES = FOLDER / "search"
 LEAST_DISTORTION = 0.2  # a smaller strength stands for no distortion
-LONGER = "longer"  # what comes after the last rung
 DIGITS = 3  # significant ones, of a value that is drawn from a range
 
-Row = dict[str, Any]
+Count = Annotated[int, Field(ge=1)]
+Positive = Annotated[float, Field(gt=0)]
+NotNegative = Annotated[float, Field(ge=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Averaging = Annotated[float, Field(ge=0, lt=1)]
+Number = TypeVar("Number", bound=float)
 
 
-class Range(Section):
-    low: float
-    high: float
+class Range(Section, Generic[Number]):
+    low: Number
+    high: Number
     logarithmic: bool = False
+
+    @model_validator(mode="after")
+    def _in_order(self) -> "Range[Number]":
+        if self.low > self.high or (self.logarithmic and self.low <= 0):
+            raise PydanticCustomError("order", "low <= high, and low > 0 if it is logarithmic")
+        return self
 
     def at(self, share: float) -> float:
         """The value at a share of the range, from 0 to 1."""
@@ -51,8 +52,8 @@ class Range(Section):
 
 
 class OfOptimizer(Section):
-    adamw: Range
-    sgd: Range
+    adamw: Range[NotNegative]
+    sgd: Range[NotNegative]
 
 
 class Space(Section):
@@ -61,48 +62,48 @@ class Space(Section):
     optimizer: Annotated[list[Literal["adamw", "sgd"]], Field(min_length=1)]
     learning_rate: OfOptimizer
     weight_decay: OfOptimizer
-    batch_size: Annotated[list[int], Field(min_length=1)]
+    batch_size: Annotated[list[Count], Field(min_length=1)]
     schedule: Annotated[list[Literal["one_cycle", "constant"]], Field(min_length=1)]
-    distortion: Range
-    averaging: Annotated[list[float], Field(min_length=1)]
+    distortion: Range[NotNegative]
+    averaging: Annotated[list[Averaging], Field(min_length=1)]
     teachers: Annotated[list[int], Field(min_length=1)]
-    teacher_epochs: Annotated[list[int], Field(min_length=1)]
-    teacher_weight: Range
-    temperature: Range
+    teacher_epochs: Annotated[list[Count], Field(min_length=1)]
+    teacher_weight: Range[Share]
+    temperature: Range[Positive]
 
 
 class Updates(Section):
     """How the weights of a network are updated."""
 
     optimizer: Literal["adamw", "sgd"]
-    learning_rate: Annotated[float, Field(gt=0)]
-    weight_decay: Annotated[float, Field(ge=0)]
-    batch_size: Annotated[int, Field(ge=1)]
+    learning_rate: Positive
+    weight_decay: NotNegative
+    batch_size: Count
 
 
 class Incumbent(Updates):
     """A configuration without teachers that is not drawn."""
 
     schedule: Literal["one_cycle", "constant"]
-    distortion: Annotated[float, Field(ge=0)]
-    averaging: Annotated[float, Field(ge=0, lt=1)]
+    distortion: NotNegative
+    averaging: Averaging
 
 
 class Rung(Section):
     """One rung: the best ``trials`` of the one before, and the incumbent, if there is one."""
 
-    trials: Annotated[int, Field(ge=1)]
-    epochs: Annotated[int, Field(ge=1)]
+    trials: Count
+    epochs: Count
     incumbent: Incumbent | None = None
 
 
 class Changes(Section):
     """The incumbent with changes: each setting that is not None."""
 
-    epochs: Annotated[int, Field(ge=1)]
+    epochs: Count
     learning_rate: float | None = None
     weight_decay: float | None = None
-    distortion: float | None = None
+    distortion: NotNegative | None = None
     averaging: float | None = None
     teachers: int | None = None
     teacher_epochs: int | None = None
@@ -113,19 +114,16 @@ class Changes(Section):
 class Seconds(Section):
     """How long a training takes, on all training images."""
 
-    limit: Annotated[float, Field(gt=0)]  # of a training, its teachers included
-    epoch: dict[str, Annotated[float, Field(gt=0)]]  # of each model
-    answers: Annotated[float, Field(gt=0)]  # of a teacher, in an epoch
-
-
-OfModels = dict[str, Annotated[int, Field(ge=1)]]
+    limit: Positive  # of a training, its teachers included
+    epoch: dict[str, Positive]  # of each model
+    answers: Positive  # of a teacher, in an epoch
 
 
 class Epochs(Section):
-    """How long the recipes are trained that the search chooses."""
+    """How long the recipes are trained that the search chooses, by model."""
 
-    fast: OfModels
-    record: OfModels
+    fast: dict[str, Count]
+    record: dict[str, Count]
 
 
 class Search(Section):
@@ -144,6 +142,10 @@ class Search(Section):
     @property
     def models(self) -> list[ModelName]:
         return [name for name in params.MODEL_NAMES if name in self.rungs]
+
+    def rungs_of(self, name: ModelName) -> list[str]:
+        """The names of a model's rungs, from the first, without the longer trainings."""
+        return [str(number) for number in range(1, len(self.rungs.get(name, [])) + 1)]
 
 
 def load() -> Search:
@@ -170,12 +172,26 @@ def load() -> Search:
             raise InputError(f"{PATH}: longer has {name}, and its last rung has no incumbent")
         if name not in search.seconds.epoch:
             raise InputError(f"{PATH}: seconds.epoch.{name} is missing")
+    check_recipes(search)
     return search
 
 
-def table_path(name: ModelName, rung: int | str) -> Path:
-    """The table after a rung. Rung 0 is the design, and LONGER comes after the last one."""
-    return TABLES / f"{name}-{rung}.csv"
+def check_recipes(search: Search) -> None:
+    """Check that each configuration that is not drawn makes a recipe.
+
+    Raises:
+        InputError: One does not.
+    """
+    tried: dict[str, dict[str, list[dict[str, Any]]]] = {"rungs": {}, LONGER: {}}
+    for name in search.models:
+        tried["rungs"][name] = [
+            recipe_settings(search, incumbent(search, name, rung.incumbent), rung.epochs)
+            for rung in search.rungs[name]
+            if rung.incumbent
+        ]
+        rows = longer(search, name) if name in search.longer else []
+        tried[LONGER][name] = [recipe_settings(search, row, row["epochs"]) for row in rows]
+    strict.check(dict[str, dict[str, list[Recipe]]], PATH, tried)
 
 
 def rounded(value: float) -> float:
@@ -224,68 +240,42 @@ def longer(search: Search, name: ModelName) -> list[Row]:
 
 
 def recipe(search: Search, row: Mapping[str, Any], epochs: int) -> Recipe:
-    """The recipe of a configuration."""
-    fixed: dict[str, Any] = {"momentum": 0.9, "dropout": 0.0, "softmax_before_loss": False}
-    distillation = None
-    if row["teachers"]:
-        of_teacher = PlainRecipe(
-            epochs=row["teacher_epochs"],
-            schedule="one_cycle",
-            augmentation=search.distortions,
-            **dict(search.teacher),
-            **fixed,
-        )
-        distillation = Distillation(
-            teachers=row["teachers"],
-            recipe=of_teacher,
-            temperature=row["temperature"],
-            weight=row["teacher_weight"],
-        )
-    return Recipe(
-        epochs=epochs,
-        batch_size=row["batch_size"],
-        optimizer=row["optimizer"],
-        learning_rate=row["learning_rate"],
-        schedule=row["schedule"],
-        weight_decay=row["weight_decay"],
-        augmentation=distorted(search.distortions, row["distortion"]),
-        averaging=row["averaging"],
-        distillation=distillation,
-        **fixed,
-    )
-
-
-def distorted(full: Augmentation, strength: float) -> Augmentation | None:
-    """``full`` times ``strength``."""
-    if not strength:
-        return None
-    return Augmentation(**{name: rounded(value * strength) for name, value in full})
-
-
-# --- tables ---
-
-
-def read_table(name: ModelName, rung: int | str) -> list[Row]:
-    """The rows of a table, the best first.
+    """The recipe of a configuration.
 
     Raises:
-        StageError: It is missing.
+        ValidationError: It makes none.
     """
-    path = table_path(name, rung)
-    if not path.is_file():
-        raise StageError(f"{path} is missing: `dvc repro` in {FOLDER} writes it")
-    header, *lines = path.read_text(encoding="utf-8").splitlines()
-    rows = [dict(zip(header.split(","), line.split(","), strict=True)) for line in lines]
-    return [{key: _value(text) for key, text in row.items()} for row in rows]
+    return Recipe.model_validate(recipe_settings(search, row, epochs))
 
 
-def _value(text: str) -> int | float | str | None:
-    for kind in (int, float):
-        try:
-            return kind(text)
-        except ValueError:
-            continue
-    return text or None
+def recipe_settings(search: Search, row: Mapping[str, Any], epochs: int) -> dict[str, Any]:
+    """The settings of a configuration's recipe."""
+    fixed = {"momentum": 0.9, "dropout": 0.0, "softmax_before_loss": False}
+    taught = {
+        "teachers": row["teachers"],
+        "temperature": row["temperature"],
+        "weight": row["teacher_weight"],
+        "recipe": {
+            "epochs": row["teacher_epochs"],
+            "schedule": "one_cycle",
+            "augmentation": dict(search.distortions),
+            **dict(search.teacher),
+            **fixed,
+        },
+    }
+    same = ("batch_size", "optimizer", "learning_rate", "schedule", "weight_decay", "averaging")
+    return {
+        **{name: row[name] for name in same},
+        "epochs": epochs,
+        "augmentation": distorted(search.distortions, row["distortion"]),
+        "distillation": taught if row["teachers"] else None,
+        **fixed,
+    }
+
+
+def distorted(full: Augmentation, strength: float) -> dict[str, float] | None:
+    """``full`` times ``strength``."""
+    return {name: rounded(value * strength) for name, value in full} if strength else None
 
 
 @main_function
@@ -293,7 +283,7 @@ def main() -> None:
     name, search = params.model_name(sys.argv[1:]), load()
     with running(f"design@{name}"):
         rows = design(search.space, search.rungs[name][0].trials, search.seed)
-        files.write_rows(table_path(name, 0), rows)
+        files.write_rows(table_path(name, DRAWN), rows)
 
 
 if __name__ == "__main__":

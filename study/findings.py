@@ -20,10 +20,11 @@ from stages.base.stage import running
 from stages.networks import MODELS
 from stages.show import figures, page
 from study import design, ranking
-from study.design import Changes, Row, Search, Space
+from study.design import Changes, Search, Space
 from study.filling import TEMPLATES, filled
 from study.ranking import Longer, Tables
 from study.settings import FOLDER
+from study.tables import LONGER, Row, read_table
 
 FINDINGS = FOLDER / "findings"
 SEARCH = FINDINGS / "search.html"
@@ -103,8 +104,7 @@ def load_tables(found: Search) -> Tables:
         StageError: One is missing.
     """
     return {
-        name: [design.read_table(name, rung) for rung in range(1, len(found.rungs[name]) + 1)]
-        for name in found.models
+        name: [read_table(name, rung) for rung in found.rungs_of(name)] for name in found.models
     }
 
 
@@ -115,7 +115,7 @@ def load_longer(found: Search) -> Longer:
         StageError: One is missing.
     """
     names = [name for name in found.models if name in found.longer]
-    return {name: design.read_table(name, design.LONGER) for name in names}
+    return {name: read_table(name, LONGER) for name in names}
 
 
 # --- the report ---
@@ -131,6 +131,8 @@ TEMPLATES.filters["median"] = median
 
 def markdown(found: Search, tables: Tables, longer: Longer, shares: Shares) -> str:
     """The report, by the template search.md."""
+    tried = [changes for of_model in found.longer.values() for changes in of_model]
+    varied = {name for changes in tried for name in changes.model_dump(exclude_none=True)}
     return filled(
         "search.md",
         search=found,
@@ -150,7 +152,7 @@ def markdown(found: Search, tables: Tables, longer: Longer, shares: Shares) -> s
             for name, rows in longer.items()
             for row in rows
         ],
-        changed=[name for name in Changes.model_fields if name != "epochs"],
+        changed=[name for name in Changes.model_fields if name in varied and name != "epochs"],
         last=[(TITLES[name], row) for name, rungs in tables.items() for row in rungs[-1][:SHOWN]],
         by_hand=[
             f"trial {design.incumbent(found, name, settings)['trial']} of {NAMES[name]}"

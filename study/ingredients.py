@@ -24,8 +24,9 @@ from stages.base.splits import INPUT_SIDE, Split
 from stages.learn import augmentation, average, teachers, training
 from stages.learn.resume import Training
 from stages.networks import models
-from study import cell, design
+from study import cell
 from study.ranking import ranked, survivors
+from study.tables import Row
 
 SEED = 0
 BATCH = 130  # images: the layers compute 64 at a time, so two blocks and a rest
@@ -235,7 +236,7 @@ def validation() -> Iterator[Any]:
 def ranking() -> Iterator[Any]:
     """Which trials of a rung go on, among equal, unfinished and distorted trials."""
     draw = np.random.default_rng(SEED)
-    rows: list[design.Row] = [
+    rows: list[Row] = [
         {
             "trial": trial,
             "accuracy": None if trial % 11 == 5 else int(draw.integers(90, 99)) / 100,

@@ -7,7 +7,8 @@ from scipy.stats import rankdata
 
 from stages.base.params import ModelName, Recipe
 from study import design
-from study.design import Row, Search
+from study.design import Search
+from study.tables import Row
 
 Tables = Mapping[ModelName, Sequence[Sequence[Row]]]  # the rungs of each model, from the first
 Longer = Mapping[ModelName, Sequence[Row]]  # the longer trainings of each model

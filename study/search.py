@@ -20,7 +20,6 @@ the last epoch.
 import hashlib
 import json
 import sys
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,9 +32,10 @@ from stages.base.params import ModelName
 from stages.base.stage import running
 from study import design, engine, inspection, settings
 from study.cell import check_inputs
-from study.design import Row, Search, Space
+from study.design import Search, Space
 from study.orders import Order
 from study.ranking import ranked, survivors
+from study.tables import LONGER, Row, read_table, table_path
 from study.trial import Result, Scores, Settings, path_of
 
 # What a trial depends on, besides its settings
@@ -50,7 +50,7 @@ class Trial:
     """A trial of a rung, as a task for the engine."""
 
     name: ModelName
-    rung: int | str
+    rung: str
     number: int
     settings: Settings
 
@@ -67,7 +67,7 @@ class Trial:
         return Order(
             f"trial@{self.name}-{self.rung}-{self.number}",
             "study.trial",
-            (self.name, str(self.rung), str(self.number)),
+            (self.name, self.rung, str(self.number)),
             self.path.as_posix(),
             self.settings.model_dump_json(),
         )
@@ -110,17 +110,20 @@ def inputs() -> str:
     return hashlib.sha256(json.dumps(found).encode()).hexdigest()
 
 
-def of_rung(search: Search, name: ModelName, number: int, before: Sequence[Row]) -> list[Row]:
-    """The best configurations of the table before, and the incumbent if there is one."""
-    rung = search.rungs[name][number - 1]
-    chosen = survivors(before, rung.trials)
-    if rung.incumbent:
-        chosen.append(design.incumbent(search, name, rung.incumbent))
-    return [row | {"epochs": rung.epochs} for row in chosen]
+def configurations(search: Search, name: ModelName, rung: str) -> list[Row]:
+    """The best of the table before and the incumbent if there is one, or the longer trainings."""
+    if rung == LONGER:
+        return design.longer(search, name)
+    number = int(rung)
+    settings = search.rungs[name][number - 1]
+    chosen = survivors(read_table(name, str(number - 1)), settings.trials)
+    if settings.incumbent:
+        chosen.append(design.incumbent(search, name, settings.incumbent))
+    return [row | {"epochs": settings.epochs} for row in chosen]
 
 
-def train(search: Search, name: ModelName, number: int | str, chosen: Sequence[Row]) -> list[Row]:
-    """Train configurations.
+def train(search: Search, name: ModelName, rung: str) -> list[Row]:
+    """Train the configurations of a rung.
 
     Returns:
         Their rows, the best first.
@@ -128,15 +131,15 @@ def train(search: Search, name: ModelName, number: int | str, chosen: Sequence[R
     Raises:
         StageError: A trial could not be computed.
     """
-    same, trials = inputs(), []
+    chosen, same, trials = configurations(search, name, rung), inputs(), []
     for row in chosen:
         recipe = design.recipe(search, row, row["epochs"])
         size = search.validation_size
         settings = Settings(recipe=recipe, seed=search.seed, validation_size=size, inputs=same)
-        trials.append(Trial(name, number, row["trial"], settings))
+        trials.append(Trial(name, rung, row["trial"], settings))
     # The longest first, so that no worker is left alone with a long one
     in_order = sorted(trials, key=lambda trial: not trial.settings.recipe.distillation)
-    faults = engine.compute(in_order, f"missing trials of {_of(number)} of {name}")
+    faults = engine.compute(in_order, f"missing trials of {stage_of(name, rung)}")
     if left := sum(not trial.here for trial in trials):
         raise StageError(f"{left} trials are missing, the others are kept. {'. '.join(faults)}")
     keys = ("trial", *Space.model_fields, "epochs")
@@ -147,33 +150,25 @@ def train(search: Search, name: ModelName, number: int | str, chosen: Sequence[R
     return ranked(rows)
 
 
-def _of(number: int | str) -> str:
-    return f"rung {number}" if isinstance(number, int) else "longer trainings"
+def stage_of(name: ModelName, rung: str) -> str:
+    """The DVC stage of a rung, see study/dvc.yaml."""
+    return f"{LONGER}@{name}" if rung == LONGER else f"rung@{name}-{rung}"
 
 
 @main_function
 def main() -> None:
     if len(sys.argv) != 3:
         raise InputError("usage: python -m study.search MODEL RUNG")
-    name, search = params.model_name(sys.argv[1:2]), design.load()
-    last = len(search.rungs.get(name, []))
-    names = {design.LONGER: design.LONGER} | {str(number): number for number in range(1, last + 1)}
-    if sys.argv[2] not in names:
-        raise InputError(
-            f"rung is {sys.argv[2]}, expected a number from 1 to {last}, or {design.LONGER}"
-        )
-    number = names[sys.argv[2]]
-    stage = f"rung@{name}-{number}" if isinstance(number, int) else f"longer@{name}"
-    with running(stage):
+    name, search, rung = params.model_name(sys.argv[1:2]), design.load(), sys.argv[2]
+    names = [*search.rungs_of(name), *([LONGER] if name in search.longer else [])]
+    if rung not in names:
+        raise InputError(f"rung is {rung}, expected one of: {', '.join(names)}")
+    with running(stage_of(name, rung)):
         check_inputs()
-        if isinstance(number, int):
-            chosen = of_rung(search, name, number, design.read_table(name, number - 1))
-        else:
-            chosen = design.longer(search, name)
-        rows = train(search, name, number, chosen)
-        files.write_rows(design.table_path(name, number), rows)
+        rows = train(search, name, rung)
+        files.write_rows(table_path(name, rung), rows)
         for row in rows:
-            path_of(name, number, row["trial"]).unlink(missing_ok=True)
+            path_of(name, rung, row["trial"]).unlink(missing_ok=True)
         print(f"{name}: the best of {len(rows)} is trial {rows[0]['trial']}")
 
 

@@ -23,6 +23,7 @@ from stages.learn.resume import Training, teach
 from stages.networks import models
 from study import design
 from study.cell import check_inputs, divided, fitted_temperature, negative_log_likelihood, scaled
+from study.tables import LONGER, read_table, table_path
 
 FOLDER = Path(".dvc", "tmp", "trials")
 
@@ -55,7 +56,7 @@ class Result(Section):
     scores: Scores
 
 
-def path_of(name: ModelName, rung: int | str, trial: int) -> Path:
+def path_of(name: ModelName, rung: str, trial: int) -> Path:
     return FOLDER / f"{name}-{rung}-{trial}.json"
 
 
@@ -102,7 +103,7 @@ def compute(name: ModelName, trial: int, settings: Settings, path: Path | None =
     return scores
 
 
-def compare(name: ModelName, rung: int | str, trial: int) -> str:
+def compare(name: ModelName, rung: str, trial: int) -> str:
     """Compute a trial once more.
 
     Returns:
@@ -112,8 +113,8 @@ def compare(name: ModelName, rung: int | str, trial: int) -> str:
         InputError: The table does not have it.
         StageError: The table is missing, or the trial comes to something else.
     """
-    search, path = design.load(), design.table_path(name, rung)
-    rows = {row["trial"]: row for row in design.read_table(name, rung)}
+    search, path = design.load(), table_path(name, rung)
+    rows = {row["trial"]: row for row in read_table(name, rung)}
     if trial not in rows:
         raise InputError(f"trial is {trial}, expected one of {path}")
     recipe = design.recipe(search, rows[trial], rows[trial]["epochs"])
@@ -129,7 +130,7 @@ def compare(name: ModelName, rung: int | str, trial: int) -> str:
 def main() -> None:
     given = sys.argv[1:]
     usable = len(given) in (3, 4) and given[2].isdecimal()
-    if not usable or not (given[1].isdecimal() or given[1] == design.LONGER):
+    if not usable or not (given[1].isdecimal() or given[1] == LONGER):
         raise InputError("usage: python -m study.trial MODEL RUNG TRIAL [SETTINGS]")
     name, rung, trial = params.model_name(given[:1]), given[1], int(given[2])
     check_inputs()

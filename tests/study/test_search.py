@@ -16,6 +16,7 @@ from stages.base.splits import Split, save_split
 from study import design, findings, ranking, search, trial, worker
 from study.design import Space
 from study.settings import BITS
+from study.tables import LONGER, read_table, table_path
 
 
 @pytest.fixture
@@ -30,7 +31,7 @@ def found(monkeypatch):
 def test_the_committed_designs_are_drawn_again_and_have_as_many_configurations_as_promised(found):
     for name, least in ("lenet5", 200), ("mlp", 100):
         rows = design.design(found.space, found.rungs[name][0].trials, found.seed)
-        assert rows == sorted(design.read_table(name, 0), key=lambda row: row["trial"])
+        assert rows == sorted(read_table(name, "0"), key=lambda row: row["trial"])
         assert len({tuple(row.values())[1:] for row in rows}) == len(rows) >= least
 
 
@@ -150,24 +151,24 @@ def folder(tmp_path, monkeypatch, resized):
     for row in rows:
         row["teacher_epochs"] = row["teacher_epochs"] and 1
     rows[4] |= {"optimizer": "sgd", "learning_rate": 1e30}
-    files.write_rows(design.table_path("mlp", 0), rows)
+    files.write_rows(table_path("mlp", "0"), rows)
     return tmp_path
 
 
-def table(rung: int | str, cores: int) -> bytes:
+def table(rung: str, cores: int) -> bytes:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ENGINE", f"local:{cores}")
-        patch.setattr(sys, "argv", ["search", "mlp", str(rung)])
+        patch.setattr(sys, "argv", ["search", "mlp", rung])
         search.main()
-    return design.table_path("mlp", rung).read_bytes()
+    return table_path("mlp", rung).read_bytes()
 
 
 @pytest.mark.slow
 def test_one_core_and_two_come_to_the_same_tables_and_a_trial_alone_to_its_line(
     folder, monkeypatch, capsys
 ):
-    tables = [table(rung, cores=2) for rung in (1, 2)]
-    first, second = (design.read_table("mlp", rung) for rung in (1, 2))
+    tables = [table(rung, cores=2) for rung in ("1", "2")]
+    first, second = (read_table("mlp", rung) for rung in ("1", "2"))
     assert first[-1]["trial"] == 4 and first[-1]["accuracy"] is first[-1]["loss"] is None
     best = {row["trial"] for row in search.survivors(first, 3)}
     assert {row["trial"] for row in second} == best | {9} and len(second) == 4
@@ -178,35 +179,35 @@ def test_one_core_and_two_come_to_the_same_tables_and_a_trial_alone_to_its_line(
     # An interrupted rung keeps its trials, but for a damaged one and one of other settings
     with pytest.MonkeyPatch.context() as patch, pytest.raises(ZeroDivisionError):
         patch.setattr(search, "ranked", lambda _: 1 / 0)
-        table(2, cores=1)
+        table("2", cores=1)
     kept, other, *_ = trial.FOLDER.iterdir()
     flip_bit(kept)
     other.write_text(other.read_text().replace('"seed":0', '"seed":1'), encoding="utf-8")
     capsys.readouterr()
-    assert table(2, cores=1) == tables[1]
-    assert "missing trials of rung 2 of mlp: 2; ENGINE=local:1\n" in capsys.readouterr().out
+    assert table("2", cores=1) == tables[1]
+    assert "missing trials of rung@mlp-2: 2; ENGINE=local:1\n" in capsys.readouterr().out
 
     number = second[0]["trial"]
-    assert trial.compare("mlp", 2, number).startswith(f"trial {number} comes to what study/sear")
+    assert trial.compare("mlp", "2", number).startswith(f"trial {number} comes to what study/sear")
     spoiled = tables[1].replace(second[0]["weights"][:9].encode(), b"0" * 9)
-    design.table_path("mlp", 2).write_bytes(spoiled)
+    table_path("mlp", "2").write_bytes(spoiled)
     with pytest.raises(StageError, match=r"weights.* and study/search/mlp-2.csv has .*0{9}"):
-        trial.compare("mlp", 2, number)
+        trial.compare("mlp", "2", number)
 
-    table(design.LONGER, cores=2)
-    changed = {row["trial"]: row for row in design.read_table("mlp", design.LONGER)}
+    table(LONGER, cores=2)
+    changed = {row["trial"]: row for row in read_table("mlp", LONGER)}
     assert {key: (row["epochs"], row["distortion"]) for key, row in changed.items()} == {
         10: (1, 1.0),
         11: (2, 0.5),
     }
-    assert trial.compare("mlp", design.LONGER, 11).startswith("trial 11 comes to what study/sear")
+    assert trial.compare("mlp", LONGER, 11).startswith("trial 11 comes to what study/sear")
 
 
 def test_a_result_that_is_not_the_trials_is_named(found):
     row = design.design(found.space, 9, seed=1)[0]
     recipe = design.recipe(found, row, epochs=2)
     settings = trial.Settings(recipe=recipe, seed=0, validation_size=200, inputs="a")
-    task = search.Trial("mlp", 1, 0, settings)
+    task = search.Trial("mlp", "1", 0, settings)
     assert task.order.arguments == ("mlp", "1", "0") and task.epochs == 2
     assert trial.Settings.model_validate_json(task.order.settings) == settings
     scores = {"accuracy": 0.9, "loss": 0.1, "weights": "0" * 64}
@@ -229,7 +230,7 @@ def test_a_result_that_is_not_the_trials_is_named(found):
     [
         ([], "usage: python -m study.search MODEL RUNG"),
         (["resnet", "1"], "model is resnet, expected one of: lenet5, mlp"),
-        (["mlp", "9"], "rung is 9, expected a number from 1 to 4, or longer"),
+        (["mlp", "9"], "rung is 9, expected one of: 1, 2, 3, 4, longer"),
     ],
 )
 def test_other_arguments_are_refused_in_one_line(arguments, line, found, monkeypatch, capsys):
