@@ -8,10 +8,10 @@ import pytest
 from PIL import Image
 from test_page import SEVEN, browser, draw, visit  # noqa: F401  (fixtures)
 
-from conftest import ROOT, missing
+from conftest import ROOT, missing, weekly
 from stages.show import page
 
-WIDTHS = {1400: "wide", 390: "narrow"}
+WIDE, NARROW = 1400, 390
 LEAST_CONTRAST = 4.5  # for text, by WCAG 2.2
 
 # Each text that is seen, with its colour and the colours behind it, from the front to the back
@@ -67,8 +67,10 @@ def address(request):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("width", WIDTHS, ids=WIDTHS.values())
+@pytest.mark.parametrize(
+    ("width", "scheme"),
+    [(WIDE, "light"), (NARROW, "dark"), *weekly((WIDE, "dark"), (NARROW, "light"))],
+)
 def test_no_page_scrolls_sideways_and_every_text_is_legible(visit, address, width, scheme):  # noqa: F811
     opened = visit(address, width, scheme)
     if address.endswith("report.html"):
@@ -88,7 +90,7 @@ def test_axe_finds_no_fault(visit, address, scheme):  # noqa: F811
         rules = importlib.resources.files("axe_playwright_python") / "axe.min.js"
     except ImportError:
         missing("axe is not installed: pip install -c constraints.txt -e '.[browser]'")
-    opened = visit(address, 1400, scheme)
+    opened = visit(address, WIDE, scheme)
     if address.endswith("report.html"):
         draw(opened, SEVEN)
         opened.locator(".matrix button").first.click()
@@ -107,7 +109,7 @@ def test_nothing_is_white_in_the_dark(visit, address):  # noqa: F811
     """No square of 32 pixels, be it of the page or of an image. In the light most are."""
     white = {}
     for scheme in ("light", "dark"):
-        shown = visit(address, 1400, scheme).screenshot(full_page=True)
+        shown = visit(address, WIDE, scheme).screenshot(full_page=True)
         pixels = np.asarray(Image.open(io.BytesIO(shown)).convert("L"), int)
         height, width = (32 * (length // 32) for length in pixels.shape)
         squares = pixels[:height, :width].reshape(height // 32, 32, width // 32, 32)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from ruamel.yaml import YAML
 
-from conftest import ROOT, Clone, make_clone
+from conftest import ROOT, Clone, make_clone, weekly
 from stages.base import params
 from study import bits, settings
 
@@ -115,11 +115,13 @@ def cells(recipe: str, model: str) -> set[str]:
     ("file", "old", "new", "uses"),
     [
         ("stages/learn/average.py", "FORGET = 9", "FORGET = 8", lambda recipe: recipe.averaging),
-        (
-            "stages/learn/training.py",
-            "(recipe.momentum, 0.999)",
-            "(recipe.momentum, 0.998)",
-            lambda recipe: recipe.optimizer == "adamw",
+        *weekly(
+            (
+                "stages/learn/training.py",
+                "(recipe.momentum, 0.999)",
+                "(recipe.momentum, 0.998)",
+                lambda recipe: recipe.optimizer == "adamw",
+            )
         ),
     ],
 )
