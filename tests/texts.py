@@ -19,6 +19,7 @@ import importlib
 import re
 import sys
 import tomllib
+from collections import Counter
 from collections.abc import Iterator
 from math import e, log  # noqa: F401  (for the pages)
 from pathlib import Path
@@ -125,6 +126,34 @@ def spread(recipe: str) -> list[str]:
     return [number for model in MODELS.values() for number in study(model, recipe, ACCURACY)]
 
 
+def epochs(recipe: str) -> list[int]:
+    """Of both models."""
+    return [setting(recipe, model, "epochs") for model in MODELS]
+
+
+def gained(model: str) -> Iterator[str]:
+    """By `ten_minutes` over `record`: the points, and their interval; of LeNet-5 also its level."""
+    pair = f"{model}, ten_minutes minus record"
+    yield from study(pair, "points")
+    if model == "LeNet-5":
+        yield confidence()
+    yield from study(pair, "95 % over seeds")
+
+
+def voted(recipe: str) -> Iterator[str]:
+    """The accuracy of each model's networks if they vote, in percent. A tie counts as wrong."""
+    for model in MODELS:
+        cells = [settings(f"study/cells/{recipe}-{model}-{seed}.json") for seed in range(seeds())]
+        votes: dict[int, Counter[int]] = {}
+        for errors in (cell["errors"] for cell in cells):
+            for index, answer in zip(errors["index"], errors["predicted"], strict=True):
+                votes.setdefault(index, Counter())[answer] += 1
+        wrong = [
+            max(of_image.values()) >= seeds() - of_image.total() for of_image in votes.values()
+        ]
+        yield f"{100 - 100 * sum(wrong) / images('test'):.2f}"
+
+
 def reproduced() -> Iterator[str]:
     """By model and quantity: the published figure, and both of our intervals."""
     for model in MODELS.values():
@@ -185,19 +214,21 @@ def by_length() -> Iterator[str]:
             yield from (row["epochs"], best([row]), f"{float(row['loss']):.4f}")
 
 
-def stronger(model: str) -> list[str]:
-    """Of `ten_minutes`: the strength of its distortions, its accuracy, loss and epochs."""
-    name, full = "ten_minutes", search("distortions", "rotation")
-    rotation, epochs = (
-        setting(name, model, "augmentation", "rotation"),
-        setting(name, model, "epochs"),
-    )
+def distorted(model: str, strength: float, epochs: int) -> list[str]:
+    """Of a longer training with such distortions: their strength, accuracy, loss and epochs."""
     [row] = [
         row
         for row in longer(model, "distortion")
-        if float(row["distortion"]) == rotation / full and row["epochs"] == str(epochs)
+        if float(row["distortion"]) == strength and row["epochs"] == str(epochs)
     ]
     return [row["distortion"], best([row]), f"{float(row['loss']):.4f}", str(epochs)]
+
+
+def stronger(model: str) -> list[str]:
+    """The same of `ten_minutes`."""
+    rotation = setting("ten_minutes", model, "augmentation", "rotation")
+    strength = rotation / search("distortions", "rotation")
+    return distorted(model, strength, setting("ten_minutes", model, "epochs"))
 
 
 def taught() -> list[str]:
