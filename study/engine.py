@@ -105,7 +105,7 @@ class Computation:
             self._fail(reply, replies)
         elif replies:
             self._compare(reply, replies)
-        elif self._team.audits(reply, self.audit, self._progress.done, len(self.tasks)):
+        elif self._team.audits(reply, self.audit, self._progress.asked):
             self._ask(reply.stage, [reply])
         else:
             self._keep(reply)

@@ -10,11 +10,16 @@ from study.orders import Reply, Task
 
 
 class Progress:
-    """A bar of epochs on a terminal, and one line per training."""
+    """A bar of epochs on a terminal, and one line per training.
+
+    Attributes:
+        asked: The number of trainings that were missing at the start.
+    """
 
     def __init__(self, tasks: Mapping[str, Task]) -> None:
         self._tasks = tasks
         self._left = {stage for stage, task in tasks.items() if not task.here}
+        self.asked = len(self._left)
         self._todo = self._epochs_left
         self._started, self._said = time.time(), ""
         self._bar = tqdm(total=self._todo, unit="epoch", disable=None)

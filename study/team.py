@@ -71,12 +71,12 @@ class Team:
         if not self.others([reply]) or len(self._dismissed) >= MOST_DISMISSED:
             raise StageError(f"no worker is left. {'. '.join(self.faults)}")
 
-    def audits(self, reply: Reply, share: float, done: int, of: int) -> bool:
-        """Whether another machine computes the same: one of each machine, then a share."""
-        made = self.audited.total()
-        if made >= math.ceil(share * of):
+    def audits(self, reply: Reply, share: float, of: int) -> bool:
+        """Whether another machine computes the same: one of each machine, then a share of all."""
+        audits = self.audited.total()
+        if audits >= math.ceil(share * of):
             return False
-        chosen = reply.worker not in self.audited or made < share * done
+        chosen = reply.worker not in self.audited or audits < share * len(self.made)
         if chosen and self.others([reply]):
             self.audited[reply.worker] += 1
             return True

@@ -134,6 +134,14 @@ def test_the_first_cell_of_a_machine_is_verified(cells, capsys):
     assert f" {cells[0].stage.name} from host of one " in verified
 
 
+def test_an_audit_is_a_share_of_what_is_computed_now(cells, capsys):
+    computed(cells[:2], one=sent)
+    capsys.readouterr()
+    with missing.opened() as repo:
+        computed(missing.stale(repo), 0.75, one=sent, two=sent)
+    assert capsys.readouterr().out.count(", the same from host of two") == 1
+
+
 def here() -> list[bool]:
     with missing.opened() as repo:
         return [cell.here for cell in missing.stale(repo)]
@@ -161,7 +169,7 @@ def test_all_that_a_wrong_machine_made_is_made_again(cells, monkeypatch, capsys)
             cell["history"]["train_loss"][1] += 1e-6
         return sent(order, at, content=json.dumps(cell).encode())
 
-    def only_one(self, reply, share, done, of):
+    def only_one(self, reply, share, of):
         """The audit is of the cell that is wrong."""
         return reply.stage == cells[2].stage.name and bool(self.others([reply]))
 
