@@ -16,16 +16,27 @@ from dvc_kit import strict
 from dvc_kit.errors import InputError, main_function
 from dvc_kit.strict import Section
 from stages.base import files, params
-from stages.base.params import CLASSES, TRAIN_SIZE, Augmentation, ModelName, Recipe, Seed
+from stages.base.params import (
+    CLASSES,
+    LARGEST_BATCH,
+    TRAIN_SIZE,
+    Augmentation,
+    ModelName,
+    Recipe,
+    Seed,
+)
 from stages.base.stage import running
 from study.settings import FOLDER
-from study.tables import DRAWN, LONGER, Row, table_path
+from study.tables import DRAWN, Row, table_path
 
 PATH = FOLDER / "search.yaml"
 LEAST_DISTORTION = 0.2  # a smaller strength stands for no distortion
 DIGITS = 3  # significant ones, of a value that is drawn from a range
 
 Count = Annotated[int, Field(ge=1)]
+Length = Annotated[int, Field(ge=1, le=10_000)]  # in epochs, as in a recipe
+Batch = Annotated[int, Field(ge=1, le=LARGEST_BATCH)]
+Teachers = Annotated[int, Field(ge=0, le=16)]
 Positive = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -51,23 +62,23 @@ class Range(Section, Generic[Number]):
         return rounded(self.low + (self.high - self.low) * share)
 
 
-class OfOptimizer(Section):
-    adamw: Range[NotNegative]
-    sgd: Range[NotNegative]
+class OfOptimizer(Section, Generic[Number]):
+    adamw: Range[Number]
+    sgd: Range[Number]
 
 
 class Space(Section):
     """The values of each setting."""
 
     optimizer: Annotated[list[Literal["adamw", "sgd"]], Field(min_length=1)]
-    learning_rate: OfOptimizer
-    weight_decay: OfOptimizer
-    batch_size: Annotated[list[Count], Field(min_length=1)]
+    learning_rate: OfOptimizer[Positive]
+    weight_decay: OfOptimizer[NotNegative]
+    batch_size: Annotated[list[Batch], Field(min_length=1)]
     schedule: Annotated[list[Literal["one_cycle", "constant"]], Field(min_length=1)]
     distortion: Range[NotNegative]
     averaging: Annotated[list[Averaging], Field(min_length=1)]
-    teachers: Annotated[list[int], Field(min_length=1)]
-    teacher_epochs: Annotated[list[Count], Field(min_length=1)]
+    teachers: Annotated[list[Teachers], Field(min_length=1)]
+    teacher_epochs: Annotated[list[Length], Field(min_length=1)]
     teacher_weight: Range[Share]
     temperature: Range[Positive]
 
@@ -78,7 +89,7 @@ class Updates(Section):
     optimizer: Literal["adamw", "sgd"]
     learning_rate: Positive
     weight_decay: NotNegative
-    batch_size: Count
+    batch_size: Batch
 
 
 class Incumbent(Updates):
@@ -93,22 +104,32 @@ class Rung(Section):
     """One rung: the best ``trials`` of the one before, and the incumbent, if there is one."""
 
     trials: Count
-    epochs: Count
+    epochs: Length
     incumbent: Incumbent | None = None
 
 
 class Changes(Section):
     """The incumbent with changes: each setting that is not None."""
 
-    epochs: Count
-    learning_rate: float | None = None
-    weight_decay: float | None = None
+    epochs: Length
+    learning_rate: Positive | None = None
+    weight_decay: NotNegative | None = None
     distortion: NotNegative | None = None
-    averaging: float | None = None
-    teachers: int | None = None
-    teacher_epochs: int | None = None
-    teacher_weight: float | None = None
-    temperature: float | None = None
+    averaging: Averaging | None = None
+    teachers: Teachers | None = None
+    teacher_epochs: Length | None = None
+    teacher_weight: Share | None = None
+    temperature: Positive | None = None
+
+    @model_validator(mode="after")
+    def _whole(self) -> "Changes":
+        of_teachers = (self.teacher_epochs, self.teacher_weight, self.temperature)
+        if any(((value is not None) != bool(self.teachers)) for value in of_teachers):
+            raise PydanticCustomError(
+                "teachers",
+                "teachers with teacher_epochs, teacher_weight and temperature, or none of these",
+            )
+        return self
 
 
 class Seconds(Section):
@@ -122,8 +143,8 @@ class Seconds(Section):
 class Epochs(Section):
     """How long the recipes are trained that the search chooses, by model."""
 
-    fast: dict[str, Count]
-    record: dict[str, Count]
+    fast: dict[str, Length]
+    record: dict[str, Length]
 
 
 class Search(Section):
@@ -170,28 +191,23 @@ def load() -> Search:
     for name in search.longer:
         if name not in search.rungs or not search.rungs[name][-1].incumbent:
             raise InputError(f"{PATH}: longer has {name}, and its last rung has no incumbent")
+    for name in ("lenet5", *search.longer):  # teachers are LeNet-5
         if name not in search.seconds.epoch:
             raise InputError(f"{PATH}: seconds.epoch.{name} is missing")
-    check_recipes(search)
+    if 0 not in search.space.teachers:
+        raise InputError(f"{PATH}: space.teachers has no 0, but the recipe `fast` has no teachers")
+    check_distortions(search)
     return search
 
 
-def check_recipes(search: Search) -> None:
-    """Check that each configuration that is not drawn makes a recipe.
-
-    Raises:
-        InputError: One does not.
-    """
-    tried: dict[str, dict[str, list[dict[str, Any]]]] = {"rungs": {}, LONGER: {}}
-    for name in search.models:
-        tried["rungs"][name] = [
-            recipe_settings(search, incumbent(search, name, rung.incumbent), rung.epochs)
-            for rung in search.rungs[name]
-            if rung.incumbent
-        ]
-        rows = longer(search, name) if name in search.longer else []
-        tried[LONGER][name] = [recipe_settings(search, row, row["epochs"]) for row in rows]
-    strict.check(dict[str, dict[str, list[Recipe]]], PATH, tried)
+def check_distortions(search: Search) -> None:
+    """Check that the distortions can be as strong as in any configuration."""
+    rungs = [rung for rungs in search.rungs.values() for rung in rungs]
+    strengths = [search.space.distortion.high]
+    strengths += [rung.incumbent.distortion for rung in rungs if rung.incumbent]
+    strengths += [row.distortion or 0.0 for rows in search.longer.values() for row in rows]
+    found = {f"distortions times {max(strengths):g}": distorted(search.distortions, max(strengths))}
+    strict.check(dict[str, Augmentation | None], PATH, found)
 
 
 def rounded(value: float) -> float:
@@ -240,16 +256,7 @@ def longer(search: Search, name: ModelName) -> list[Row]:
 
 
 def recipe(search: Search, row: Mapping[str, Any], epochs: int) -> Recipe:
-    """The recipe of a configuration.
-
-    Raises:
-        ValidationError: It makes none.
-    """
-    return Recipe.model_validate(recipe_settings(search, row, epochs))
-
-
-def recipe_settings(search: Search, row: Mapping[str, Any], epochs: int) -> dict[str, Any]:
-    """The settings of a configuration's recipe."""
+    """The recipe of a configuration."""
     fixed = {"momentum": 0.9, "dropout": 0.0, "softmax_before_loss": False}
     taught = {
         "teachers": row["teachers"],
@@ -264,13 +271,14 @@ def recipe_settings(search: Search, row: Mapping[str, Any], epochs: int) -> dict
         },
     }
     same = ("batch_size", "optimizer", "learning_rate", "schedule", "weight_decay", "averaging")
-    return {
+    settings = {
         **{name: row[name] for name in same},
         "epochs": epochs,
         "augmentation": distorted(search.distortions, row["distortion"]),
         "distillation": taught if row["teachers"] else None,
         **fixed,
     }
+    return Recipe.model_validate(settings)
 
 
 def distorted(full: Augmentation, strength: float) -> dict[str, float] | None:
@@ -281,6 +289,8 @@ def distorted(full: Augmentation, strength: float) -> dict[str, float] | None:
 @main_function
 def main() -> None:
     name, search = params.model_name(sys.argv[1:]), load()
+    if name not in search.rungs:
+        raise InputError(f"{PATH}: rungs.{name} is missing")
     with running(f"design@{name}"):
         rows = design(search.space, search.rungs[name][0].trials, search.seed)
         files.write_rows(table_path(name, DRAWN), rows)

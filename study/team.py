@@ -40,6 +40,7 @@ class Team:
         self.made: dict[str, str] = {}
         self.faults: list[str] = []
         self.audited: Counter[str] = Counter()
+        self._came = 0  # trainings that an audit could choose
 
     def is_dismissed(self, worker: str) -> bool:
         return worker in self._dismissed
@@ -73,10 +74,11 @@ class Team:
 
     def audits(self, reply: Reply, share: float, of: int) -> bool:
         """Whether another machine computes the same: one of each machine, then a share of all."""
+        self._came += 1
         audits = self.audited.total()
         if audits >= math.ceil(share * of):
             return False
-        chosen = reply.worker not in self.audited or audits < share * len(self.made)
+        chosen = reply.worker not in self.audited or audits < share * self._came
         if chosen and self.others([reply]):
             self.audited[reply.worker] += 1
             return True

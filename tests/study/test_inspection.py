@@ -134,12 +134,13 @@ def test_the_first_cell_of_a_machine_is_verified(cells, capsys):
     assert f" {cells[0].stage.name} from host of one " in verified
 
 
-def test_an_audit_is_a_share_of_what_is_computed_now(cells, capsys):
+@pytest.mark.parametrize(("share", "verified"), [(0.5, 1), (1.0, 2)])
+def test_an_audit_is_a_share_of_what_is_computed_now(cells, share, verified, capsys):
     computed(cells[:2], one=sent)
     capsys.readouterr()
     with missing.opened() as repo:
-        computed(missing.stale(repo), 0.75, one=sent, two=sent)
-    assert capsys.readouterr().out.count(", the same from host of two") == 1
+        computed(missing.stale(repo), share, one=sent, two=sent)
+    assert capsys.readouterr().out.count(", the same from host of two") == verified
 
 
 def here() -> list[bool]:
