@@ -131,13 +131,10 @@ def epochs(recipe: str) -> list[int]:
     return [setting(recipe, model, "epochs") for model in MODELS]
 
 
-def gained(model: str) -> Iterator[str]:
-    """By `ten_minutes` over `record`: the points, and their interval; of LeNet-5 also its level."""
+def gained(model: str) -> list[str]:
+    """By `ten_minutes` over `record`: the points, and the ends of their interval."""
     pair = f"{model}, ten_minutes minus record"
-    yield from study(pair, "points")
-    if model == "LeNet-5":
-        yield confidence()
-    yield from study(pair, "95 % over seeds")
+    return [*study(pair, "points"), *study(pair, "95 % over seeds")]
 
 
 def voted(recipe: str) -> Iterator[str]:
