@@ -166,16 +166,18 @@ class Search(Section):
 
     def rungs_of(self, name: ModelName) -> list[str]:
         """The names of a model's rungs, from the first, without the longer trainings."""
-        return [str(number) for number in range(1, len(self.rungs.get(name, [])) + 1)]
+        return [str(number) for number in range(1, len(self.rungs[name]) + 1)]
 
 
-def load() -> Search:
-    """Read study/search.yaml.
+def load(needed: ModelName | None = None) -> Search:
+    """Read study/search.yaml, which must have rungs of the model that is needed.
 
     Raises:
         InputError: It cannot be used. One line per mistake.
     """
     search = strict.check(Search, PATH, strict.read(PATH))
+    if needed and needed not in search.rungs:
+        raise InputError(f"{PATH}: rungs.{needed} is missing")
     for name, rungs in search.rungs.items():
         if name not in params.MODEL_NAMES:
             raise strict.unknown_name(PATH, "rungs", name, params.MODEL_NAMES)
@@ -202,11 +204,10 @@ def load() -> Search:
 
 def check_distortions(search: Search) -> None:
     """Check that the distortions can be as strong as in any configuration."""
-    rungs = [rung for rungs in search.rungs.values() for rung in rungs]
-    strengths = [search.space.distortion.high]
-    strengths += [rung.incumbent.distortion for rung in rungs if rung.incumbent]
-    strengths += [row.distortion or 0.0 for rows in search.longer.values() for row in rows]
-    found = {f"distortions times {max(strengths):g}": distorted(search.distortions, max(strengths))}
+    rows: list[Any] = [rung.incumbent for rungs in search.rungs.values() for rung in rungs]
+    rows += [changes for changed in search.longer.values() for changes in changed]
+    most = max(search.space.distortion.high, *(row.distortion or 0.0 for row in rows if row))
+    found = {f"distortions times {most:g}": distorted(search.distortions, most)}
     strict.check(dict[str, Augmentation | None], PATH, found)
 
 
@@ -288,9 +289,8 @@ def distorted(full: Augmentation, strength: float) -> dict[str, float] | None:
 
 @main_function
 def main() -> None:
-    name, search = params.model_name(sys.argv[1:]), load()
-    if name not in search.rungs:
-        raise InputError(f"{PATH}: rungs.{name} is missing")
+    name = params.model_name(sys.argv[1:])
+    search = load(name)
     with running(f"design@{name}"):
         rows = design(search.space, search.rungs[name][0].trials, search.seed)
         files.write_rows(table_path(name, DRAWN), rows)

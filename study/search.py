@@ -159,7 +159,8 @@ def stage_of(name: ModelName, rung: str) -> str:
 def main() -> None:
     if len(sys.argv) != 3:
         raise InputError("usage: python -m study.search MODEL RUNG")
-    name, search, rung = params.model_name(sys.argv[1:2]), design.load(), sys.argv[2]
+    name, rung = params.model_name(sys.argv[1:2]), sys.argv[2]
+    search = design.load(name)
     names = [*search.rungs_of(name), *([LONGER] if name in search.longer else [])]
     if rung not in names:
         raise InputError(f"rung is {rung}, expected one of: {', '.join(names)}")

@@ -21,7 +21,7 @@ from stages.base.params import Distillation, ModelName, Recipe, Seed
 from stages.base.splits import Split
 from stages.learn.resume import Training, teach
 from stages.networks import models
-from study import design
+from study import design, inspection
 from study.cell import check_inputs, divided, fitted_temperature, negative_log_likelihood, scaled
 from study.tables import LONGER, read_table, table_path
 
@@ -113,7 +113,7 @@ def compare(name: ModelName, rung: str, trial: int) -> str:
         InputError: The table does not have it.
         StageError: The table is missing, or the trial comes to something else.
     """
-    search, path = design.load(), table_path(name, rung)
+    search, path = design.load(name), table_path(name, rung)
     rows = {row["trial"]: row for row in read_table(name, rung)}
     if trial not in rows:
         raise InputError(f"trial is {trial}, expected one of {path}")
@@ -140,7 +140,7 @@ def main() -> None:
     try:
         settings = Settings.model_validate_json(given[3])
     except ValidationError as error:
-        raise InputError(f"SETTINGS are none: {error.errors()[0]['msg']}") from None
+        raise InputError(f"SETTINGS cannot be used: {inspection.explained(error)}") from None
     with alone.holding(f"trial@{name}-{rung}-{trial}"):
         compute(name, trial, settings, path_of(name, rung, trial))
 

@@ -240,3 +240,15 @@ def test_other_arguments_are_refused_in_one_line(arguments, line, found, monkeyp
     assert ended.value.code == 2
     said = capsys.readouterr().err
     assert said.startswith(f"error: {line}") and said.count("\n") == 1
+
+
+@pytest.mark.parametrize(("module", "more"), [(design, []), (search, ["1"])])
+def test_a_model_without_rungs_is_refused_in_one_line(module, more, monkeypatch, tmp_path, capsys):
+    without = YAML().load(ROOT / design.PATH)
+    del without["rungs"]["mlp"], without["longer"]["mlp"]
+    monkeypatch.setattr(design, "PATH", tmp_path / "search.yaml")
+    YAML().dump(without, design.PATH)
+    monkeypatch.setattr("sys.argv", ["", "mlp", *more])
+    with pytest.raises(SystemExit):
+        module.main()
+    assert capsys.readouterr().err == f"error: {design.PATH}: rungs.mlp is missing\n"
