@@ -176,8 +176,6 @@ def load(needed: ModelName | None = None) -> Search:
         InputError: It cannot be used. One line per mistake.
     """
     search = strict.check(Search, PATH, strict.read(PATH))
-    if needed and needed not in search.rungs:
-        raise InputError(f"{PATH}: rungs.{needed} is missing")
     for name, rungs in search.rungs.items():
         if name not in params.MODEL_NAMES:
             raise strict.unknown_name(PATH, "rungs", name, params.MODEL_NAMES)
@@ -190,6 +188,8 @@ def load(needed: ModelName | None = None) -> Search:
         for recipe, epochs in search.epochs:
             if name not in epochs:
                 raise InputError(f"{PATH}: epochs.{recipe}.{name} is missing")
+    if needed and needed not in search.rungs:
+        raise InputError(f"{PATH}: rungs.{needed} is missing")
     for name in search.longer:
         if name not in search.rungs or not search.rungs[name][-1].incumbent:
             raise InputError(f"{PATH}: longer has {name}, and its last rung has no incumbent")
