@@ -206,7 +206,7 @@ def check_distortions(search: Search) -> None:
     """Check that the distortions can be as strong as in any configuration."""
     rows: list[Any] = [rung.incumbent for rungs in search.rungs.values() for rung in rungs]
     rows += [changes for changed in search.longer.values() for changes in changed]
-    most = max(search.space.distortion.high, *(row.distortion or 0.0 for row in rows if row))
+    most = max([search.space.distortion.high, *(row.distortion or 0.0 for row in rows if row)])
     found = {f"distortions times {most:g}": distorted(search.distortions, most)}
     strict.check(dict[str, Augmentation | None], PATH, found)
 

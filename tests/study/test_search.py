@@ -242,6 +242,14 @@ def test_other_arguments_are_refused_in_one_line(arguments, line, found, monkeyp
     assert said.startswith(f"error: {line}") and said.count("\n") == 1
 
 
+def test_a_search_may_have_a_single_rung_and_no_longer_trainings(monkeypatch, tmp_path):
+    content = YAML().load(ROOT / design.PATH)
+    monkeypatch.setattr(design, "PATH", tmp_path / "search.yaml")
+    small = {"rungs": {"mlp": [{"trials": 2, "epochs": 1}]}, "longer": {}}
+    YAML().dump(content | small, design.PATH)
+    assert design.load("mlp").longer == {}
+
+
 @pytest.mark.parametrize(("module", "more"), [(design, []), (search, ["1"])])
 def test_a_model_without_rungs_is_refused_in_one_line(module, more, monkeypatch, tmp_path, capsys):
     without = YAML().load(ROOT / design.PATH)
