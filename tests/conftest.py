@@ -30,6 +30,9 @@ from stages.base import files
 from stages.base.splits import Split
 from stages.mnist import idx, sources
 
+# A command that a shell's `&` starts ignores Ctrl-C, and so would all that the tests start
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
 ROOT = Path(__file__).parents[1]
 STAGES = list(YAML(typ="safe").load(ROOT / "dvc.yaml")["stages"])
 NO_OUTS = (".gitignore", "benchmarks.md", "platforms.md")  # in the folders that hold DVC's outs

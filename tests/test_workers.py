@@ -54,7 +54,7 @@ def test_workers_compute_the_bits_of_one_process(tmp_path, alone, model, recipe,
 
 
 @slow
-@pytest.mark.parametrize("before", [["Nehalem"], *weekly(["env", "KERNELS=off"])])
+@pytest.mark.parametrize("before", [["env", "KERNELS=off"], *weekly(["Nehalem"])])
 def test_a_worker_without_kernels_or_avx_beside_one_with_them_changes_no_bit(
     tmp_path, alone, before
 ):

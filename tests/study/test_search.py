@@ -164,6 +164,7 @@ def table(rung: str, cores: int) -> bytes:
 
 
 @pytest.mark.slow
+@pytest.mark.weekly
 def test_one_core_and_two_come_to_the_same_tables_and_a_trial_alone_to_its_line(
     folder, monkeypatch, capsys
 ):
