@@ -4,8 +4,8 @@
 # DVC joins the values of a stage of a `matrix` with hyphens: `train@MODEL-DATA`. With the models
 # `net` and `net-small`, and the data `mnist` and `small-mnist`, two of the four stages are
 # `train@net-small-mnist`. The later takes the place of the earlier. `dvc repro` trains three
-# networks, ends with exit code 0, and `dvc status` is clean. (Here, names of recipes and models
-# cannot have hyphens.)
+# networks, ends with exit code 0, and `dvc status` is clean. (Here, a recipe's name and a seed cannot
+# have a hyphen, so each cell's name RECIPE-MODEL-SEED has one meaning.)
 #
 # Seen on 2026-11-30, Python 3.11:
 #   dvc.yaml: 2 models x 2 kinds of data
