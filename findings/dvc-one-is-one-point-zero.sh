@@ -60,8 +60,9 @@ changes=$(dvc params diff)
 repro=$(dvc repro | grep train)
 git checkout --quiet params.yaml
 dvc exp run --quiet --name all --set-param max_features=1.0
-grep --quiet 'max_features: 1.0' <(git show "$(git for-each-ref --format='%(objectname)' 'refs/exps/**/all')":params.yaml)
-kept=$(git show "$(git for-each-ref --format='%(objectname)' 'refs/exps/**/all')":score.json | score)
+experiment=$(git for-each-ref --format='%(objectname)' 'refs/exps/**/all')
+setting=$(git show "$experiment:params.yaml")
+kept=$(git show "$experiment:score.json" | score)
 dvc repro --quiet --force
 all=$(score <score.json)
 echo 'max_features: .nan' >params.yaml
@@ -74,5 +75,6 @@ the experiment with 1.0: $kept
 forced, 1.0 has $all
 status of .nan after its run: $nan"
 [ "$status" = "Data and pipelines are up to date." ] && [ -z "$changes" ] && [ "$repro" = "Stage 'train' didn't change, skipping" ] &&
-    [ "$few" = "206 of 360" ] && [ "$kept" = "$few" ] && [ "$all" = "277 of 360" ] && [ "$nan" = modified ] ||
+    [ "$few" = "206 of 360" ] && [ "$setting" = "max_features: 1.0" ] && [ "$kept" = "$few" ] &&
+    [ "$all" = "277 of 360" ] && [ "$nan" = modified ] ||
     { echo "this has changed"; exit 1; }
